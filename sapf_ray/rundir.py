@@ -1,0 +1,123 @@
+"""The run directory: every artifact of one run, each written atomically.
+
+A stage whose artifact is there is done; a re-run with the same config skips it. Another config in the same
+directory is refused, so an artifact never belongs to a config other than ``config.yaml``'s.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from sapf_ray.config import RunConfig, from_dict, result_keys, to_dict
+from sapf_ray.errors import RunDirectoryError
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Whole file or nothing, durable before it returns."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(partial, path)
+
+
+class RunDirectory:
+    """Paths of one run and the lock that keeps a second process out."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+        self.config = self.root / "config.yaml"
+        self.plan = self.root / "plan.json"
+        self.ledger = self.root / "ledger.jsonl"
+        self.selection = self.root / "selection.json"
+        self.adapter = self.root / "adapter"
+        self.synthetic = self.root / "synthetic"
+        self.metrics = self.root / "metrics.json"
+        self.card = self.root / "privacy_card.md"
+        self.plots = self.root / "plots"
+        self.timings = self.root / "timings.json"
+        self.mlflow = self.root / "mlflow_run.json"
+        # sensitive or secret; never uploaded, deleted at the end of the run
+        self.private = self.root / "private"
+        self.noise_key = self.private / "noise_key"
+        self.latents = self.private / "latents"
+        # Ray Train's checkpoints: post-processing of noisy releases
+        self.checkpoints = self.root / "checkpoints"
+        self._lock: IO[str] | None = None
+
+    def claim(self, config: RunConfig) -> bool:
+        """Creates or re-opens the directory for ``config``; returns True when an earlier start is continued.
+
+        Raises:
+            RunDirectoryError: In use by another process, holds another config, or is not a run directory.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise RunDirectoryError(f"--out {self.root}: is a file, must be a directory")
+        if self.root.is_dir() and not self.config.exists():
+            foreign = [p.name for p in self.root.iterdir() if p.name != ".lock"]
+            if foreign:
+                raise RunDirectoryError(
+                    f"--out {self.root}: not empty and no run of sapf ({foreign[0]} is there); use another directory"
+                )
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.root / ".lock", "w")  # noqa: SIM115 held until the process ends
+        except OSError as error:
+            raise RunDirectoryError(f"--out {self.root}: cannot be written ({error.strerror})") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunDirectoryError(f"--out {self.root}: another sapf process is working there; wait for it or use another directory") from error
+        resumed = self.config.exists()
+        if resumed:
+            self._check_same(config)
+        else:
+            write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False))
+        return resumed
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def read_config(self) -> RunConfig:
+        if not self.config.is_file():
+            raise RunDirectoryError(f"{self.root}: no config.yaml there; is it a run directory of sapf?")
+        try:
+            return from_dict(yaml.safe_load(self.config.read_text()))
+        except (yaml.YAMLError, TypeError, AttributeError) as error:
+            raise RunDirectoryError(f"{self.config}: damaged ({str(error).splitlines()[0]})") from error
+
+    def _check_same(self, config: RunConfig) -> None:
+        old, new = result_keys(self.read_config()), result_keys(config)
+        for key in new:
+            if old.get(key) != new[key]:
+                raise RunDirectoryError(
+                    f"--out {self.root}: holds a run with {key} = {old.get(key)!r}, asked is {new[key]!r}; "
+                    f"use another directory, or the same config to continue that run"
+                )
+
+    def prepare_private(self) -> None:
+        self.private.mkdir(mode=0o700, exist_ok=True)
+
+    def delete_private(self) -> None:
+        """Removes latents, data fingerprint and the noise key."""
+        shutil.rmtree(self.private, ignore_errors=True)
+
+    def write_json(self, path: Path, value: Any) -> None:
+        write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+    @staticmethod
+    def read_json(path: Path) -> Any:
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise RunDirectoryError(f"{path}: damaged ({error}); delete it to make that stage again") from error
