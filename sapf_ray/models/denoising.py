@@ -1,0 +1,78 @@
+"""The diffusion loss, one value per record (paper eq. 5), shared by selection and fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from sapf_ray.privacy.streams import NoiseKey
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of one pass over ``n`` records, ``k`` draws each; shapes (n, k, ...)."""
+
+    posterior: Tensor  # (n, C, h, w) standard normal: which latent of the VAE posterior
+    noise: Tensor  # (n, k, C, h, w) standard normal
+    timesteps: Tensor  # (n, k) int64
+
+
+def draw(
+    key: NoiseKey, purpose: str, step: int, records: np.ndarray, k: int, latent_shape: tuple[int, ...], timesteps: int
+) -> Draws:
+    """Draws that depend on (key, purpose, step, record) only, never on how records are spread over workers.
+
+    So a step re-executed by another number of workers is the same step.
+    """
+    generator = torch.Generator()
+    flat = int(np.prod(latent_shape))
+    normal = torch.empty(len(records), k + 1, *latent_shape)
+    t = torch.empty(len(records), k, dtype=torch.int64)
+    for row, seed in enumerate(key.seeds(purpose, step, records)):
+        generator.manual_seed(int(seed))
+        normal[row] = torch.randn((k + 1) * flat, generator=generator).view(k + 1, *latent_shape)
+        t[row] = torch.randint(0, timesteps, (k,), generator=generator)
+    return Draws(normal[:, 0], normal[:, 1:], t)
+
+
+def training_scheduler(pipe: object) -> DDPMScheduler:
+    """The forward process the public model was trained with."""
+    return DDPMScheduler.from_config(pipe.scheduler.config)  # type: ignore[attr-defined]
+
+
+def per_record_loss(
+    denoiser: nn.Module, scheduler: DDPMScheduler, moments: Tensor, scaling_factor: float, embeddings: Tensor, draws: Draws
+) -> Tensor:
+    """Denoising loss of each record, averaged over its draws and over latent elements.
+
+    Args:
+        moments: (n, 2C, h, w) mean and log-variance of the VAE posterior.
+        scaling_factor: The VAE's latent scale.
+        embeddings: (n, L, d) prompt embeddings.
+        draws: Randomness for the n records on any device.
+
+    Returns:
+        (n,) float32. Row i depends on record i alone, so its gradient is the per-sample gradient.
+    """
+    n, k = draws.timesteps.shape
+    device, dtype = embeddings.device, embeddings.dtype
+    mean, log_variance = moments.to(device, torch.float32).chunk(2, dim=1)
+    std = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))  # the clamp of diffusers' DiagonalGaussianDistribution
+    latents = (mean + std * draws.posterior.to(device)) * scaling_factor
+    latents = latents.repeat_interleave(k, dim=0)
+    noise = draws.noise.to(device).flatten(0, 1)
+    timesteps = draws.timesteps.to(device).flatten()
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    target = noise
+    if scheduler.config.prediction_type == "v_prediction":
+        target = scheduler.get_velocity(latents, noise, timesteps)
+    elif scheduler.config.prediction_type == "sample":
+        target = latents
+    predicted = denoiser(
+        noisy.to(dtype), timesteps, encoder_hidden_states=embeddings.repeat_interleave(k, dim=0), return_dict=False
+    )[0]
+    return (predicted.float() - target).square().flatten(1).mean(1).view(n, k).mean(1)

@@ -1,0 +1,42 @@
+"""The candidate pool: the attention projection matrices that selection may keep.
+
+Found by structure (a module that owns ``to_q``, ``to_k`` and ``to_v``), so any diffusers U-Net or
+transformer works without a list of names. Names are those of ``named_modules``, e.g.
+``down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from sapf_ray.errors import ConfigError
+
+
+def attention_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every attention layer with its dotted name, in the model's own order."""
+    for name, module in denoiser.named_modules():
+        if all(isinstance(getattr(module, part, None), nn.Module) for part in ("to_q", "to_k", "to_v")):
+            yield name, module
+
+
+def candidate_pool(denoiser: nn.Module, kind: str = "qkv") -> dict[str, nn.Linear]:
+    """Ordered mapping of matrix name to its linear layer; ``K = len(pool)``.
+
+    Args:
+        denoiser: U-Net or diffusion transformer.
+        kind: ``qkv`` (paper section 3.2) or ``qkvo`` (with output projections, as the authors' code).
+
+    Raises:
+        ConfigError: The model has no such matrix.
+    """
+    pool: dict[str, nn.Linear] = {}
+    for name, layer in attention_layers(denoiser):
+        for part in ("to_q", "to_k", "to_v"):
+            pool[f"{name}.{part}"] = getattr(layer, part)
+        if kind == "qkvo":
+            pool[f"{name}.to_out.0"] = layer.to_out[0]
+    if not pool:
+        raise ConfigError("model.path", type(denoiser).__name__, "must have attention layers with to_q, to_k, to_v")
+    return pool
