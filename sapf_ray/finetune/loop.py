@@ -1,0 +1,167 @@
+"""The worker's loop: Poisson batch -> per-sample gradients -> clip -> sum -> noise -> step.
+
+``train`` runs in any process that has a torch process group; Ray Train is one caller, the benchmark's bare
+process another. It reports nothing that depends on the data outside the mechanism: no losses, no norms, no
+realised batch sizes (design rule 6).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from opacus import GradSampleModule
+from torch import Tensor, nn
+
+from sapf_ray.config import FinetuneConfig, ModelConfig
+from sapf_ray.data.latents import LatentCache
+from sapf_ray.errors import SapfError
+from sapf_ray.finetune.adapter import add_lora, load_factors
+from sapf_ray.finetune.optimizer import ReleaseOptimizer
+from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
+from sapf_ray.models.loading import load_pipeline
+from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.planner import PrivacyPlan, plan_events
+from sapf_ray.privacy.sampling import poisson_sample, shard
+from sapf_ray.privacy.streams import NoiseKey
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """Everything a worker needs; sensitive values are reached through ``cache`` and ``key`` only."""
+
+    model: ModelConfig
+    matrices: list[str]
+    cache: LatentCache
+    plan: PrivacyPlan
+    config: FinetuneConfig
+    key: NoiseKey
+    stream: str
+    ledger: str
+    seed: int
+    device: str = "cpu"
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint holds; all of it is post-processing of noisy releases."""
+
+    step: int
+    factors: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer: dict
+
+    def save(self, path: Path) -> None:
+        torch.save(vars(self), path)
+
+    @classmethod
+    def load(cls, path: Path) -> TrainState:
+        try:
+            return cls(**torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise SapfError(f"{path}: damaged checkpoint ({error}); delete its folder to resume from an earlier one") from error
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """Warm-up of the moving average: early iterates are forgotten fast."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def parameters_digest(factors: dict[str, nn.Parameter]) -> bytes:
+    """SHA-256 over the factors' bytes: equal on every rank, or training is broken."""
+    digest = hashlib.sha256()
+    for value in factors.values():
+        digest.update(value.detach().cpu().numpy().tobytes())
+    return digest.digest()
+
+
+def assert_ranks_agree(factors: dict[str, nn.Parameter]) -> None:
+    """Raises if any rank's factors differ from rank 0's."""
+    digests: list[bytes | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, parameters_digest(factors))
+    if len(set(digests)) != 1:
+        raise RuntimeError("ranks disagree on the adapter: the noisy gradient was not the same everywhere")
+
+
+def train(
+    job: FinetuneJob, resume: TrainState | None = None,
+    on_checkpoint: Callable[[TrainState], None] | None = None,
+) -> TrainState:
+    """Runs the remaining steps and returns the final state (identical on every rank).
+
+    Args:
+        job: The work; ``job.plan.finetune`` fixes noise, rate and steps.
+        resume: State of an earlier checkpoint.
+        on_checkpoint: Called on every rank each ``checkpoint_every`` steps and after the last.
+
+    Raises:
+        BudgetError: On rank 0, before the step that would pass the planned epsilon.
+    """
+    assert job.plan.finetune is not None
+    config, rank, world = job.config, dist.get_rank(), dist.get_world_size()
+    pipe = load_pipeline(job.model.path, job.model.dtype, job.device)
+    scheduler, denoiser = training_scheduler(pipe), pipe.unet
+    factors = add_lora(denoiser, job.matrices, config.lora_rank, job.seed, config.train_lora_a)
+    denoiser.to(job.device)
+    wrapped = GradSampleModule(denoiser, loss_reduction="sum", strict=False)
+    ledger = Ledger.open(job.ledger) if rank == 0 else None
+    (event,) = [event for stage, event, _ in plan_events(job.plan) if stage == "finetune"]
+
+    def before_release(step: int) -> None:
+        assert ledger is not None
+        ledger.record(f"finetune/step/{step}", event, job.stream, "finetune")
+
+    optimizer = ReleaseOptimizer(
+        torch.optim.AdamW(factors.values(), lr=config.learning_rate, weight_decay=config.weight_decay),
+        noise_multiplier=job.plan.finetune.noise_multiplier, clipping=config.clipping,
+        clipping_norm=config.clipping_norm, clipping_gamma=config.clipping_gamma,
+        expected_batch_size=config.batch_size, draws_per_record=config.draws_per_record,
+        before_release=before_release,
+        noise_stream=lambda step: job.key.stream("finetune/noise", step),
+    )
+    average = {name: p.detach().clone() for name, p in factors.items()}
+    if resume is not None:
+        load_factors(denoiser, resume.factors)
+        average = {name: value.to(job.device) for name, value in resume.average.items()}
+        optimizer.load_state_dict(resume.optimizer)
+        optimizer.next_step = resume.step
+
+    def state() -> TrainState:
+        return TrainState(
+            optimizer.next_step, {n: p.detach().cpu().clone() for n, p in factors.items()},
+            {n: a.cpu().clone() for n, a in average.items()}, optimizer.state_dict(),
+        )
+
+    for step in range(optimizer.next_step, config.steps):
+        # every rank draws the same whole-data-set Poisson sample and takes its own part of it
+        sampled = poisson_sample(job.plan.n_records, job.plan.sample_rate, job.key.stream("finetune/sample", step))
+        mine = shard(sampled, rank, world)
+        for start in range(0, len(mine), config.micro_batch_size):
+            _backward(wrapped, pipe, scheduler, job, mine[start : start + config.micro_batch_size], step)
+            optimizer.accumulate()
+        optimizer.release_step()
+        decay = ema_decay(config.ema_decay, step)
+        with torch.no_grad():
+            for name, p in factors.items():
+                average[name].lerp_(p, 1 - decay)
+        if on_checkpoint and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
+            assert_ranks_agree(factors)
+            on_checkpoint(state())
+    return state()
+
+
+def _backward(wrapped: GradSampleModule, pipe, scheduler, job: FinetuneJob, records: np.ndarray, step: int) -> None:
+    moments, embeddings = job.cache.read(records)
+    draws = draw(
+        job.key, "finetune/loss", step, records, job.config.draws_per_record, job.cache.latent_shape,
+        scheduler.config.num_train_timesteps,
+    )
+    loss = per_record_loss(
+        wrapped, scheduler, moments, pipe.vae.config.scaling_factor, embeddings.to(job.device, pipe.unet.dtype), draws
+    )
+    loss.sum().backward()
