@@ -1,0 +1,147 @@
+"""The ``sapf`` command: parse, call, print. No logic of its own.
+
+Every option is a key of :mod:`sapf_ray.config`; YAML files and dotted flags use the same names. A later
+source wins: defaults, ``--preset``, ``--config``, flags.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import resources
+from typing import Any, NoReturn
+
+import jsonargparse
+import yaml
+from rich.console import Console
+
+from sapf_ray.config import RunConfig, from_dict
+from sapf_ray.errors import SapfError
+
+PRESETS = resources.files("sapf_ray") / "presets"
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Errors are one line on stderr and exit code 2."""
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
+        sys.stderr.write("sapf: error: " + _one_line(message) + "\n")
+        sys.exit(2)
+
+
+def _one_line(message: str) -> str:
+    return " ".join(line.strip(" -") for line in str(message).strip().splitlines() if line.strip(" -"))
+
+
+def presets() -> list[str]:
+    """Names that ``--preset`` takes."""
+    return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """A preset's overrides as nested dicts."""
+    return yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
+
+
+def _config_parser(description: str) -> _Parser:
+    parser = _Parser(description=description, env_prefix="SAPF", exit_on_error=True)
+    parser.add_argument("--config", action="config", help="YAML file with the keys below; flags override it.")
+    parser.add_class_arguments(RunConfig, None, fail_untyped=True)
+    return parser
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="sapf", description="Differentially private image synthesis on Ray.")
+    commands = parser.add_subcommands(dest="command")
+    run = _config_parser("Run or continue one experiment.")
+    run.add_argument("--out", type=str, required=True, help="Run directory; the same command again continues it.")
+    plan = _config_parser("Plan the privacy spend; reads no image.")
+    plan.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON object.")
+    ledger = _Parser(description="What a run spent, replayed from its ledger.")
+    ledger.add_argument("directory", type=str, help="Run directory.")
+    for name, sub in (("run", run), ("plan", plan)):
+        sub.add_argument("--preset", type=str, default=None, help="Start from a preset: " + ", ".join(presets()))
+        commands.add_subcommand(name, sub)
+    commands.add_subcommand("ledger", ledger)
+    return parser
+
+
+def _with_preset(arguments: list[str]) -> list[str]:
+    """Puts the preset's file first, so that every other option overrides it."""
+    name = None
+    for i, argument in enumerate(arguments):
+        if argument == "--preset" and i + 1 < len(arguments):
+            name = arguments[i + 1]
+        elif argument.startswith("--preset="):
+            name = argument.split("=", 1)[1]
+    if name is None or not arguments:
+        return arguments
+    if name not in presets():
+        raise SapfError(f"--preset {name}: unknown; must be one of {', '.join(presets())}")
+    return [arguments[0], "--config", str(PRESETS / f"{name}.yaml"), *arguments[1:]]
+
+
+def _run_config(namespace: jsonargparse.Namespace, *own: str) -> RunConfig:
+    values = namespace.as_dict()
+    for name in (*own, "config", "preset"):
+        values.pop(name, None)
+    return from_dict(values)
+
+
+def _run(namespace: jsonargparse.Namespace, console: Console) -> None:
+    config = _run_config(namespace, "out")
+    from sapf_ray.pipeline import run  # torch, ray and diffusers load only where they are used
+    from sapf_ray.report.terminal import progress_bars, result_table
+
+    with progress_bars(console) as on_progress:
+        result = run(config, namespace.out, on_progress)
+    console.print(result_table(result))
+
+
+def _plan(namespace: jsonargparse.Namespace, console: Console) -> None:
+    config = _run_config(namespace, "json")
+    from sapf_ray.data.base import open_source
+    from sapf_ray.privacy.planner import make_plan, plan_table
+
+    n_records = config.data.n_records or open_source(config.data).n_train
+    plan = make_plan(config, n_records)
+    if namespace.json:
+        print(json.dumps(plan.to_dict()))
+    else:
+        console.print(plan_table(plan))
+
+
+def _ledger(namespace: jsonargparse.Namespace, console: Console) -> None:
+    from sapf_ray.privacy.ledger import Ledger
+    from sapf_ray.rundir import RunDirectory
+
+    console.print(Ledger.open(RunDirectory(namespace.directory).ledger).summary())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 done, 2 bad input, 130 interrupted)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    console = Console()
+    try:
+        parser = _parser()
+        if not arguments:
+            parser.print_help()
+            return 2
+        namespace = parser.parse_args(_with_preset(arguments))
+        command = {"run": _run, "plan": _plan, "ledger": _ledger}[namespace.command]
+        command(namespace[namespace.command], console)
+    except SapfError as error:
+        sys.stderr.write(f"sapf: error: {_one_line(str(error))}\n")
+        return 2
+    except KeyboardInterrupt:
+        command_line = " ".join(["sapf", *arguments])
+        sys.stderr.write(f"\nsapf: interrupted; nothing is lost. The same command continues: {command_line}\n")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What a run shows in the terminal: progress bars while it works, one table at its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sapf_ray.pipeline import Result
+
+
+@contextlib.contextmanager
+def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Yields a callback (stage, done, total); one bar per stage."""
+    columns = (
+        TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total)
+            progress.update(bars[stage], completed=done, total=total)
+
+        yield update
+
+
+def result_table(result: Result) -> Table:
+    """Epsilon spent against planned, scores, times, and where things lie."""
+    metrics, directory = result.metrics, result.directory
+    table = Table(title=f"sapf run {directory.root}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    spent, planned = metrics["epsilon_spent"], metrics["epsilon_planned"]
+    def number(value: float | str) -> str:
+        return value if isinstance(value, str) else f"{value:.4g}"
+
+    table.add_row("ε spent / planned", f"{number(spent)} / {number(planned)}  (δ = {metrics['delta']:.3g}, add/remove one image)")
+    if result.plan.non_private:
+        table.add_row("", "[bold red]NOT PRIVATE: trained without noise[/]")
+    for key, name in (("fid", "FID (Inception)"), ("fid_glyph", "FID (glyph features, not Inception)"), ("accuracy", "accuracy on real test")):
+        if key in metrics:
+            value = metrics[key]
+            table.add_row(name, f"{value:.1%}" if key == "accuracy" else f"{value:.2f}")
+    table.add_row("seconds", ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items()))
+    table.add_row("synthetic data set", f"{directory.synthetic}/  (Parquet)")
+    table.add_row("pictures", str(directory.plots / "synthetic.png"))
+    table.add_row("adapter", f"{directory.adapter}/  (pipe.load_lora_weights)" if directory.adapter.exists() else "none")
+    table.add_row("privacy card", str(directory.card))
+    if result.tracking_uri:
+        table.add_row("MLflow", f"mlflow ui --backend-store-uri {result.tracking_uri}"
+                      if not result.tracking_uri.startswith("http") else result.tracking_uri)
+    return table
