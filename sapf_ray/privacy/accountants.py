@@ -1,0 +1,204 @@
+"""From privacy events to epsilon.
+
+The product stores *events* (what was released, how noisily, on which sample), never just an epsilon;
+any accountant can price the same events at any time. Accounting is that of ``dp-accounting``; this module
+groups equal events so that a thousand equal steps cost one convolution, and keeps the terminal quiet.
+
+Example::
+
+    step = gaussian_event(noise_multiplier=1.796, sample_rate=4096 / 45_000)
+    compose_epsilon([(gaussian_event(5.0), 1), (step, 1000)], delta=2e-6, accountant="rdp")   # ≈ 10
+
+References:
+    1. Koskela, Jälkö, Honkela. Computing tight DP guarantees using FFT. AISTATS 2020. (PLD)
+    2. Doroshenko et al. Connect the dots: tighter discrete approximations of privacy loss distributions.
+       PoPETs 2022. (the discretisation that dp-accounting uses; an upper bound at any interval)
+    3. Mironov. Rényi differential privacy. CSF 2017. (RDP)
+    4. Mironov, Talwar, Zhang. Rényi DP of the sampled Gaussian mechanism. 2019.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import attr
+import numpy as np
+from dp_accounting import dp_event
+from dp_accounting.dp_event import DpEvent
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.privacy_accountant import NeighboringRelation, PrivacyAccountant
+from dp_accounting.rdp import RdpAccountant, compute_epsilon
+
+from sapf_ray.config import ACCOUNTANTS
+
+Events: TypeAlias = DpEvent | Iterable[tuple[DpEvent, int]]
+
+ADJACENCY = NeighboringRelation.ADD_OR_REMOVE_ONE
+
+# At 1e-4 the planner's noise multiplier differs by under 0.02 % from that at 1e-5 for epsilon >= 0.1.
+PLD_INTERVAL = 1e-4
+
+# dp-accounting's default orders, with some more between the large ones: small epsilons have their optimum there.
+RDP_ORDERS: tuple[float, ...] = (
+    *(1 + x / 10 for x in range(1, 100)), *range(11, 64), 80, 96, 128, 192, 256, 384, 512, 1024,
+)
+
+_EVENT_TYPES: dict[str, type[DpEvent]] = {
+    "Gaussian": dp_event.GaussianDpEvent,
+    "PoissonSampled": dp_event.PoissonSampledDpEvent,
+    "SelfComposed": dp_event.SelfComposedDpEvent,
+    "Composed": dp_event.ComposedDpEvent,
+    "NonPrivate": dp_event.NonPrivateDpEvent,
+    "NoOp": dp_event.NoOpDpEvent,
+}
+_EVENT_NAMES = {cls: name for name, cls in _EVENT_TYPES.items()}
+
+
+class _WithoutConvergenceNotice(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("_compute_log_a_frac failed to converge")
+
+
+class _QuietRdpAccountant(RdpAccountant):
+    """For some (q, sigma) the series of the lowest fractional orders does not converge; dp-accounting then
+    leaves the order out, which can only raise epsilon, and logs a warning that tells a user nothing to act on.
+    Leaving those orders out for every event would cost up to 80 % in epsilon where they do converge."""
+
+    _notice = _WithoutConvergenceNotice()
+
+    def compose(self, event: DpEvent, count: int = 1) -> _QuietRdpAccountant:
+        logger = logging.getLogger("absl")
+        logger.addFilter(self._notice)
+        try:
+            return super().compose(event, count)
+        finally:
+            logger.removeFilter(self._notice)
+
+
+def make_accountant(name: str, pld_interval: float = PLD_INTERVAL) -> PrivacyAccountant:
+    """A fresh accountant under the add/remove-one-image relation.
+
+    Args:
+        name: ``pld`` or ``rdp``.
+        pld_interval: Discretisation of the privacy loss; any interval gives an upper bound, a coarse one a
+            looser and cheaper one.
+    """
+    if name == "pld":
+        return PLDAccountant(ADJACENCY, pld_interval)
+    if name == "rdp":
+        return _QuietRdpAccountant(RDP_ORDERS, ADJACENCY)
+    raise ValueError(f"accountant {name!r}: must be one of {', '.join(ACCOUNTANTS)}")
+
+
+def gaussian_event(noise_multiplier: float, sample_rate: float = 1.0) -> DpEvent:
+    """The event of one Gaussian release on a Poisson sample (on all records when ``sample_rate`` is 1)."""
+    if noise_multiplier == 0:
+        return dp_event.NonPrivateDpEvent()
+    event = dp_event.GaussianDpEvent(noise_multiplier)
+    return event if sample_rate == 1 else dp_event.PoissonSampledDpEvent(sample_rate, event)
+
+
+def group_events(events: Events) -> dict[DpEvent, int]:
+    """Counts equal events, looking through compositions; the order of first appearance is kept."""
+    counts: dict[DpEvent, int] = {}
+
+    def add(event: DpEvent, count: int) -> None:
+        if isinstance(event, dp_event.SelfComposedDpEvent):
+            add(event.event, event.count * count)
+        elif isinstance(event, dp_event.ComposedDpEvent):
+            for part in event.events:
+                add(part, count)
+        elif count > 0 and not isinstance(event, dp_event.NoOpDpEvent):
+            counts[event] = counts.get(event, 0) + count
+
+    for event, count in [(events, 1)] if isinstance(events, DpEvent) else events:
+        add(event, count)
+    return counts
+
+
+def compose_epsilon(events: Events, delta: float, accountant: str, pld_interval: float = PLD_INTERVAL) -> float:
+    """Epsilon of all events together at ``delta``; ``inf`` when one of them has no noise."""
+    # Sorted, so that the same multiset in another order gives the same floating-point result.
+    grouped = sorted(group_events(events).items(), key=repr)
+    return _compose_cached(tuple(grouped), delta, accountant, pld_interval)
+
+
+@functools.lru_cache(maxsize=512)
+def _compose_cached(grouped: tuple[tuple[DpEvent, int], ...], delta: float, accountant: str, interval: float) -> float:
+    if not grouped:
+        return 0.0
+    total = make_accountant(accountant, interval)
+    for event, count in grouped:
+        total.compose(event, count)
+    return float(total.get_epsilon(delta))
+
+
+def stage_shares(stages: Mapping[str, Sequence[tuple[DpEvent, int]]], delta: float) -> dict[str, float] | None:
+    """Each stage's fraction of the total RDP at the order that minimises epsilon (paper, section 3.4).
+
+    The same definition serves both accountants: privacy loss distributions do not split into a sum.
+    None when a stage has no noise or nothing is released, for then there is no total to share.
+    """
+    rdp: dict[str, np.ndarray] = {}
+    for name, events in stages.items():
+        accountant = _QuietRdpAccountant(RDP_ORDERS, ADJACENCY)
+        for event, count in group_events(events).items():
+            accountant.compose(event, count)
+        rdp[name] = accountant.rdp
+    total = sum(rdp.values(), np.zeros(len(RDP_ORDERS)))
+    epsilon, order = compute_epsilon(RDP_ORDERS, total, delta)
+    if not math.isfinite(epsilon) or not total.any():
+        return None
+    index = RDP_ORDERS.index(order)
+    return {name: float(cost[index] / total[index]) for name, cost in rdp.items()}
+
+
+def event_to_json(event: DpEvent) -> dict[str, Any]:
+    """A plain dict, e.g. ``{"type": "Gaussian", "noise_multiplier": 5.0}``.
+
+    dp-accounting's own ``to_named_tuple`` names a module to import when read back; a file must not decide that.
+    """
+    if type(event) not in _EVENT_NAMES:
+        raise ValueError(f"no JSON form for {event!r}")
+    fields = {}
+    for name in (f.name for f in attr.fields(type(event))):
+        value = getattr(event, name)
+        if isinstance(value, DpEvent):
+            value = event_to_json(value)
+        elif isinstance(value, (list, tuple)):
+            value = [event_to_json(part) for part in value]
+        fields[name] = value
+    return {"type": _EVENT_NAMES[type(event)], **fields}
+
+
+def event_from_json(data: Mapping[str, Any]) -> DpEvent:
+    """Inverse of :func:`event_to_json`.
+
+    Raises:
+        ValueError: Unknown type, wrong fields, or numbers that no mechanism has.
+    """
+    cls = _EVENT_TYPES.get(str(data.get("type"))) if isinstance(data, Mapping) else None
+    if cls is None:
+        raise ValueError(f"not a privacy event: {data!r}")
+    names = {f.name for f in attr.fields(cls)}
+    if set(data) != names | {"type"}:
+        raise ValueError(f"{data['type']} has the fields {sorted(names)}, found {sorted(set(data) - {'type'})}")
+    fields: dict[str, Any] = {}
+    for name in names:
+        value = data[name]
+        if name == "event":
+            value = event_from_json(value)
+        elif name == "events":
+            value = [event_from_json(part) for part in value]
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(f"{data['type']}.{name} = {value!r}: must be a finite number of at least 0")
+        elif name == "sampling_probability" and value > 1:
+            raise ValueError(f"{data['type']}.{name} = {value!r}: must be at most 1")
+        elif name == "count" and not isinstance(value, int):
+            raise ValueError(f"{data['type']}.{name} = {value!r}: must be an integer")
+        fields[name] = value
+    return cls(**fields)

@@ -1,0 +1,166 @@
+"""The privacy card: the guarantee of a run in words, for whoever decides on its release.
+
+Example::
+
+    text = privacy_card(plan, ledger, config, model_name="glyphs-tiny", data_name="digits")
+
+References:
+    1. Dwork, Roth. The algorithmic foundations of differential privacy. 2014.
+    2. Ponomareva et al. How to DP-fy ML. JAIR 2023. (section 5.3: what to report)
+    3. Mironov. On significance of the least significant bits for differential privacy. CCS 2012.
+    4. Papernot, Steinke. Hyperparameter tuning with Rényi differential privacy. ICLR 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from sapf_ray.config import ACCOUNTANTS, RunConfig
+from sapf_ray.privacy.accountants import DpEvent
+from sapf_ray.privacy.ledger import Ledger, LedgerEvent, describe_event
+from sapf_ray.privacy.planner import PrivacyPlan
+
+
+def privacy_card(
+    plan: PrivacyPlan, ledger: Ledger, config: RunConfig, *, model_name: str, data_name: str,
+    diagnostics: Sequence[str] = (), reproducible: bool | None = None,
+) -> str:
+    """Markdown text of the card.
+
+    Args:
+        plan: What was planned.
+        ledger: What was spent.
+        config: Tells whether real test images were read and where randomness came from.
+        model_name: The public model.
+        data_name: The sensitive data set.
+        diagnostics: Names of further results that were computed from sensitive images without noise.
+        reproducible: Whether noise came from a known seed; by default as ``config.privacy`` says.
+    """
+    if reproducible is None:
+        reproducible = config.privacy.reproducible_seed is not None
+    spent = ledger.epsilon_spent()
+    private = not plan.non_private or plan.steps == 0
+    sections = [
+        f"# Privacy card\n\nSensitive data: **{data_name}** ({plan.n_records:,} training images). "
+        f"Public model: **{model_name}**.",
+        _verdict(private, reproducible, spent, plan),
+        _guarantee(plan, spent, private),
+        _numbers(plan, ledger, spent),
+        _events(ledger.events()),
+        _public(),
+        _not_private(config, diagnostics),
+        _randomness(reproducible),
+        _limits(),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _verdict(private: bool, reproducible: bool, spent: float, plan: PrivacyPlan) -> str:
+    if not private:
+        return ("> **NOT PRIVATE.** This run added no noise. Its model and images may reveal training images. "
+                "It is a ceiling for research comparisons and must not be released.")
+    if reproducible:
+        return ("> **NOT FOR RELEASE.** Noise and sampling came from a seed written in the configuration. Whoever "
+                "knows the seed can remove the noise. The numbers below hold only against those who do not.")
+    if plan.steps == 0:
+        return "> No sensitive image was used: the images come from the public model alone."
+    return f"> Differentially private: ε = {spent:.4g} at δ = {plan.delta:.3g}, adding or removing one image."
+
+
+def _guarantee(plan: PrivacyPlan, spent: float, private: bool) -> str:
+    text = "## What the guarantee means\n\n"
+    if not private:
+        return text + "There is none: ε is infinite."
+    if plan.steps == 0:
+        return text + "The synthetic images do not depend on the sensitive data set, so they reveal nothing about it."
+    factor = math.exp(spent) if spent < 700 else math.inf
+    return text + (
+        f"Taking any one image out of the training images, or adding one, makes no outcome of this run more than "
+        f"e^ε = {factor:,.4g} times as likely as before, except with a probability of δ = {plan.delta:.3g}; this "
+        f"bounds what anyone, whatever else they know, can learn about one image's presence or content. The "
+        f"guarantee is for one *image*: for a person with k images reckon with kε and a larger δ. It covers the "
+        f"adapter, the synthetic images and all that is computed from them. The smaller ε, the stronger: ε of 1 or "
+        f"less is commonly called strong, while from about 10 on the bound by itself promises little."
+    )
+
+
+def _numbers(plan: PrivacyPlan, ledger: Ledger, spent: float) -> str:
+    def number(value: float) -> str:
+        return "infinite" if math.isinf(value) else f"{value:.4f}"
+
+    rows = [
+        ("Planned ε (upper limit)", "none, not private" if plan.non_private else f"{plan.epsilon:g}"),
+        ("ε of the whole plan", number(plan.composed_epsilon)),
+        ("ε spent", f"{number(spent)} ({plan.accountant.upper()} accountant)"),
+        *((f"ε spent, by the {other.upper()} accountant", number(ledger.epsilon_spent(other)))
+          for other in ACCOUNTANTS if other != plan.accountant),
+        ("δ", f"{plan.delta:.4g}"),
+        ("Neighbouring data sets", "one image added or removed"),
+        ("Images, N", f"{plan.n_records:,}"),
+        ("Expected batch size, steps", f"{plan.batch_size:,}, {plan.steps:,}"),
+    ]
+    return "## Numbers\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _events(events: list[LedgerEvent]) -> str:
+    text = "## Every use of the sensitive images\n\n"
+    if not events:
+        return text + "None."
+    charged: Counter[tuple[str, DpEvent]] = Counter()
+    replays: Counter[tuple[str, DpEvent]] = Counter()
+    for e in events:
+        (replays if e.replay else charged)[e.stage, e.event] += 1
+    lines = [
+        f"| {stage} | {describe_event(event)} | {charged[stage, event]:,} | {replays[stage, event]:,} |"
+        for stage, event in dict.fromkeys((e.stage, e.event) for e in events)
+    ]
+    return text + (
+        "| stage | mechanism | charged | replays |\n|---|---|---|---|\n" + "\n".join(lines) + "\n\n"
+        "*Noise* is the standard deviation of the Gaussian noise over the most that one image can contribute; "
+        "*Poisson sample* is the probability with which each image, independently, takes part in one release "
+        "(all images take part where it is absent). A *replay* repeats after an interruption the very same release, "
+        "with the same sample and noise, and reveals nothing new. The full list is in `ledger.jsonl`."
+    )
+
+
+def _public() -> str:
+    return (
+        "## Assumed to be public\n\n"
+        "- the number of training images, N;\n"
+        "- the names of the classes and the prompts made from them, and that synthetic classes are equally frequent;\n"
+        "- the image size, the public model and its weights, which must not have been trained on these images;\n"
+        "- every value of the configuration. Hyper-parameters chosen by looking at the sensitive images would cost "
+        "further privacy, which this card does not count."
+    )
+
+
+def _not_private(config: RunConfig, diagnostics: Sequence[str]) -> str:
+    items = list(diagnostics)
+    if config.evaluation.enabled:
+        items.insert(0, "evaluation (FID, accuracy) against real images: yes. Those scores are measurements of a "
+                        "research run; they are not covered by ε and should not be released with the images")
+    else:
+        items.insert(0, "evaluation against real images: no")
+    return "## Computed without protection\n\n" + "\n".join(f"- {item};" for item in items)[:-1] + "."
+
+
+def _randomness(reproducible: bool) -> str:
+    text = "## Source of randomness\n\n"
+    if reproducible:
+        return text + ("A **reproducible seed** from the configuration, for tests and research. "
+                       "**NOT FOR RELEASE**: repeat the run without `privacy.reproducible_seed`.")
+    return text + ("A 256-bit secret from the operating system's cryptographic generator, kept with the run's private "
+                   "files. Keep it secret or delete it: whoever has it can remove the noise.")
+
+
+def _limits() -> str:
+    return (
+        "## Known limits\n\n"
+        "- The proof is for real numbers; the noise is drawn and added in floating point, whose rounding an attacker "
+        "could in principle exploit (Mironov 2012). No protection against such attacks is built in.\n"
+        "- With pseudo-random noise the guarantee holds against attackers who cannot break the generator.\n"
+        "- Other disclosures about the same images, by other runs or other publications, add to this ε. "
+        "Several runs over the same images add up."
+    )

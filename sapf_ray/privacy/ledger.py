@@ -1,0 +1,333 @@
+"""The write-ahead ledger: what was paid, line by line, before it was released.
+
+``ledger.jsonl`` starts with the plan; every further line is one privacy event. :meth:`Ledger.record` returns
+only after the line is on disk, and only then may the noisy value be drawn. So a crash after the record costs
+budget, a crash before it costs nothing, and no order of crashes spends budget that is not written down.
+
+The line carries the fingerprint of the secret stream that its noise and sampling come from. The same release
+from the same stream is an exact replay, which reveals nothing new and is free (written and flagged all the
+same); the same release from another stream is a second release and is charged again. Whoever makes the
+fingerprint must put into it *everything* that determines the released value: with equal noise under unequal
+sums, the difference of the two releases is the un-noised difference of the sums.
+
+Lines carry no time stamps: the time between two steps tells the size of the Poisson batch between them.
+
+A last line without its line end is what a crash inside a write leaves. If it parses it was written whole and
+counts as charged, although its ``record`` never returned (conservative); if not, the release that it would
+have paid for never happened, so it counts as nothing and the next ``record`` cuts it off. A damaged line
+anywhere else was not made by a crash of ours: the ledger is then refused, for it may hide spent budget.
+
+Example::
+
+    ledger = Ledger.create("run/ledger.jsonl", plan)
+    ledger.record("finetune/step/0", plan.finetune.event(), key.stream_id(public_parts), "finetune")
+    noisy = add_gaussian_noise(...)         # only now
+    ledger.epsilon_spent()
+
+References:
+    1. Rogers, Roth, Ullman, Vadhan. Privacy odometers and filters. NeurIPS 2016. (why a planned multiset of
+       events needs no more than ordinary composition)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rich.table import Table
+
+from sapf_ray.config import ACCOUNTANTS
+from sapf_ray.errors import BudgetError, RunDirectoryError
+from sapf_ray.privacy.accountants import (
+    PLD_INTERVAL,
+    DpEvent,
+    compose_epsilon,
+    event_from_json,
+    event_to_json,
+)
+from sapf_ray.privacy.planner import PrivacyPlan, plan_events
+
+SCHEMA = 1
+_TOLERANCE = 1e-6
+_CURVE_INTERVAL = 10 * PLD_INTERVAL
+_FIELDS = {"release", "stage", "event", "stream", "replay"}
+
+
+@dataclass(frozen=True)
+class LedgerEvent:
+    """One line: ``event`` was paid for the release named ``release``, noised from ``stream``."""
+
+    release: str
+    stage: str
+    event: DpEvent
+    stream: str
+    replay: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "release": self.release, "stage": self.stage, "event": event_to_json(self.event),
+            "stream": self.stream, "replay": self.replay,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> LedgerEvent:
+        if not isinstance(data, dict) or set(data) != _FIELDS:
+            raise ValueError("not a ledger event")
+        if not isinstance(data["replay"], bool) or any(
+            not isinstance(data[name], str) for name in ("release", "stage", "stream")
+        ):
+            raise ValueError("not a ledger event")
+        return cls(**{**data, "event": event_from_json(data["event"])})
+
+
+class Ledger:
+    """One ledger file. Any number of processes may hold one; each sees what the others wrote."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0  # of the first byte not yet taken in
+        self._lines = 0
+        self._plan: PrivacyPlan | None = None
+        self._events: list[LedgerEvent] = []
+        self._torn: LedgerEvent | None = None
+        self._paid: set[tuple[str, str, DpEvent]] = set()
+        self._charged: Counter[DpEvent] = Counter()
+
+    @classmethod
+    def create(cls, path: str | Path, plan: PrivacyPlan) -> Ledger:
+        """Writes the header; the file appears whole or not at all.
+
+        Raises:
+            RunDirectoryError: There is a ledger already, or the place cannot be written.
+        """
+        path = Path(path)
+        header = json.dumps({"schema": SCHEMA, "plan": plan.to_dict()}, allow_nan=False) + "\n"
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            with open(partial, "w") as f:
+                f.write(header)
+                f.flush()
+                os.fsync(f.fileno())
+            os.link(partial, path)  # unlike a rename it never replaces a ledger made by another process
+            _sync_directory(path.parent)
+        except FileExistsError as error:
+            raise RunDirectoryError(f"{path}: a ledger is there already; open it, never start it afresh") from error
+        except OSError as error:
+            raise RunDirectoryError(f"{path}: cannot be written ({error.strerror})") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Ledger:
+        """Reads an existing ledger.
+
+        Raises:
+            RunDirectoryError: Missing, of another schema, or damaged; names file and line.
+        """
+        ledger = cls(Path(path))
+        ledger._refresh()
+        return ledger
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """The plan in the header."""
+        assert self._plan is not None
+        return self._plan
+
+    def record(self, release: str, event: DpEvent, stream: str, stage: str) -> dict[str, Any]:
+        """Pays for one release; call it before the noisy value exists.
+
+        Args:
+            release: Name of the release, e.g. ``selection`` or ``finetune/step/17``.
+            event: What is released.
+            stream: Fingerprint of all that determines the released value (:meth:`NoiseKey.stream_id`).
+            stage: ``selection`` or ``finetune``.
+
+        Returns:
+            The line as written.
+
+        Raises:
+            BudgetError: The release would pass the planned epsilon; nothing was written.
+        """
+        with self._locked("r+b", fcntl.LOCK_EX) as f:
+            self._take_in(f)
+            self._repair(f)
+            replay = (release, stream, event) in self._paid
+            entry = LedgerEvent(release, stage, event, stream, replay)
+            if not replay:
+                self._check_budget(entry)
+            line = json.dumps(entry.to_dict(), allow_nan=False).encode() + b"\n"
+            f.seek(self._offset)
+            f.write(line)
+            f.flush()
+            os.fsync(f.fileno())
+            self._take_in(f)
+        return entry.to_dict()
+
+    def events(self) -> list[LedgerEvent]:
+        """All events so far, replays included, in the order of the file."""
+        self._refresh()
+        return [*self._events, *([self._torn] if self._torn else [])]
+
+    def epsilon_spent(self, accountant: str | None = None, delta: float | None = None) -> float:
+        """Epsilon of everything charged, by default with the plan's accountant and delta."""
+        return self._epsilon(Counter(e.event for e in self.events() if not e.replay), accountant, delta)
+
+    def epsilon_curve(self, n_points: int = 20, stage: str = "finetune") -> list[tuple[int, float]]:
+        """(charged releases of ``stage``, epsilon of everything charged up to there), for plots.
+
+        All points but the last use a coarser discretisation: upper bounds too, a fraction of a percent above.
+        """
+        charged = [e for e in self.events() if not e.replay]
+        ends = [i + 1 for i, e in enumerate(charged) if e.stage == stage]
+        first = ends[0] - 1 if ends else len(charged)
+        chosen = {round(i * len(ends) / max(n_points - 1, 1)) for i in range(1, n_points)} if ends else set()
+        total = self._epsilon(Counter(e.event for e in charged), None, None)
+        curve = []
+        for step, end in [(0, first), *((k, ends[k - 1]) for k in sorted(chosen) if k > 0)]:
+            epsilon = total
+            if end < len(charged):
+                prefix = Counter(e.event for e in charged[:end])
+                epsilon = min(total, self._epsilon(prefix, None, None, _CURVE_INTERVAL))
+            curve.append((step, epsilon))
+        return curve
+
+    def summary(self) -> Table:
+        """What ``sapf ledger DIR`` prints."""
+        table = Table(title=f"{self.path}: δ = {self.plan.delta:.3g}, planned ε = {self.plan.epsilon:g}")
+        for name in ("stage", "event"):
+            table.add_column(name)
+        for name in ("charged", "replays", *(f"ε ({a.upper()})" for a in ACCOUNTANTS)):
+            table.add_column(name, justify="right")
+        events = self.events()
+        for stage, event in dict.fromkeys((e.stage, e.event) for e in events):
+            same = [e for e in events if (e.stage, e.event) == (stage, event)]
+            charged = Counter(e.event for e in same if not e.replay)
+            table.add_row(stage, describe_event(event), *self._summary_cells(charged, sum(e.replay for e in same)))
+        table.add_section()
+        charged = Counter(e.event for e in events if not e.replay)
+        table.add_row("all", "", *self._summary_cells(charged, sum(e.replay for e in events)), style="bold")
+        return table
+
+    def _summary_cells(self, charged: Counter[DpEvent], replays: int) -> list[str]:
+        epsilons = [f"{self._epsilon(charged, accountant, None):.4f}" for accountant in ACCOUNTANTS]
+        return [f"{sum(charged.values()):,}", f"{replays:,}", *epsilons]
+
+    def _epsilon(
+        self, charged: Counter[DpEvent], accountant: str | None, delta: float | None, interval: float = PLD_INTERVAL,
+    ) -> float:
+        plan = self.plan
+        return compose_epsilon(charged.items(), delta or plan.delta, accountant or plan.accountant, interval)
+
+    def _check_budget(self, entry: LedgerEvent) -> None:
+        if self.plan.non_private:
+            return
+        charged = self._charged + Counter([entry.event])
+        planned: Counter[DpEvent] = Counter()
+        for _, event, count in plan_events(self.plan):
+            planned[event] += count
+        if charged <= planned:
+            return
+        epsilon = self._epsilon(charged, None, None)
+        if epsilon > self.plan.epsilon * (1 + _TOLERANCE):
+            raise BudgetError(
+                f"{self.path}: {entry.release} would raise epsilon to {epsilon:.4f}, planned are "
+                f"{self.plan.epsilon:g}; stopped before the release"
+            )
+
+    def _refresh(self) -> None:
+        with self._locked("rb", fcntl.LOCK_SH) as f:
+            self._take_in(f)
+
+    @contextlib.contextmanager
+    def _locked(self, mode: str, operation: int) -> Iterator[IO[bytes]]:
+        # Opened anew each time: a descriptor inherited by a forked child would share the lock with it.
+        try:
+            f = open(self.path, mode)  # noqa: SIM115 closed below
+        except OSError as error:
+            raise RunDirectoryError(f"{self.path}: cannot be opened ({error.strerror})") from error
+        with f:
+            fcntl.flock(f, operation)
+            yield f
+
+    def _take_in(self, f: IO[bytes]) -> None:
+        """Parses what was appended since the last time."""
+        f.seek(0, os.SEEK_END)
+        if f.tell() < self._offset:
+            raise RunDirectoryError(f"{self.path}: shorter than before, after line {self._lines}; it was truncated")
+        f.seek(self._offset)
+        *lines, rest = f.read().split(b"\n")
+        for line in lines:
+            if self._plan is None:
+                self._plan = self._parse_header(line)
+            else:
+                self._take(self._parse(line))
+            self._lines += 1
+            self._offset += len(line) + 1
+        if self._plan is None:
+            raise RunDirectoryError(f"{self.path}, line 1: damaged (no plan in it)")
+        self._torn = None
+        if rest:
+            with contextlib.suppress(RunDirectoryError):
+                self._torn = self._parse(rest)
+
+    def _repair(self, f: IO[bytes]) -> None:
+        """Ends a torn last line that parses, cuts off one that does not."""
+        if self._torn is not None:
+            f.seek(0, os.SEEK_END)
+            f.write(b"\n")
+            f.flush()
+            self._take_in(f)
+        else:
+            f.truncate(self._offset)
+
+    def _take(self, entry: LedgerEvent) -> None:
+        self._events.append(entry)
+        if not entry.replay:
+            self._charged[entry.event] += 1
+            self._paid.add((entry.release, entry.stream, entry.event))
+
+    def _parse_header(self, line: bytes) -> PrivacyPlan:
+        try:
+            header = json.loads(line)
+            if header["schema"] != SCHEMA:
+                raise RunDirectoryError(f"{self.path}: schema {header['schema']!r}, this version reads {SCHEMA}")
+            return PrivacyPlan.from_dict(header["plan"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunDirectoryError(f"{self.path}, line 1: damaged (no plan in it)") from error
+
+    def _parse(self, line: bytes) -> LedgerEvent:
+        try:
+            return LedgerEvent.from_dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise RunDirectoryError(
+                f"{self.path}, line {self._lines + 1}: damaged; spent budget may be hidden, restore the file"
+            ) from error
+
+
+def describe_event(event: DpEvent) -> str:
+    """One event in words, e.g. ``Gaussian, noise 1.796, Poisson sample 0.09102``."""
+    data = event_to_json(event)
+    if data["type"] == "NonPrivate":
+        return "no noise: not private"
+    if data["type"] == "PoissonSampled":
+        return f"{describe_event(event.event)}, Poisson sample {data['sampling_probability']:.6g}"
+    if data["type"] == "Gaussian":
+        return f"Gaussian, noise {data['noise_multiplier']:g}"
+    return json.dumps(data)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+
+import pytest
+from dp_accounting import dp_event
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapf_ray.privacy.accountants import (
+    compose_epsilon,
+    event_from_json,
+    event_to_json,
+    gaussian_event,
+    group_events,
+    make_accountant,
+    stage_shares,
+)
+
+DELTA = 1e-6
+
+
+def gaussian_delta(epsilon: float, sigma: float) -> float:
+    """Balle and Wang 2018, theorem 8: the exact delta of one Gaussian release."""
+    def cdf(x: float) -> float:
+        return 0.5 * math.erfc(-x / math.sqrt(2))
+
+    return cdf(0.5 / sigma - epsilon * sigma) - math.exp(epsilon) * cdf(-0.5 / sigma - epsilon * sigma)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 5.0, 25.0])
+def test_pld_agrees_with_the_closed_form_of_a_gaussian_release(sigma):
+    epsilon = compose_epsilon(gaussian_event(sigma), DELTA, "pld")
+    assert gaussian_delta(epsilon, sigma) == pytest.approx(DELTA, rel=0.02)
+
+
+def test_rdp_agrees_with_opacus():
+    from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+
+    orders = [1 + x / 10 for x in range(10, 100)] + list(range(11, 64))
+    rate, sigma, steps = 4096 / 45_000, 1.796, 1000
+    rdp = compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=orders)
+    theirs, _ = get_privacy_spent(orders=orders, rdp=rdp, delta=DELTA)
+    assert compose_epsilon([(gaussian_event(sigma, rate), steps)], DELTA, "rdp") == pytest.approx(theirs, rel=1e-3)
+
+
+def test_pld_agrees_with_opacus_prv():
+    from opacus.accountants import PRVAccountant
+
+    rate, sigma, steps = 0.2, 4.0, 150
+    prv = PRVAccountant()
+    prv.history = [(sigma, rate, steps)]
+    theirs = prv.get_epsilon(DELTA, eps_error=0.01)
+    assert compose_epsilon([(gaussian_event(sigma, rate), steps)], DELTA, "pld") == pytest.approx(theirs, abs=0.02)
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@settings(max_examples=4, deadline=None)
+@given(sigma=st.floats(2, 20), rate=st.floats(0.01, 1), steps=st.integers(1, 200))
+def test_epsilon_falls_with_noise_and_rises_with_rate_and_steps(accountant, sigma, rate, steps):
+    def epsilon(sigma: float, rate: float, steps: int) -> float:
+        return compose_epsilon([(gaussian_event(sigma, rate), steps)], DELTA, accountant)
+
+    base, slack = epsilon(sigma, rate, steps), 1 + 1e-6
+    assert epsilon(sigma * 1.2, rate, steps) <= base * slack
+    assert base <= epsilon(sigma, min(1.0, rate * 1.2), steps) * slack
+    assert base <= epsilon(sigma, rate, steps + 10) * slack
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_no_noise_is_infinite_and_nothing_is_zero(accountant):
+    noisy = (gaussian_event(5.0), 1)
+    assert compose_epsilon([noisy, (dp_event.NonPrivateDpEvent(), 1)], DELTA, accountant) == math.inf
+    assert compose_epsilon([noisy, (gaussian_event(0.0, 0.1), 10)], DELTA, accountant) == math.inf
+    assert compose_epsilon([noisy, (dp_event.GaussianDpEvent(0.0), 1)], DELTA, accountant) == math.inf
+    assert compose_epsilon([], DELTA, accountant) == 0
+
+
+@pytest.mark.parametrize("sigma,rate", [(1.0, 0.2), (0.5, 0.1), (2.0, 0.4), (8.0, 0.5)])
+def test_rdp_stays_quiet_where_dp_accounting_warns(sigma, rate, capfd):
+    from dp_accounting.rdp import RdpAccountant
+
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("absl").addHandler(handler)
+    try:
+        RdpAccountant().compose(gaussian_event(sigma, rate), 10)
+        assert messages, "the case shows nothing: dp-accounting does not warn here"
+        messages.clear()
+        capfd.readouterr()
+        make_accountant("rdp").compose(gaussian_event(sigma, rate), 10).get_epsilon(DELTA)
+        assert not messages
+        assert capfd.readouterr() == ("", "")
+    finally:
+        logging.getLogger("absl").removeHandler(handler)
+
+
+def test_equal_events_are_grouped_through_compositions():
+    a, b = gaussian_event(1.0), gaussian_event(2.0, 0.1)
+    nested = dp_event.ComposedDpEvent([a, dp_event.SelfComposedDpEvent(dp_event.ComposedDpEvent([b, a]), 3), b])
+    assert group_events(nested) == {a: 4, b: 4}
+    assert group_events([(a, 2), (a, 1), (b, 0)]) == {a: 3}
+
+
+def test_shares_sum_to_one_and_follow_the_order_of_least_epsilon():
+    step = gaussian_event(1.796, 4096 / 45_000)
+    shares = stage_shares({"selection": [(gaussian_event(5.0), 1)], "finetune": [(step, 1000)]}, DELTA)
+    assert sum(shares.values()) == pytest.approx(1)
+    accountant = make_accountant("rdp").compose(gaussian_event(5.0)).compose(step, 1000)
+    _, order = accountant.get_epsilon_and_optimal_order(DELTA)
+    total = float(accountant.rdp[list(accountant.orders).index(order)])
+    assert shares["selection"] == pytest.approx(order / (2 * 25) / total)
+
+
+def test_shares_reproduce_the_paper_when_selection_is_a_subsample():
+    # paper, table 10, CelebA, epsilon 10: 0.17 %; design section 4: only with about 50,000 sampled images
+    n = 162_770
+    stages = {"selection": [(gaussian_event(5.0, 50_000 / n), 1)], "finetune": [(gaussian_event(0.8, 4096 / n), 1000)]}
+    assert stage_shares(stages, 1 / (n * math.log(n)))["selection"] == pytest.approx(0.0017, rel=0.25)
+
+
+def test_shares_have_no_meaning_without_noise():
+    assert stage_shares({"finetune": [(gaussian_event(0.0), 3)]}, DELTA) is None
+    assert stage_shares({}, DELTA) is None
+
+
+@pytest.mark.parametrize("event", [
+    gaussian_event(1.5),
+    gaussian_event(1.5, 0.25),
+    gaussian_event(0.0),
+    dp_event.SelfComposedDpEvent(gaussian_event(2.0, 0.1), 7),
+    dp_event.ComposedDpEvent([gaussian_event(2.0), dp_event.NonPrivateDpEvent()]),
+])
+def test_events_survive_json(event):
+    assert event_from_json(json.loads(json.dumps(event_to_json(event)))) == event
+
+
+@pytest.mark.parametrize("data", [
+    None, [], {}, {"type": "os"}, {"type": "Gaussian"}, {"type": "Gaussian", "noise_multiplier": -1.0},
+    {"type": "Gaussian", "noise_multiplier": "1"}, {"type": "Gaussian", "noise_multiplier": math.inf},
+    {"type": "Gaussian", "noise_multiplier": 1.0, "more": 1},
+    {"type": "PoissonSampled", "sampling_probability": 1.5, "event": {"type": "NonPrivate"}},
+    {"type": "SelfComposed", "count": 1.5, "event": {"type": "NonPrivate"}},
+])
+def test_json_that_is_no_event_is_refused(data):
+    with pytest.raises(ValueError):
+        event_from_json(data)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="pld, rdp"):
+        make_accountant("gdp")
+    with pytest.raises(ValueError):
+        event_to_json(dp_event.LaplaceDpEvent(1.0))

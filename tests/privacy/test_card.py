@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from sapf_ray.config import EvaluationConfig, RunConfig
+from sapf_ray.privacy.card import privacy_card
+from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.planner import make_plan
+
+from .test_ledger import spend_all
+from .test_planner import DIGITS, small
+
+
+def card(tmp_path, config: RunConfig, **kwargs) -> str:
+    plan = make_plan(config, DIGITS)
+    ledger = Ledger.create(tmp_path / "ledger.jsonl", plan)
+    if plan.finetune:
+        spend_all(ledger)
+        ledger.record("finetune/step/0", plan.finetune.event(), "s", "finetune")
+    return privacy_card(plan, ledger, config, model_name="glyphs-tiny", data_name="digits", **kwargs)
+
+
+def test_private_run(tmp_path):
+    config = small(steps=4)
+    plan = make_plan(config, DIGITS)
+    text = card(tmp_path, config)
+    for words in (
+        "glyphs-tiny", "digits", "1,297", "one image added or removed", "RDP accountant", "PLD accountant",
+        f"{plan.composed_epsilon:.4f}", f"{plan.delta:.4g}", "Gaussian, noise 25", "| 4 | 1 |",
+        f"noise {plan.finetune.noise_multiplier:g}, Poisson sample 0.197379", "Assumed to be public",
+        "evaluation (FID, accuracy) against real images: yes", "operating system", "floating point",
+    ):
+        assert words in text, words
+    assert "NOT PRIVATE" not in text and "NOT FOR RELEASE" not in text
+
+
+def test_non_private_run_is_marked(tmp_path):
+    text = card(tmp_path, small(steps=2, non_private=True))
+    assert text.index("NOT PRIVATE") < 200 and "infinite" in text and "Differentially private" not in text
+
+
+def test_reproducible_seed_is_not_for_release(tmp_path):
+    text = card(tmp_path, small(steps=2, reproducible_seed=1))
+    assert text.index("NOT FOR RELEASE") < 200 and "Differentially private:" not in text
+
+
+def test_release_run_without_evaluation(tmp_path):
+    config = dataclasses.replace(small(steps=2), evaluation=EvaluationConfig(enabled=False))
+    text = card(tmp_path, config, diagnostics=["training loss"])
+    assert "against real images: no" in text and "- training loss." in text
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"non_private": True}])
+def test_run_without_fine_tuning(tmp_path, kwargs):
+    text = card(tmp_path, small(steps=0, **kwargs))
+    assert "No sensitive image was used" in text and "NOT PRIVATE" not in text and "None." in text
