@@ -72,7 +72,8 @@ def main(out: str = "runs/bench", repeats: int = 3, steps: int | None = None) ->
     overrides = {"data.source": "stand_in"} | ({"finetune.steps": steps} if steps else {})
     config = from_dict(with_overrides(load_preset("digits"), overrides))
     source = open_source(config.data)
-    ratios, seconds = [], {"bare": [], "ray_train": []}
+    ratios: list[float] = []
+    seconds: dict[str, list[float]] = {"bare": [], "ray_train": []}
     with tempfile.TemporaryDirectory() as temporary, cluster.session(config.cluster):
         root = Path(temporary)
         cache = build_latent_cache(root / "latents", source, config.model.path, "float32", "cpu", 512, {"num_cpus": 1})

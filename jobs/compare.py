@@ -24,7 +24,7 @@ from sapf_ray.config import from_dict
 from sapf_ray.data.base import open_source
 from sapf_ray.evaluation.protocol import evaluate_arrays
 from sapf_ray.models.loading import load_pipeline, native_resolution
-from sapf_ray.pipeline import run
+from sapf_ray.pipeline import Progress, run
 from sapf_ray.report.terminal import progress_bars
 from sapf_ray.rundir import write_atomic
 
@@ -104,12 +104,17 @@ def main(
             for seed in seeds:
                 config = from_dict(with_overrides(base, {**table[name], "seed": seed, "privacy.reproducible_seed": seed}))
                 directory = Path(out) / f"{_slug(name)}-seed{seed}"
-                metrics = run(config, str(directory), lambda s, d, t, n=name, i=seed: progress(f"{n} [{i}] {s}", d, t)).metrics
+                label = f"{name} [seed {seed}]"
+                metrics = run(config, str(directory), _labelled(progress, label)).metrics
                 results.setdefault(name, []).append(metrics)
                 _write(results, Path(out))
         if not sweep and not rows:
             results["real training images"] = [real_data_scores(source, seed) for seed in seeds]
     console.print(_write(results, Path(out)))
+
+
+def _labelled(progress: Progress, label: str) -> Progress:
+    return lambda stage, done, total: progress(f"{label} {stage}", done, total)
 
 
 def _slug(name: str) -> str:

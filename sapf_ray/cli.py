@@ -6,8 +6,10 @@ source wins: defaults, ``--preset``, ``--config``, flags.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 import sys
 from importlib import resources
 from typing import Any, NoReturn
@@ -16,7 +18,7 @@ import jsonargparse
 import yaml
 from rich.console import Console
 
-from sapf_ray.config import RunConfig, from_dict
+from sapf_ray.config import RunConfig, flatten, from_dict, to_dict
 from sapf_ray.errors import SapfError
 
 PRESETS = resources.files("sapf_ray") / "presets"
@@ -26,12 +28,31 @@ class _Parser(jsonargparse.ArgumentParser):
     """Errors are one line on stderr and exit code 2."""
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
-        sys.stderr.write("sapf: error: " + _one_line(message) + "\n")
+        sys.stderr.write("sapf: error: " + _explain(_one_line(message)) + "\n")
         sys.exit(2)
 
 
 def _one_line(message: str) -> str:
-    return " ".join(line.strip(" -") for line in str(message).strip().splitlines() if line.strip(" -"))
+    return " ".join(line.strip() for line in str(message).strip().splitlines() if line.strip())
+
+
+def _explain(message: str) -> str:
+    """jsonargparse's words, with the field, the value and what is allowed; unknown options get a suggestion."""
+    wrong_type = re.search(r'Parser key "([\w.]+)".*Expected a <class \'(\w+)\'>\. Got value: (.*)', message)
+    if wrong_type:
+        field, kind, value = wrong_type.groups()
+        return f"{field} = {value!r}: must be a value of type {kind}"
+    unknown = re.search(r"unrecognized arguments: --([^\s=]+)|does not accept option '([\w.]+)'", message)
+    if unknown is None:
+        return message.replace("required: run.out", "required: --out")
+    name = unknown.group(1) or unknown.group(2)
+    keys = list(flatten(to_dict(RunConfig())))
+    known = ["config", "preset", "out", "json", *keys]
+    close = difflib.get_close_matches(name, known, n=1)
+    section = [key for key in keys if key.startswith(name.split(".")[0] + ".")]
+    allowed = section or ["config", "preset", "out", *dict.fromkeys(k.split(".")[0] + ".*" * ("." in k) for k in keys)]
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{name}: unknown key; {hint}allowed: {', '.join(allowed)}"
 
 
 def presets() -> list[str]:

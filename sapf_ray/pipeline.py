@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sapf_ray import cluster
-from sapf_ray.config import RunConfig, to_dict
+from sapf_ray.config import RunConfig, config_hash
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.data.latents import build_latent_cache
-from sapf_ray.errors import RunDirectoryError
+from sapf_ray.errors import BudgetError, RunDirectoryError
 from sapf_ray.evaluation.protocol import check_evaluation, evaluate
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
@@ -152,7 +152,13 @@ def _finite(epsilon: float) -> float | str:
 
 def _open_ledger(directory: RunDirectory, plan: PrivacyPlan) -> Ledger:
     if directory.ledger.exists():
-        return Ledger.open(directory.ledger)
+        ledger = Ledger.open(directory.ledger)
+        if ledger.plan != plan:
+            raise RunDirectoryError(
+                f"{directory.ledger}: was begun under another plan (data size or version of sapf changed?); "
+                "start a new run in another directory"
+            )
+        return ledger
     directory.write_json(directory.plan, plan.to_dict())
     return Ledger.create(directory.ledger, plan)
 
@@ -162,10 +168,15 @@ def _learn(
     report: Callable[[str], Callable[[int, int], None] | None],
 ) -> None:
     """The stages that read sensitive images: latents, selection, fine-tuning."""
+    if ledger.events() and not directory.noise_key.exists():
+        raise BudgetError(
+            f"{directory.noise_key}: gone, but {directory.ledger.name} shows releases already paid for; they cannot be "
+            "replayed without it and the budget does not pay them twice; start a new run in another directory"
+        )
     directory.prepare_private()
     key = NoiseKey.load_or_create(directory.noise_key, config.privacy.reproducible_seed)
     fingerprint = _same_data(directory, source)
-    stream = key.stream_id(fingerprint, plan.to_dict(), to_dict(config)["saliency"], config.finetune.clipping)
+    stream = key.stream_id(fingerprint, plan.to_dict(), config_hash(config))
     device = pick_device(config.saliency.gpus_per_task)
     with stage("latents"):
         cache = build_latent_cache(

@@ -75,7 +75,9 @@ class RunDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunDirectoryError(f"--out {self.root}: another sapf process is working there; wait for it or use another directory") from error
+            raise RunDirectoryError(
+                f"--out {self.root}: another sapf process is working there; wait for it or use another directory"
+            ) from error
         resumed = self.config.exists()
         if resumed:
             self._check_same(config)

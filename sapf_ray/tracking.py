@@ -46,12 +46,12 @@ class Tracker:
             return cls(None, None)
         uri = tracking_uri(config, directory)
         _probe(uri)
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         from mlflow import MlflowClient  # slow import, only where tracking is on
         from mlflow.exceptions import MlflowException
 
+        for name in ("mlflow", "mlflow.store.db.utils", "alembic"):  # importing mlflow sets its own levels
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             client = MlflowClient(tracking_uri=uri)
             run_id = directory.read_json(directory.mlflow)["run_id"] if directory.mlflow.exists() else None
@@ -88,7 +88,7 @@ class Tracker:
     def log_plan(self, plan: PrivacyPlan) -> None:
         if self.client is None:
             return
-        values = {
+        values: dict[str, float | None] = {
             "privacy/epsilon_planned": plan.epsilon, "privacy/delta": plan.delta,
             "privacy/composed_epsilon": plan.composed_epsilon, "privacy/n_records": plan.n_records,
             "privacy/sample_rate": plan.sample_rate,

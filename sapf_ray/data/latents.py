@@ -95,7 +95,7 @@ def build_latent_cache(
         _encode_shard.options(name="encode", **resources).remote(source_ref, model, dtype, device, shard): shard
         for shard in shards
     }
-    moments: np.ndarray | None = None
+    moments: np.memmap | None = None
     labels = np.empty(source.n_train, np.int64)
     partial = directory / "moments.partial.npy"
     done = 0

@@ -31,12 +31,13 @@ def candidate_pool(denoiser: nn.Module, kind: str = "qkv") -> dict[str, nn.Linea
     Raises:
         ConfigError: The model has no such matrix.
     """
+    parts = ("to_q", "to_k", "to_v") + (("to_out.0",) if kind == "qkvo" else ())
     pool: dict[str, nn.Linear] = {}
     for name, layer in attention_layers(denoiser):
-        for part in ("to_q", "to_k", "to_v"):
-            pool[f"{name}.{part}"] = getattr(layer, part)
-        if kind == "qkvo":
-            pool[f"{name}.to_out.0"] = layer.to_out[0]
+        for part in parts:
+            matrix = layer.get_submodule(part)
+            assert isinstance(matrix, nn.Linear), f"{name}.{part} is no linear layer"
+            pool[f"{name}.{part}"] = matrix
     if not pool:
         raise ConfigError("model.path", type(denoiser).__name__, "must have attention layers with to_q, to_k, to_v")
     return pool

@@ -31,6 +31,13 @@ def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]
         yield update
 
 
+_SCORES = (
+    ("fid", "FID (Inception)", ".2f"),
+    ("fid_glyph", "FID (glyph features, not Inception)", ".2f"),
+    ("accuracy", "accuracy on real test images", ".1%"),
+)
+
+
 def result_table(result: Result) -> Table:
     """Epsilon spent against planned, scores, times, and where things lie."""
     metrics, directory = result.metrics, result.directory
@@ -44,10 +51,9 @@ def result_table(result: Result) -> Table:
     table.add_row("ε spent / planned", f"{number(spent)} / {number(planned)}  (δ = {metrics['delta']:.3g}, add/remove one image)")
     if result.plan.non_private:
         table.add_row("", "[bold red]NOT PRIVATE: trained without noise[/]")
-    for key, name in (("fid", "FID (Inception)"), ("fid_glyph", "FID (glyph features, not Inception)"), ("accuracy", "accuracy on real test")):
+    for key, name, form in _SCORES:
         if key in metrics:
-            value = metrics[key]
-            table.add_row(name, f"{value:.1%}" if key == "accuracy" else f"{value:.2f}")
+            table.add_row(name, format(metrics[key], form))
     table.add_row("seconds", ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items()))
     table.add_row("synthetic data set", f"{directory.synthetic}/  (Parquet)")
     table.add_row("pictures", str(directory.plots / "synthetic.png"))

@@ -32,7 +32,8 @@ def cache(tmp_path_factory, tiny_pipeline) -> LatentCache:
     generator = np.random.default_rng(0)
     np.save(directory / "moments.npy", generator.normal(size=(N, 8, 4, 4)).astype(np.float32))
     np.save(directory / "labels.npy", generator.integers(0, 2, N))
-    np.save(directory / "embeddings.npy", encode_prompts(load_pipeline(str(tiny_pipeline)), ("An image of a", "An image of b")).numpy())
+    prompts = ("An image of a", "An image of b")
+    np.save(directory / "embeddings.npy", encode_prompts(load_pipeline(str(tiny_pipeline)), prompts).numpy())
     return LatentCache(str(directory))
 
 
