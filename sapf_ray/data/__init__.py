@@ -1,0 +1,8 @@
+"""Sources of sensitive images. Importing the package fills the table of sources."""
+
+from __future__ import annotations
+
+from sapf_ray.data import digits, image_folder, stand_in  # noqa: F401  (each enters itself in SOURCES)
+from sapf_ray.data.base import SOURCES, ImageSource, Split, open_source
+
+__all__ = ["SOURCES", "ImageSource", "Split", "open_source"]

@@ -1,0 +1,118 @@
+"""What every source of sensitive images offers, and the table of sources.
+
+Opening a source lists what is there and decodes no image, so a run can be planned from the number of
+records before anything sensitive is read. A source pickles to the little a Ray task needs in order to
+read its own shard; nothing is kept decoded.
+
+>>> from sapf_ray.config import DataConfig
+>>> from sapf_ray.data import open_source
+>>> source = open_source(DataConfig(source="digits"))
+>>> source.n_train, source.n_test, source.prompts[3]
+(1297, 500, 'An image of the digit three')
+>>> images, labels = source.read("train", np.arange(4), resolution=32)
+>>> images.shape, images.dtype, labels.dtype
+((4, 32, 32, 3), dtype('uint8'), dtype('int64'))
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from sapf_ray.config import DataConfig
+from sapf_ray.errors import ConfigError
+
+Split = Literal["train", "test"]
+
+
+class ImageSource(ABC):
+    """Labelled images with a fixed train/test split.
+
+    Attributes:
+        name: Name of the source in :data:`SOURCES`.
+        class_names: One name per class; a label is an index into it.
+        prompts: One prompt per class, in the same order.
+        n_train: Training records, the N of the privacy analysis.
+        n_test: Test records.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    n_train: int
+    n_test: int
+
+    @abstractmethod
+    def read(self, split: Split, indices: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decodes the named records only.
+
+        Args:
+            split: ``train`` or ``test``.
+            indices: (n,) integer positions within the split, in any order.
+            resolution: Side R of the returned images in pixels.
+
+        Returns:
+            Images uint8 (n, R, R, 3) and labels int64 (n,), in the order of ``indices``.
+
+        Raises:
+            DataError: An image cannot be read; names its path.
+            IndexError: An index outside the split.
+        """
+
+    @abstractmethod
+    def labels(self, split: Split) -> np.ndarray:
+        """Labels int64 (n_split,) of a whole split, without decoding an image."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest that changes when the records do; used to tell whether a run can be resumed."""
+
+    @abstractmethod
+    def verify(self) -> None:
+        """Looks for damaged records before any budget is spent.
+
+        Raises:
+            DataError: At least one record cannot be read; names the first.
+        """
+
+
+SOURCES: dict[str, Callable[[DataConfig], ImageSource]] = {}
+"""Source name → constructor. A new source is one file that adds itself with :func:`register`."""
+
+
+def register(name: str) -> Callable[[type[ImageSource]], type[ImageSource]]:
+    """Class decorator: enters a source under ``name``; its constructor takes a :class:`DataConfig`."""
+
+    def enter(cls: type[ImageSource]) -> type[ImageSource]:
+        cls.name = name
+        SOURCES[name] = cls
+        return cls
+
+    return enter
+
+
+def open_source(config: DataConfig) -> ImageSource:
+    """The source that ``data.source`` names.
+
+    Raises:
+        ConfigError: Unknown source, or an option the source needs is missing.
+        DataError: The source's files are missing or not laid out as expected.
+    """
+    if config.source not in SOURCES:
+        raise ConfigError("data.source", config.source, "must be one of " + ", ".join(sorted(SOURCES)))
+    return SOURCES[config.source](config)
+
+
+def check_indices(indices: np.ndarray, n: int, split: str) -> np.ndarray:
+    """``indices`` as an int64 vector, every entry in [0, n).
+
+    Raises:
+        IndexError: Otherwise; negative positions are refused too, since they would hide an off-by-one.
+    """
+    indices = np.asarray(indices, dtype=np.int64)
+    if indices.size and (indices.min() < 0 or indices.max() >= n):
+        raise IndexError(f"record indices must lie in [0, {n}) of the {split} split")
+    return indices

@@ -1,0 +1,113 @@
+"""The scores of a synthetic data set against real images.
+
+Everything here reads real images outside the privacy mechanism: a non-private measurement of research runs.
+A release run leaves it out (``evaluation.enabled: false``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sapf_ray.config import EvaluationConfig
+from sapf_ray.data.base import ImageSource
+from sapf_ray.errors import DataError
+from sapf_ray.evaluation.downstream import train_and_score
+from sapf_ray.evaluation.fidelity import fid_name, frechet_distance
+from sapf_ray.synthesis.writer import read_manifest, read_synthetic
+
+
+def check_evaluation(config: EvaluationConfig) -> None:
+    """Finds what would stop the evaluation, before a run spends hours or budget.
+
+    Raises:
+        DataError: Inception weights are wanted but cannot be used.
+    """
+    if config.enabled:
+        fid_name(config)
+
+
+def evaluate(
+    synthetic_dir: Path | str,
+    source: ImageSource,
+    resolution: int,
+    config: EvaluationConfig,
+    seed: int,
+    device: str = "cpu",
+    cache_dir: Path | str | None = None,
+) -> dict[str, float]:
+    """Scores a finished synthetic data set: FID against the real training set, accuracy on the real test set.
+
+    Args:
+        synthetic_dir: Directory written by :func:`sapf_ray.synthesis.synthesize`.
+        source: The real images.
+        resolution: Side in pixels at which both are compared; synthetic images of another size are resized.
+        config: Features and classifiers.
+        seed: Seeds the classifiers.
+        device: Torch device string.
+        cache_dir: See :func:`sapf_ray.evaluation.fidelity.frechet_distance`.
+
+    Returns:
+        ``fid`` or ``fid_glyph``; ``accuracy`` and ``accuracy_<classifier>`` in [0, 1]; the counts
+        ``n_synthetic``, ``n_reference`` and ``n_test``.
+
+    Raises:
+        DataError: The synthetic data set is unfinished, damaged or has other classes than the source.
+    """
+    names = read_manifest(synthetic_dir)["class_names"]
+    if tuple(names) != source.class_names:
+        ours, theirs = ", ".join(names), ", ".join(source.class_names)
+        raise DataError(f"{synthetic_dir}: its classes are {ours}, those of the real data {theirs}")
+    images, labels = read_synthetic(synthetic_dir)
+    reference, _ = source.read("train", np.arange(source.n_train), resolution)
+    test = source.read("test", np.arange(source.n_test), resolution)
+    return evaluate_arrays(
+        resize(images, resolution), labels, *test, len(names), config, seed, reference, device, cache_dir
+    )
+
+
+def evaluate_arrays(
+    images: np.ndarray,
+    labels: np.ndarray,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+    n_classes: int,
+    config: EvaluationConfig,
+    seed: int,
+    reference: np.ndarray | None = None,
+    device: str = "cpu",
+    cache_dir: Path | str | None = None,
+) -> dict[str, float]:
+    """The same scores for images in memory, e.g. the real training set as the ceiling of accuracy.
+
+    Args:
+        images: uint8 (n, R, R, 3) to train on.
+        labels: int64 (n,).
+        test_images: uint8 (m, R, R, 3).
+        test_labels: int64 (m,).
+        n_classes: Number of classes.
+        config: Features and classifiers.
+        seed: Seeds the classifiers.
+        reference: uint8 (k, R, R, 3) for the FID, or None for no FID.
+        device: Torch device string.
+        cache_dir: As in :func:`evaluate`.
+
+    Returns:
+        As :func:`evaluate`; without FID and ``n_reference`` where there is no reference.
+    """
+    scores: dict[str, float] = {}
+    if reference is not None:
+        scores |= frechet_distance(images, reference, config, device, cache_dir)
+        scores["n_reference"] = len(reference)
+    scores |= train_and_score(images, labels, test_images, test_labels, n_classes, config, seed, device)
+    return {**scores, "n_synthetic": len(images), "n_test": len(test_images)}
+
+
+def resize(images: np.ndarray, resolution: int) -> np.ndarray:
+    """uint8 (n, h, w, 3) → uint8 (n, R, R, 3), bilinear; unchanged where the size is right already."""
+    if images.shape[1:3] == (resolution, resolution):
+        return images
+    size = (resolution, resolution)
+    return np.stack([np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BILINEAR)) for i in images])

@@ -1,0 +1,233 @@
+"""Fans the sampling plan out over Ray actors.
+
+The shards not yet on disk form one queue; an idle actor takes the next. Actors write their shards
+themselves, so the images never pass through the driver. The output directory must therefore be visible to
+every node that runs an actor (any shared file system).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+from safetensors import SafetensorError
+
+from sapf_ray.config import ModelConfig, SynthesisConfig
+from sapf_ray.data.latents import encode_prompts
+from sapf_ray.errors import ClusterError, DataError, SapfError
+from sapf_ray.models.loading import load_pipeline, pick_device, resolve_model
+from sapf_ray.synthesis.plan import SamplingPlan, Shard
+from sapf_ray.synthesis.sampler import sample_images
+from sapf_ray.synthesis.writer import is_complete, remove_foreign, write_manifest, write_shard
+
+MAX_RESTARTS = 3  # of one actor, and retries of one shard, by Ray itself
+
+
+@dataclass(frozen=True)
+class Job:
+    """All an actor needs to know; public values only."""
+
+    out_dir: str
+    model: ModelConfig
+    adapter_dir: str | None
+    class_names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    config: SynthesisConfig
+    plan: SamplingPlan
+    spec: str
+
+
+class SamplingActor:
+    """Holds one pipeline and makes one shard at a time; stateless between shards, so a restart loses nothing."""
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(max(1, int(job.config.cpus_per_actor)))
+        self.job = job
+        self.pipe: Any = None
+
+    def make_shard(self, shard: Shard) -> int:
+        """Samples and writes a shard; returns its number of images."""
+        # loaded here rather than in __init__, so that a broken model comes back as its own error
+        if self.pipe is None:
+            self.pipe = _pipeline(self.job)
+            self.embeddings = encode_prompts(self.pipe, self.job.prompts)
+            self.unconditional = encode_prompts(self.pipe, ("",))
+        job, config = self.job, self.job.config
+        labels, seeds = torch.from_numpy(job.plan.labels(shard)), torch.from_numpy(job.plan.seeds(shard))
+        batches = zip(labels.split(config.batch_size), seeds.split(config.batch_size), strict=True)
+        images = [
+            sample_images(
+                self.pipe, self.embeddings[batch_labels], self.unconditional, batch_seeds.numpy(),
+                config.steps, config.guidance_scale,
+            )
+            for batch_labels, batch_seeds in batches
+        ]
+        write_shard(
+            Path(job.out_dir), job.plan, shard, np.concatenate(images), job.class_names, job.prompts, job.spec
+        )
+        return shard.rows
+
+
+def synthesize(
+    out_dir: Path | str,
+    model: ModelConfig,
+    adapter_dir: Path | str | None,
+    class_names: Sequence[str],
+    prompts: Sequence[str],
+    config: SynthesisConfig,
+    seed: int,
+    privacy_note: str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Makes the synthetic data set, or what is missing of it.
+
+    Which images come out does not depend on the number of actors, nor on which actor makes which shard. A shard
+    on disk that is whole and belongs to the same model, adapter, prompts, sampling options and seed is kept;
+    any other is made again.
+
+    Args:
+        out_dir: Directory of the shards, manifest and dataset card.
+        model: The public model.
+        adapter_dir: Directory that ``load_lora_weights`` reads, or None for the public model as it is.
+        class_names: One per class.
+        prompts: One per class.
+        config: Sampling options.
+        seed: Seed of the data set.
+        privacy_note: Markdown for the dataset card.
+        on_progress: Called with (images done, images in all), first before any image is made.
+
+    Returns:
+        The manifest, as written.
+
+    Raises:
+        DataError: Model or adapter missing or damaged.
+        ClusterError: No node can hold an actor, or actors keep dying; finished shards stay.
+    """
+    out = Path(out_dir).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    plan = SamplingPlan(config.n_images, len(class_names), config.shard_size, seed)
+    adapter = str(Path(adapter_dir).resolve()) if adapter_dir is not None else None
+    spec = data_set_spec(model, adapter, class_names, prompts, config, seed)
+    job = Job(str(out), model, adapter, tuple(class_names), tuple(prompts), config, plan, spec)
+
+    remove_foreign(out, plan, spec)
+    missing = [shard for shard in plan.shards if not is_complete(out, plan, shard, spec)]
+    done = plan.n_images - sum(shard.rows for shard in missing)
+    report = on_progress or (lambda done, total: None)
+    report(done, plan.n_images)
+    if missing:
+        for rows in _run_queue(job, missing):
+            done += rows
+            report(done, plan.n_images)
+    return write_manifest(out, plan, class_names, prompts, spec, privacy_note)
+
+
+def _run_queue(job: Job, shards: list[Shard]) -> Iterator[int]:
+    """Yields the number of images of each shard as it is finished."""
+    config = job.config
+    count = min(_actor_count(config), len(shards))
+    actor_class: Any = ray.remote(SamplingActor)
+    actor_class = actor_class.options(
+        num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor,
+        max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS,
+    )
+    queue = iter(shards)
+    running: dict[ray.ObjectRef, Any] = {}
+    for _ in range(count):
+        actor = actor_class.remote(job)
+        running[actor.make_shard.remote(next(queue))] = actor
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        actor = running.pop(ready)
+        try:
+            rows = ray.get(ready)
+        except RayTaskError as error:
+            if isinstance(error.cause, SapfError):
+                raise error.cause from None
+            raise
+        except RayActorError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ClusterError(
+                f"a sampling actor died and {MAX_RESTARTS} restarts did not help ({reason}); "
+                "finished shards are kept, repeat the command to go on"
+            ) from error
+        shard = next(queue, None)
+        if shard is not None:
+            running[actor.make_shard.remote(shard)] = actor
+        # an actor without work goes out of scope here and frees its cores for one still waiting to start
+        del actor
+        yield rows
+
+
+def _actor_count(config: SynthesisConfig) -> int:
+    """Actors to start.
+
+    Raises:
+        ClusterError: No node of the cluster could hold one.
+    """
+    room = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            limits = [node["Resources"].get("CPU", 0) / config.cpus_per_actor]
+            if config.gpus_per_actor > 0:
+                limits.append(node["Resources"].get("GPU", 0) / config.gpus_per_actor)
+            room += int(min(limits))
+    if room == 0:
+        raise ClusterError(
+            f"no node of the Ray cluster has room for a sampling actor with synthesis.cpus_per_actor = "
+            f"{config.cpus_per_actor} and synthesis.gpus_per_actor = {config.gpus_per_actor}"
+        )
+    return config.num_actors or room
+
+
+def _pipeline(job: Job) -> Any:
+    """The public pipeline with the adapter merged into its weights."""
+    pipe: Any = load_pipeline(job.model.path, job.model.dtype, pick_device(job.config.gpus_per_actor))
+    if job.adapter_dir is not None:
+        try:
+            pipe.load_lora_weights(job.adapter_dir)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DataError(f"{job.adapter_dir}: cannot be loaded as a LoRA adapter ({reason})") from error
+        pipe.fuse_lora(components=["unet"])
+        pipe.unload_lora_weights()
+    return pipe
+
+
+def data_set_spec(
+    model: ModelConfig, adapter_dir: str | None, class_names: Sequence[str], prompts: Sequence[str],
+    config: SynthesisConfig, seed: int,
+) -> str:
+    """Hex digest over all that decides which images come out."""
+    parts = {
+        "model": [model.path, model.dtype, _model_files(model)],
+        "adapter": _content(Path(adapter_dir)) if adapter_dir else None,
+        "classes": [list(class_names), list(prompts)],
+        "size": [config.n_images, config.shard_size, config.batch_size],
+        "sampling": [config.steps, config.guidance_scale, seed],
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _model_files(model: ModelConfig) -> list[list[Any]]:
+    """Relative path, size and modification time of a local model's files; empty for a hub id."""
+    directory = Path(resolve_model(model.path))
+    files = sorted(p for p in directory.rglob("*") if p.is_file()) if directory.is_dir() else []
+    return [[p.relative_to(directory).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+def _content(directory: Path) -> dict[str, str]:
+    if not directory.is_dir():
+        raise DataError(f"{directory}: no such adapter directory")
+    return {
+        p.relative_to(directory).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(directory.rglob("*")) if p.is_file()
+    }

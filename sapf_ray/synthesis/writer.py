@@ -1,0 +1,222 @@
+"""The synthetic data set on disk: Parquet shards, a manifest and a dataset card.
+
+The schema carries the features of Hugging Face ``datasets``, so ``load_dataset(directory)`` shows images and
+class names; ``pyarrow`` alone reads it just as well.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from sapf_ray.errors import DataError
+from sapf_ray.synthesis.plan import SamplingPlan, Shard
+
+MANIFEST = "manifest.json"
+CARD = "README.md"
+_SPEC_KEY = "sapf_ray.spec"
+_SHARD_NAME = re.compile(r"train-\d{5}-of-\d{5}\.parquet")
+
+
+def schema(class_names: Sequence[str], spec: str) -> pa.Schema:
+    """Columns image {bytes: PNG, path}, label, prompt, seed; ``spec`` tells which data set a shard is of."""
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(class_names), "_type": "ClassLabel"},
+        "prompt": {"dtype": "string", "_type": "Value"},
+        "seed": {"dtype": "int64", "_type": "Value"},
+    }
+    return pa.schema(
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("label", pa.int64()),
+            ("prompt", pa.string()),
+            ("seed", pa.int64()),
+        ],
+        metadata={"huggingface": json.dumps({"info": {"features": features}}), _SPEC_KEY: spec},
+    )
+
+
+def write_shard(
+    directory: Path, plan: SamplingPlan, shard: Shard, images: np.ndarray,
+    class_names: Sequence[str], prompts: Sequence[str], spec: str,
+) -> None:
+    """Writes one shard so that it is either whole or not there.
+
+    Args:
+        images: uint8 (rows, R, R, 3).
+    """
+    labels = plan.labels(shard)
+    rows = {
+        "image": [
+            {"bytes": _png(image), "path": f"{index:08d}.png"}
+            for index, image in enumerate(images, start=shard.start)
+        ],
+        "label": labels,
+        "prompt": [prompts[label] for label in labels],
+        "seed": plan.seeds(shard),
+    }
+    sink = io.BytesIO()
+    # PNG bytes do not compress further
+    pq.write_table(pa.table(rows, schema=schema(class_names, spec)), sink, compression="none")
+    _write_atomically(directory / shard.file, sink.getvalue())
+
+
+def is_complete(directory: Path, plan: SamplingPlan, shard: Shard, spec: str) -> bool:
+    """Whether the shard's file is readable, belongs to ``spec`` and holds just the images planned for it."""
+    try:
+        file = pq.ParquetFile(directory / shard.file)
+        if (file.schema_arrow.metadata or {}).get(_SPEC_KEY.encode()) != spec.encode():
+            return False
+        return np.array_equal(file.read(["seed"]).column("seed").to_numpy(), plan.seeds(shard))
+    except (OSError, pa.ArrowException, KeyError):
+        return False
+
+
+def remove_foreign(directory: Path, plan: SamplingPlan, spec: str) -> None:
+    """Removes shards of another layout or data set, and what an interrupted write left behind.
+
+    Else a reader of the directory would see images of two data sets.
+    """
+    planned = {shard.file for shard in plan.shards}
+    for path in directory.iterdir():
+        partial = path.name.startswith(".") and ".parquet.partial-" in path.name
+        if partial or (_SHARD_NAME.fullmatch(path.name) and path.name not in planned):
+            path.unlink()
+    manifest = directory / MANIFEST
+    if manifest.exists() and _read_json(manifest).get("spec") != spec:
+        manifest.unlink()
+
+
+def write_manifest(
+    directory: Path, plan: SamplingPlan, class_names: Sequence[str], prompts: Sequence[str], spec: str,
+    privacy_note: str,
+) -> dict[str, Any]:
+    """Writes the manifest and the dataset card; returns the manifest."""
+    counts = np.bincount(np.arange(plan.n_images) % plan.n_classes, minlength=plan.n_classes)
+    manifest = {
+        "n_images": plan.n_images,
+        "class_names": list(class_names),
+        "prompts": list(prompts),
+        "class_counts": counts.tolist(),
+        "seed": plan.seed,
+        "spec": spec,
+        "shards": [{"file": s.file, "first_image": s.start, "rows": s.rows} for s in plan.shards],
+    }
+    _write_atomically(directory / CARD, _card(manifest, privacy_note).encode())
+    _write_atomically(directory / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+    return manifest
+
+
+def read_manifest(directory: Path | str) -> dict[str, Any]:
+    """The manifest of a finished data set.
+
+    Raises:
+        DataError: There is none, so the data set is missing or unfinished.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; the synthetic data set is missing or not finished")
+    return _read_json(path)
+
+
+def read_synthetic(directory: Path | str) -> tuple[np.ndarray, np.ndarray]:
+    """A finished data set: images uint8 (n, R, R, 3) and labels int64 (n,), in order.
+
+    Raises:
+        DataError: Missing, unfinished or damaged; names the file.
+    """
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for shard in read_manifest(directory)["shards"]:
+        path = Path(directory) / shard["file"]
+        try:
+            table = pq.read_table(path, columns=["image", "label"])
+            labels.append(table.column("label").to_numpy())
+            for record in table.column("image").to_pylist():
+                images.append(np.asarray(Image.open(io.BytesIO(record["bytes"])).convert("RGB")))
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{path}: damaged shard ({reason}); repeat the command to make it again") from error
+    return np.stack(images), np.concatenate(labels)
+
+
+def _png(image: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # else the rename itself may be lost with the power
+    finally:
+        os.close(directory)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}); delete it and repeat the synthesis") from error
+
+
+def _card(manifest: dict[str, Any], privacy_note: str) -> str:
+    rows = "\n".join(
+        f"| {label} | {name} | {prompt} | {count} |"
+        for label, (name, prompt, count) in enumerate(
+            zip(manifest["class_names"], manifest["prompts"], manifest["class_counts"], strict=True)
+        )
+    )
+    return f"""---
+task_categories:
+- image-classification
+tags:
+- synthetic
+- differential-privacy
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: "train-*.parquet"
+---
+
+# Synthetic images
+
+{manifest["n_images"]} images sampled from a diffusion model by `sapf-ray`.
+
+## Privacy
+
+{privacy_note}
+
+## Contents
+
+Parquet shards with the columns `image` (PNG), `label`, `prompt` and `seed`. Labels are uniform over the
+classes; they say nothing about how often a class occurs in the data the model was fine-tuned on.
+
+| label | class | prompt | images |
+|---|---|---|---|
+{rows}
+
+```python
+from datasets import load_dataset
+data = load_dataset("path/to/this/directory", split="train")
+```
+"""

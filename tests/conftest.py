@@ -1,0 +1,40 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# read when torch, Ray and the hub client are imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin at barriers are 7x slower on a busy machine
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from tests.tiny import save_tiny_pipeline
+
+# Tensors here are tiny: a second thread costs more in waiting than it brings, much more on a busy machine.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray of 2 cores for the whole session; quiet, without dashboard."""
+    import ray
+
+    ray.init(
+        num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        object_store_memory=200 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a diffusers pipeline with random weights: 8x8 images, 4x4x4 latents."""
+    return save_tiny_pipeline(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from sapf_ray.config import DataConfig, EvaluationConfig
+from sapf_ray.data import open_source
+from sapf_ray.errors import DataError
+from sapf_ray.evaluation import check_evaluation, frechet_distance
+from sapf_ray.evaluation.fidelity import INCEPTION_WEIGHTS
+
+CONFIG = EvaluationConfig()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_source(DataConfig()).read("train", np.arange(400), 32)[0]
+
+
+def test_identical_sets_have_distance_zero(digits):
+    scores = frechet_distance(digits, digits, CONFIG)
+    assert list(scores) == ["fid_glyph"] and 0 <= scores["fid_glyph"] < 1e-3
+
+
+def test_noise_is_farther_than_other_digits(digits):
+    noise = np.random.default_rng(0).integers(0, 256, digits.shape, dtype=np.uint8)
+    same = frechet_distance(digits[:200], digits[200:], CONFIG)["fid_glyph"]
+    assert 0 < 5 * same < frechet_distance(noise, digits, CONFIG)["fid_glyph"]
+
+
+def test_fewer_images_than_features_and_any_size(digits):
+    large = np.repeat(np.repeat(digits[:6], 3, axis=1), 3, axis=2)
+    assert np.isfinite(frechet_distance(large, digits[:5], CONFIG)["fid_glyph"])
+    with pytest.raises(DataError, match="at least 2"):
+        frechet_distance(digits[:1], digits, CONFIG)
+
+
+def test_nothing_is_written_for_glyph_features(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    frechet_distance(digits[:20], digits[20:40], CONFIG, cache_dir=tmp_path / "cache")
+    assert not list(tmp_path.rglob("*"))
+
+
+class TestInceptionWeights:
+    def refused(self, path):
+        config = EvaluationConfig(inception_weights=str(path))
+        with pytest.raises(DataError, match=INCEPTION_WEIGHTS) as caught:
+            check_evaluation(config)
+        assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+        check_evaluation(EvaluationConfig(enabled=False, inception_weights=str(path)))
+        return str(caught.value)
+
+    def test_missing(self, tmp_path):
+        assert "no such file" in self.refused(tmp_path / "inception.pth")
+
+    def test_truncated(self, tmp_path):
+        path = tmp_path / "inception.pth"
+        torch.save({"Mixed_7c.branch1x1.conv.weight": torch.zeros(1000)}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+        assert "truncated" in self.refused(path)
+
+    def test_of_another_network(self, tmp_path):
+        path = tmp_path / "inception.pth"
+        torch.save({"weight": torch.zeros(3)}, path)
+        assert "another network" in self.refused(path)
+
+    def test_a_pickle_that_runs_code_is_not_run(self, tmp_path):
+        class Evil:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "owned"),)
+
+        torch.save(Evil(), tmp_path / "inception.pth")
+        self.refused(tmp_path / "inception.pth")
+        assert not (tmp_path / "owned").exists()
+
+    def test_glyph_features_need_none(self):
+        check_evaluation(EvaluationConfig(fid_features="glyph", inception_weights="nowhere.pth"))
+
+
+@pytest.mark.long
+def test_inception_features_are_named_fid_and_cached_where_asked(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    # random weights: only the way they are used is tested, not the number
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *a, **k: None)
+    weights = tmp_path / "inception.pth"
+    torch.save(FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict(), weights)
+    monkeypatch.undo()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    config = EvaluationConfig(inception_weights=str(weights))
+    first = frechet_distance(digits[:4], digits[4:8], config, cache_dir=tmp_path / "cache")
+    assert list(first) == ["fid"] and np.isfinite(first["fid"])
+    cached = sorted((tmp_path / "cache").iterdir())
+    assert cached and (tmp_path / "cache").stat().st_mode & 0o077 == 0
+    assert frechet_distance(digits[:4], digits[4:8], config, cache_dir=tmp_path / "cache") == first
+    assert sorted((tmp_path / "cache").iterdir()) == cached and not (tmp_path / "torch").exists()

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sapf_ray.config import DataConfig, EvaluationConfig
+from sapf_ray.data import open_source
+from sapf_ray.errors import DataError
+from sapf_ray.evaluation import evaluate, evaluate_arrays
+from sapf_ray.evaluation.protocol import resize
+from sapf_ray.synthesis.plan import SamplingPlan
+from sapf_ray.synthesis.writer import write_manifest, write_shard
+
+CONFIG = EvaluationConfig(epochs=2, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_source(DataConfig())
+
+
+def write_digits(directory, source, names, side):
+    """Real digits in the place of synthetic ones, labels 0, 1, 2, … as the plan has them."""
+    plan = SamplingPlan(n_images=60, n_classes=10, shard_size=40, seed=0)
+    labels = source.labels("train")
+    records = np.array([np.flatnonzero(labels == i % 10)[i // 10] for i in range(60)])
+    images, _ = source.read("train", records, side)
+    for shard in plan.shards:
+        write_shard(directory, plan, shard, images[shard.start : shard.stop], names, source.prompts, "spec")
+    write_manifest(directory, plan, names, source.prompts, "spec", "")
+
+
+@pytest.mark.parametrize("side", [32, 20])
+def test_scores_of_a_data_set_on_disk(source, tmp_path, side):
+    write_digits(tmp_path, source, source.class_names, side)
+    scores = evaluate(tmp_path, source, 32, CONFIG, seed=0)
+    assert set(scores) == {"fid_glyph", "accuracy", "accuracy_cnn", "n_synthetic", "n_reference", "n_test"}
+    assert (scores["n_synthetic"], scores["n_reference"], scores["n_test"]) == (60, 1297, 500)
+    assert scores["accuracy"] > 0.2 and scores["fid_glyph"] > 0
+
+
+def test_another_list_of_classes_is_refused(source, tmp_path):
+    write_digits(tmp_path, source, tuple("abcdefghij"), 32)
+    with pytest.raises(DataError, match="a, b, c"):
+        evaluate(tmp_path, source, 32, CONFIG, seed=0)
+
+
+def test_without_reference_there_is_no_fid(source):
+    train, test = source.read("train", np.arange(60), 16), source.read("test", np.arange(40), 16)
+    scores = evaluate_arrays(*train, *test, 10, CONFIG, seed=0)
+    assert set(scores) == {"accuracy", "accuracy_cnn", "n_synthetic", "n_test"}
+
+
+def test_resize_keeps_what_fits_and_changes_the_rest():
+    images = np.full((2, 8, 8, 3), 77, np.uint8)
+    assert resize(images, 8) is images
+    assert np.array_equal(resize(images, 12), np.full((2, 12, 12, 3), 77, np.uint8))

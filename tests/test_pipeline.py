@@ -1,0 +1,185 @@
+"""The main job end to end on a tiny model: artifacts, workers, and SIGKILL in every stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.synthesis.writer import read_synthetic
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two classes of PNGs, 20x28 pixels: another size than the model's."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(("dark_cell", "bright_cell")):
+        (root / name).mkdir()
+        for i in range(40):
+            pixels = generator.integers(0, 100, (28, 20, 3)) + 150 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def command(folder: Path, model: Path, out: Path, *extra: str) -> list[str]:
+    options = {
+        "data.source": "image_folder", "data.path": folder, "model.path": model, "privacy.epsilon": 8, "privacy.accountant": "rdp",
+        "privacy.reproducible_seed": 5, "saliency.shard_size": 20, "finetune.batch_size": 16, "finetune.steps": STEPS,
+        "finetune.checkpoint_every": 4, "synthesis.n_images": 60, "synthesis.steps": 3, "synthesis.shard_size": 10,
+        "evaluation.epochs": 2, "cluster.num_cpus": 2, "out": out,
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "sapf_ray.cli", "run", *flags, *extra]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "160"} | {"MLFLOW_TRACKING_URI": ""}
+
+
+def finish(words: list[str]) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def kill_when(words: list[str], reached: Callable[[], bool]) -> None:
+    """Starts the command and SIGKILLs the driver as soon as ``reached``."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
+    deadline = time.monotonic() + 240
+    while not reached():
+        assert process.poll() is None, f"ended before it could be killed: {process.stderr.read()[-2000:]}"
+        assert time.monotonic() < deadline, "never got there"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def releases(ledger: Path) -> list[str]:
+    if not ledger.exists():
+        return []
+    return [json.loads(line).get("release", "") for line in ledger.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+@pytest.fixture(scope="module")
+def plain_run(folder, tiny_pipeline, tmp_path_factory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("plain") / "run"
+    return out, finish(command(folder, tiny_pipeline, out))
+
+
+def test_run_leaves_every_artifact_and_says_where(plain_run):
+    out, printed = plain_run
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["epsilon_spent"] <= metrics["epsilon_planned"] == 8
+    assert metrics["epsilon_spent"] == pytest.approx(Ledger.open(out / "ledger.jsonl").epsilon_spent())
+    assert {"fid_glyph", "accuracy"} <= set(metrics)
+    assert {"selection", "finetune", "synthesis", "evaluation"} <= set(metrics["seconds"])
+    selection = json.loads((out / "selection.json").read_text())
+    assert len(selection["matrices"]) == 8 and len(selection["scores"]) == 24
+    assert releases(out / "ledger.jsonl")[1:] == ["selection", *(f"finetune/step/{i}" for i in range(STEPS))]
+    images, labels = read_synthetic(out / "synthetic")
+    assert images.shape == (60, 8, 8, 3) and np.bincount(labels).tolist() == [30, 30]
+    card = (out / "privacy_card.md").read_text()
+    assert "NOT FOR RELEASE" in card.upper()  # the seed is known
+    for words in ("ε spent / planned", "accuracy", "mlflow ui --backend-store-uri", "privacy_card.md"):
+        assert words in printed
+    assert not (out / "private").exists()
+
+
+def test_tracking_holds_spend_scores_and_pictures(plain_run):
+    from mlflow import MlflowClient
+
+    out, _ = plain_run
+    saved = json.loads((out / "mlflow_run.json").read_text())
+    client = MlflowClient(tracking_uri=saved["uri"])
+    run = client.get_run(saved["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["privacy.epsilon"] == "8.0"
+    assert run.data.metrics["accuracy"] == json.loads((out / "metrics.json").read_text())["accuracy"]
+    curve = client.get_metric_history(run.info.run_id, "privacy/epsilon_spent")
+    assert [m.value for m in curve] == sorted(m.value for m in curve) and len(curve) >= 5
+    assert curve[-1].value <= 8
+    names = {f.path for f in client.list_artifacts(run.info.run_id)}
+    assert {"pictures", "adapter", "ledger.jsonl", "selection.json", "privacy_card.md"} <= names
+    logged = set(run.data.metrics) | set(run.data.params)
+    assert not [name for name in logged if "loss" in name or "grad" in name or "realised" in name]
+
+
+def test_same_command_again_does_nothing_and_other_config_is_refused(plain_run, folder, tiny_pipeline):
+    out, _ = plain_run
+    before = {p: p.stat().st_mtime_ns for p in (out / "synthetic").iterdir() if p.suffix == ".parquet"}
+    finish(command(folder, tiny_pipeline, out))
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert len(releases(out / "ledger.jsonl")) == STEPS + 2
+    other = subprocess.run(
+        command(folder, tiny_pipeline, out, "--saliency.ratio", "0.5"), capture_output=True, text=True, env=environment()
+    )
+    assert other.returncode == 2 and "saliency.ratio = 0.3, asked is 0.5" in other.stderr
+    assert other.stderr.count("\n") == 1
+
+
+def test_killed_in_every_stage_it_continues_and_never_understates(plain_run, folder, tiny_pipeline, tmp_path):
+    """The run that was killed four times spends what was planned and makes the very images of the one that was not."""
+    whole, _ = plain_run
+    out = tmp_path / "run"
+    ledger, words = out / "ledger.jsonl", command(folder, tiny_pipeline, out)
+    kill_when(words, lambda: (out / "private" / "latents").exists())
+    kill_when(words, lambda: "selection" in releases(ledger))
+    kill_when(words, lambda: "finetune/step/6" in releases(ledger))
+    kill_when(words, lambda: len(list((out / "synthetic").glob("*.parquet"))) > 0)
+    finish(words)
+    opened = Ledger.open(ledger)
+    assert opened.epsilon_spent() == pytest.approx(Ledger.open(whole / "ledger.jsonl").epsilon_spent())
+    paid = [e.release for e in opened.events() if not e.replay]
+    assert sorted(paid) == sorted(releases(whole / "ledger.jsonl")[1:])
+    assert json.loads((out / "selection.json").read_text()) == json.loads((whole / "selection.json").read_text())
+    same = [np.array_equal(a, b) for a, b in zip(read_synthetic(out / "synthetic"), read_synthetic(whole / "synthetic"), strict=True)]
+    assert same == [True, True]
+
+
+def test_two_workers_give_the_same_adapter_up_to_rounding(plain_run, folder, tiny_pipeline, tmp_path):
+    from safetensors.numpy import load_file
+
+    whole, _ = plain_run
+    out = tmp_path / "run"
+    finish(command(folder, tiny_pipeline, out, "--finetune.num_workers", "2", "--evaluation.enabled", "false",
+                   "--tracking.enabled", "false"))
+    name = "adapter/pytorch_lora_weights.safetensors"
+    one, two = load_file(whole / name), load_file(out / name)
+    assert max(float(np.abs(one[k] - two[k]).max()) for k in one) < 1e-3
+    assert "accuracy" not in json.loads((out / "metrics.json").read_text())
+
+
+def test_tracking_server_down_is_told_before_anything_is_spent(folder, tiny_pipeline, tmp_path):
+    out = tmp_path / "run"
+    done = subprocess.run(
+        command(folder, tiny_pipeline, out, "--tracking.uri", "http://127.0.0.1:9"), capture_output=True, text=True,
+        env=environment(), timeout=120,
+    )
+    assert done.returncode == 2 and "http://127.0.0.1:9" in done.stderr and done.stderr.count("\n") == 1
+    assert not (out / "ledger.jsonl").exists()
+
+
+def test_unreadable_image_is_told_before_anything_is_spent(folder, tiny_pipeline, tmp_path):
+    import shutil
+
+    broken = tmp_path / "images"
+    shutil.copytree(folder, broken)
+    (broken / "dark_cell" / "3.png").write_bytes(b"not a picture")
+    done = subprocess.run(
+        command(broken, tiny_pipeline, tmp_path / "run"), capture_output=True, text=True, env=environment(), timeout=120
+    )
+    assert done.returncode == 2 and "3.png" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run" / "ledger.jsonl").exists()
