@@ -30,7 +30,7 @@ import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -44,12 +44,22 @@ MAX_TOKENS, TEXT_WIDTH = 16, 64
 DIGIT_SHARE = 0.5  # of the training images; digits are what the default run generates
 UNCONDITIONAL_SHARE = 0.1  # prompts replaced by "", which is what guidance subtracts
 
-# Words the tokenizer keeps whole. Others fall apart into bytes, so any text can be a prompt.
-PUBLIC_WORDS = """an image of the a digit zero one two three four five six seven eight nine uppercase lowercase letter photo
-picture with without and no in on airplane automobile bird cat deer dog frog horse ship truck airliner car face male female man
-woman person smiling young old hair glasses tissue tumor normal healthy benign malignant cell blood skin lesion retina xray ct
-scan chest abdomen organ colon kidney liver lung spleen breast pathology histology microscope class number character black white
-grey color background handwritten printed"""
+# Byte-pair merges, two tokens each, "_" ending a word: learnt by `tokenizers` from prompts and class names of public image
+# sets, and kept as text because its trainer orders ties differently in every process. Other words fall apart into bytes.
+MERGES = """
+m a e r_ l o a s i n t h a c a n e r e n_ i g o u o lo r e a i a n_ h i l e l e_ o r o n_ b i c a c h c as c olo d o g y_ i c i t
+i v i n_ l as l in m o n g_ p er r o s c s e s i t u t er_ ma n_ ma le_ olo gy_ ai r cas e_ a b a l a r a u a y_ a th b e b l b
+er_ b lo b ac b re c e c t_ c k_ c las d e d n d w d ig e s e y_ e d_ e ig e male_ e al f ac f ou f iv f ro f emale_ g r g e_ g
+re g an_ g las h o h t_ h an h ai h or h eal i s i t_ i ma i th i lin i dn k in_ k gr k idn l u l d_ l l_ l an l ig l iv m en_ m
+ic m ber_ m ilin n u n e_ n o_ n d_ n in n an n ig n or o p o d_ o f_ o mo o man_ o ld_ o ne_ p r p le p ic p per p ath p ho p
+lan r u r e_ r d_ r it r ay_ s t s u s e_ s hi s on_ s kin_ s milin s ple t w t e_ t o_ t in t en_ t ter_ t ed_ t is t omo t ru u
+pper v en_ w er w hi w it w ith w oman_ x ray_ y ou z er ma l_ ma lig lo wer as t_ in ted_ th e_ th y_ th re ac k_ ac ter_ an d_
+ou t_ ou nd_ re tin hi st le si le tter_ or gan_ bi le_ bi rd_ ca t_ ca r_ ch ar ch es colo n_ colo r_ do g_ do men_ lin er_ mo
+r_ per son_ ro sc sc an_ se s_ se ven_ si x_ tu re_ tu mor_ air plan air liner_ ab domen_ au tomo be nig bl ack_ blo od_ bac kgr
+bre ast_ ce ll_ clas s_ de er_ dw rit dig it_ eig ht_ fac e_ fou r_ fiv e_ fro g_ gre y_ glas ses_ han dwrit hai r_ hor se_ heal
+thy_ ima ge_ kidn ey_ lu ng_ liv er_ mic rosc nu mber_ nin e_ nan t_ nor mal_ op e_ pr inted_ pic ture_ path ology_ pho to_ su e_
+shi p_ smilin g_ sple en_ tw o_ tis sue_ tru ck_ upper case_ whi te_ wit h_ with out_ you ng_ zer o_ malig nant_ lower case_ thre
+e_ retin a_ hist ology_ lesi on_ char acter_ ches t_ airplan e_ automo bile_ benig n_ backgr ound_ handwrit ten_ microsc ope_"""
 LIMITS = "Use guidance 2: at 1 a digit in seven is misread. One image in twenty is dark on light, mostly illegible."
 
 
@@ -70,19 +80,12 @@ class Trace:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's lower-casing byte-level BPE, its merges learnt from ``PUBLIC_WORDS``."""
+    """CLIP's lower-casing byte-level BPE over ``MERGES``; any text has tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    # The size is never reached: the words run out of pairs first.
-    options: dict[str, Any] = {"vocab_size": 2000, "min_frequency": 1, "end_of_word_suffix": "</w>", "show_progress": False}
-    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **options)
-    # One word a line of its own: no word carries the byte of a space in front.
-    bpe.train_from_iterator(PUBLIC_WORDS.split(), trainer)
-    merges: list[Any] = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(f"{c}</w>" for c in alphabet), *("".join(pair) for pair in merges)]
-    tokens = list(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))
-    vocabulary = {token: i for i, token in enumerate(tokens)}
+    parts = MERGES.replace("_", "</w>").split()
+    merges: list[Any] = list(zip(parts[::2], parts[1::2], strict=True))
+    tokens = [*alphabet, *(f"{c}</w>" for c in alphabet), *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
@@ -340,7 +343,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=150_000, help="rendered training images")
     parser.add_argument("--feature-steps", type=int, default=1200, help="of 128 images")
     parser.add_argument("--vae-steps", type=int, default=1100, help="of 64 images")
-    parser.add_argument("--unet-steps", type=int, default=3000, help="of 96 images")
+    parser.add_argument("--unet-steps", type=int, default=3600, help="of 96 images")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     args = parser.parse_args(argv)
     for flag, least in {"images": 1000, "feature-steps": 1, "vae-steps": 1, "unet-steps": 1, "threads": 1, "seed": 0}.items():

@@ -24,6 +24,7 @@ POOLS = ("qkv", "qkvo")
 DTYPES = ("float32", "bfloat16")
 CLASSIFIERS = ("cnn", "resnet", "wrn", "resnext")
 FID_FEATURES = ("auto", "glyph", "inception")
+FID_REFERENCES = ("test", "train")
 
 
 def _require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -260,6 +261,7 @@ class EvaluationConfig:
         enabled: False for a release run: the test images are then never read.
         fid_features: auto (Inception where weights are given, else glyph), glyph (reported as fid_glyph) or inception.
         inception_weights: Path of torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth).
+        fid_reference: Real images that FID compares with: test, or train (as DPImageBench).
         classifiers: Downstream classifiers whose accuracies are averaged: cnn, resnet, wrn, resnext.
         epochs: Epochs of a downstream classifier.
         batch_size: Images per classifier step.
@@ -269,6 +271,7 @@ class EvaluationConfig:
     enabled: bool = True
     fid_features: str = "auto"
     inception_weights: str | None = None
+    fid_reference: str = "test"
     classifiers: list[str] = field(default_factory=lambda: ["cnn"])
     epochs: int = 20
     batch_size: int = 64
@@ -278,6 +281,7 @@ class EvaluationConfig:
         _one_of("evaluation.fid_features", self.fid_features, FID_FEATURES)
         _require(self.fid_features != "inception" or self.inception_weights is not None,
                  "evaluation.inception_weights", self.inception_weights, "must be a path when fid_features is inception")
+        _one_of("evaluation.fid_reference", self.fid_reference, FID_REFERENCES)
         _require(len(self.classifiers) > 0, "evaluation.classifiers", self.classifiers, "must name at least one")
         for name in self.classifiers:
             _one_of("evaluation.classifiers", name, CLASSIFIERS)

@@ -125,8 +125,7 @@ def _stages(
         synthesize(
             directory.synthetic, config.model, directory.adapter if private else None, source.class_names,
             source.prompts, config.synthesis, config.seed,
-            f"(epsilon, delta) = ({spent:.4g}, {plan.delta:.3g})" if private else "no sensitive image was read",
-            on_progress=report("synthesis"),
+            _privacy_note(plan, spent), on_progress=report("synthesis"),
         )
     with stage("pictures"):
         grid = save_sample_grid(directory.synthetic, source.class_names, directory.plots / "synthetic.png")
@@ -144,6 +143,19 @@ def _stages(
     write_atomic(directory.card, privacy_card(plan, ledger, config, model_name=config.model.path, data_name=source.name))
     tracker.finish(directory, plan, ledger, metrics, grid)
     return Result(directory, plan, metrics, tracker.uri)
+
+
+def _privacy_note(plan: PrivacyPlan, spent: float) -> str:
+    """The data set card's paragraph; the run's privacy card has the whole story."""
+    if plan.finetune is None:
+        return "The model was not fine-tuned: no sensitive image was read."
+    if plan.non_private:
+        return "**Not private**: the model was fine-tuned without noise. Do not share these images."
+    return (
+        f"Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding or removing one of "
+        f"{plan.n_records:,} training images ({plan.accountant.upper()} accountant). The run's `privacy_card.md` lists every "
+        "use of the sensitive images."
+    )
 
 
 def _finite(epsilon: float) -> float | str:
@@ -217,5 +229,5 @@ def _evaluate(config: RunConfig, directory: RunDirectory, source: ImageSource, r
         return {k: v for k, v in saved.items() if k.startswith(("fid", "accuracy"))}
     return evaluate(
         directory.synthetic, source, resolution, config.evaluation, config.seed,
-        device=pick_device(config.synthesis.gpus_per_actor), cache_dir=directory.root / "cache",
+        device=pick_device(config.synthesis.gpus_per_actor),
     )

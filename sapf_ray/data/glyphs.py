@@ -68,14 +68,13 @@ class GlyphStyle:
     ink: tuple[float, float] = (0.7, 1.0)  # brightness
     paper: tuple[float, float] = (0.0, 0.08)  # brightness
     skeleton_share: float = 0.5
-    inverted_share: float = 0.03  # dark on light
     sides: tuple[int, ...] = (8, 8, 8, 10, 12, 16, 24, 32)  # true resolution, drawn uniformly
 
 
 PUBLIC_STYLE = GlyphStyle()
 STAND_IN_STYLE = replace(
     PUBLIC_STYLE, height=(0.88, 1.0), aspect=(0.65, 0.9), slant=(-0.05, 0.3), elastic=(0.06, 0.12),
-    pen=(3.0, 5.5), weight=(1.0, 3.5), softness=(2.0, 4.0), inverted_share=0.0, sides=(8,),
+    pen=(3.0, 5.5), weight=(1.0, 3.5), softness=(2.0, 4.0), sides=(8,),
 )  # fmt: skip
 
 
@@ -186,8 +185,6 @@ class GlyphCorpus:
         ink = ink / ink.amax((1, 2, 3), keepdim=True).clamp_min(0.3)
 
         bright, dark = uniform(*s.ink), uniform(*s.paper)
-        inverted = torch.rand(n, generator=g) < s.inverted_share
-        ink = torch.where(inverted[:, None, None, None], 1 - ink, ink)
         image = dark[:, None, None, None] + (bright - dark)[:, None, None, None] * ink
         return (image * 255).round().clamp(0, 255).to(torch.uint8)
 

@@ -104,7 +104,7 @@ def frechet_distance(
 
     Args:
         images: uint8 (n, h, w, 3), n ≥ 2.
-        reference: uint8 (m, h', w', 3), m ≥ 2; the real training images.
+        reference: uint8 (m, h', w', 3), m ≥ 2; the real images.
         config: Chooses the features.
         device: Torch device string.
         cache_dir: Where features of ``reference`` are kept, by content, for the next call with the same images

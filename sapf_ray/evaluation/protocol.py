@@ -38,13 +38,13 @@ def evaluate(
     device: str = "cpu",
     cache_dir: Path | str | None = None,
 ) -> dict[str, float]:
-    """Scores a finished synthetic data set: FID against the real training set, accuracy on the real test set.
+    """Scores a finished synthetic data set: FID and accuracy on real test images.
 
     Args:
         synthetic_dir: Directory written by :func:`sapf_ray.synthesis.synthesize`.
         source: The real images.
         resolution: Side in pixels at which both are compared; synthetic images of another size are resized.
-        config: Features and classifiers.
+        config: Features, FID reference and classifiers.
         seed: Seeds the classifiers.
         device: Torch device string.
         cache_dir: See :func:`sapf_ray.evaluation.fidelity.frechet_distance`.
@@ -61,8 +61,10 @@ def evaluate(
         ours, theirs = ", ".join(names), ", ".join(source.class_names)
         raise DataError(f"{synthetic_dir}: its classes are {ours}, those of the real data {theirs}")
     images, labels = read_synthetic(synthetic_dir)
-    reference, _ = source.read("train", np.arange(source.n_train), resolution)
     test = source.read("test", np.arange(source.n_test), resolution)
+    reference = test[0]
+    if config.fid_reference == "train":
+        reference, _ = source.read("train", np.arange(source.n_train), resolution)
     return evaluate_arrays(
         resize(images, resolution), labels, *test, len(names), config, seed, reference, device, cache_dir
     )

@@ -73,7 +73,7 @@ def test_ink_is_mostly_light_on_dark_and_centred(corpus):
 
 
 def test_coarse_side_limits_the_resolution():
-    style = GlyphStyle(sides=(8,), inverted_share=0.0)
+    style = GlyphStyle(sides=(8,))
     image = GlyphCorpus(("DejaVuSans",), "8", style=style).render(16, generator())[0].float()
     # Linear between the centres of an 8 x 8 grid: no curvature inside a cell.
     bend = image[..., 2:] - 2 * image[..., 1:-1] + image[..., :-2]

@@ -75,6 +75,14 @@ def test_tokenizer_knows_the_prompts_and_any_other_text(pipe):
     assert pipe.tokenizer.decode(odd, skip_special_tokens=True) == "zebra 日本"
 
 
+def test_job_builds_the_shipped_tokenizer_and_architecture(pipe):
+    built = pretrain_public.build_pipeline()
+    assert built.tokenizer.backend_tokenizer.to_str() == pipe.tokenizer.backend_tokenizer.to_str()
+    for part in ("unet", "vae", "text_encoder"):
+        shapes = {n: w.shape for n, w in getattr(built, part).state_dict().items()}
+        assert shapes == {n: w.shape for n, w in getattr(pipe, part).state_dict().items()}
+
+
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_generated_digits_are_read_as_asked(pipe, guidance):
     sampler = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
