@@ -86,7 +86,8 @@ def main(out: str = "runs/bench", repeats: int = 3, steps: int | None = None) ->
                 start = time.monotonic()
                 if kind == "bare":
                     (directory / "job.pkl").write_bytes(pickle.dumps(job))
-                    call = f"from jobs.benchmark import bare_process; bare_process({str(directory / 'job.pkl')!r}, {int(cpus_per_worker(job))})"
+                    arguments = f"{str(directory / 'job.pkl')!r}, {int(cpus_per_worker(job))}"
+                    call = f"from jobs.benchmark import bare_process; bare_process({arguments})"
                     subprocess.run([sys.executable, "-c", call], check=True)
                 else:
                     finetune(dataclasses.replace(job), directory / "checkpoints", directory / "adapter")

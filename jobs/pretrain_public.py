@@ -2,9 +2,8 @@
 
     python -m jobs.pretrain_public --out sapf_ray/models/bundled --seed 0 --threads 1
 
-writes ``glyphs-tiny/`` (a diffusers ``StableDiffusionPipeline``) and ``glyph-features/`` (the
-classifier behind ``fid_glyph``), each with a model card. Public data only: no privacy is spent.
-Steps rather than minutes bound each stage, so that a seed fixes the result on a given machine.
+writes ``glyphs-tiny/`` (a diffusers ``StableDiffusionPipeline``) and ``glyph-features/`` (the classifier behind
+``fid_glyph``), each with a model card. Public data only: no privacy is spent.
 """
 
 from __future__ import annotations
@@ -44,23 +43,23 @@ MAX_TOKENS, TEXT_WIDTH = 16, 64
 DIGIT_SHARE = 0.5  # of the training images; digits are what the default run generates
 UNCONDITIONAL_SHARE = 0.1  # prompts replaced by "", which is what guidance subtracts
 
-# Byte-pair merges, two tokens each, "_" ending a word: learnt by `tokenizers` from prompts and class names of public image
-# sets, and kept as text because its trainer orders ties differently in every process. Other words fall apart into bytes.
-MERGES = """
-m a e r_ l o a s i n t h a c a n e r e n_ i g o u o lo r e a i a n_ h i l e l e_ o r o n_ b i c a c h c as c olo d o g y_ i c i t
-i v i n_ l as l in m o n g_ p er r o s c s e s i t u t er_ ma n_ ma le_ olo gy_ ai r cas e_ a b a l a r a u a y_ a th b e b l b
-er_ b lo b ac b re c e c t_ c k_ c las d e d n d w d ig e s e y_ e d_ e ig e male_ e al f ac f ou f iv f ro f emale_ g r g e_ g
-re g an_ g las h o h t_ h an h ai h or h eal i s i t_ i ma i th i lin i dn k in_ k gr k idn l u l d_ l l_ l an l ig l iv m en_ m
-ic m ber_ m ilin n u n e_ n o_ n d_ n in n an n ig n or o p o d_ o f_ o mo o man_ o ld_ o ne_ p r p le p ic p per p ath p ho p
-lan r u r e_ r d_ r it r ay_ s t s u s e_ s hi s on_ s kin_ s milin s ple t w t e_ t o_ t in t en_ t ter_ t ed_ t is t omo t ru u
-pper v en_ w er w hi w it w ith w oman_ x ray_ y ou z er ma l_ ma lig lo wer as t_ in ted_ th e_ th y_ th re ac k_ ac ter_ an d_
-ou t_ ou nd_ re tin hi st le si le tter_ or gan_ bi le_ bi rd_ ca t_ ca r_ ch ar ch es colo n_ colo r_ do g_ do men_ lin er_ mo
-r_ per son_ ro sc sc an_ se s_ se ven_ si x_ tu re_ tu mor_ air plan air liner_ ab domen_ au tomo be nig bl ack_ blo od_ bac kgr
-bre ast_ ce ll_ clas s_ de er_ dw rit dig it_ eig ht_ fac e_ fou r_ fiv e_ fro g_ gre y_ glas ses_ han dwrit hai r_ hor se_ heal
-thy_ ima ge_ kidn ey_ lu ng_ liv er_ mic rosc nu mber_ nin e_ nan t_ nor mal_ op e_ pr inted_ pic ture_ path ology_ pho to_ su e_
-shi p_ smilin g_ sple en_ tw o_ tis sue_ tru ck_ upper case_ whi te_ wit h_ with out_ you ng_ zer o_ malig nant_ lower case_ thre
-e_ retin a_ hist ology_ lesi on_ char acter_ ches t_ airplan e_ automo bile_ benig n_ backgr ound_ handwrit ten_ microsc ope_"""
-LIMITS = "Use guidance 2: at 1 a digit in seven is misread. One image in twenty is dark on light, mostly illegible."
+# Byte-pair merges, "_" ending a word, learnt from prompts and class names of public image sets; other words become bytes.
+# Kept as text because the trainer of `tokenizers` orders ties differently in every process.
+MERGES = """m a e r_ l o a s i n t h a c a n e r e n_ i g o u o lo r e a i a n_ h i l e l e_ o r o n_ b i c a c h c as c olo d
+o g y_ i c i t i v i n_ l as l in m o n g_ p er r o s c s e s i t u t er_ ma n_ ma le_ olo gy_ ai r cas e_ a b a l a r a u a
+y_ a th b e b l b er_ b lo b ac b re c e c t_ c k_ c las d e d n d w d ig e s e y_ e d_ e ig e male_ e al f ac f ou f iv f ro
+f emale_ g r g e_ g re g an_ g las h o h t_ h an h ai h or h eal i s i t_ i ma i th i lin i dn k in_ k gr k idn l u l d_ l l_
+l an l ig l iv m en_ m ic m ber_ m ilin n u n e_ n o_ n d_ n in n an n ig n or o p o d_ o f_ o mo o man_ o ld_ o ne_ p r p le
+p ic p per p ath p ho p lan r u r e_ r d_ r it r ay_ s t s u s e_ s hi s on_ s kin_ s milin s ple t w t e_ t o_ t in t en_ t
+ter_ t ed_ t is t omo t ru u pper v en_ w er w hi w it w ith w oman_ x ray_ y ou z er ma l_ ma lig lo wer as t_ in ted_ th e_
+th y_ th re ac k_ ac ter_ an d_ ou t_ ou nd_ re tin hi st le si le tter_ or gan_ bi le_ bi rd_ ca t_ ca r_ ch ar ch es colo n_
+colo r_ do g_ do men_ lin er_ mo r_ per son_ ro sc sc an_ se s_ se ven_ si x_ tu re_ tu mor_ air plan air liner_ ab domen_ au
+tomo be nig bl ack_ blo od_ bac kgr bre ast_ ce ll_ clas s_ de er_ dw rit dig it_ eig ht_ fac e_ fou r_ fiv e_ fro g_ gre y_
+glas ses_ han dwrit hai r_ hor se_ heal thy_ ima ge_ kidn ey_ lu ng_ liv er_ mic rosc nu mber_ nin e_ nan t_ nor mal_ op e_ pr
+inted_ pic ture_ path ology_ pho to_ su e_ shi p_ smilin g_ sple en_ tw o_ tis sue_ tru ck_ upper case_ whi te_ wit h_ with
+out_ you ng_ zer o_ malig nant_ lower case_ thre e_ retin a_ hist ology_ lesi on_ char acter_ ches t_ airplan e_ automo bile_
+benig n_ backgr ound_ handwrit ten_ microsc ope_"""
+LIMITS = "Use guidance 2: at 1 noticeably more digits are misread (rates below)."
 
 
 @dataclass
@@ -179,8 +178,7 @@ def fit(
         after_step()
         losses.append(loss.item())
         if step % 100 == 0 or step == steps:
-            recent = losses[-100:]
-            trace.losses[name] = sum(recent) / len(recent)
+            trace.losses[name] = sum(losses[-100:]) / len(losses[-100:])
             trace.rates[name] = step * batch / (time.perf_counter() - start)
             log.info("%s step %d/%d loss %.4f, %.0f images/s", name, step, steps, trace.losses[name], trace.rates[name])
     trace.seconds[name] = time.perf_counter() - start
@@ -305,7 +303,7 @@ def card(title: str, about: str, command: str, facts: dict[str, object]) -> str:
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     return (
         f"# {title}\n\n{about}\n\nMade by\n\n    {command}\n\nin the repository root; "
-        f"the same command makes it again.\n\n| | |\n|---|---|\n{rows}\n"
+        f"the same command trains it again; equality to the last bit is not promised.\n\n| | |\n|---|---|\n{rows}\n"
     )
 
 
@@ -360,11 +358,10 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(args.seed)
-    start, trace = time.perf_counter(), Trace(generator)
+    start, trace = time.perf_counter(), Trace(torch.Generator().manual_seed(args.seed))
 
     corpus = GlyphCorpus(PRETRAIN_FONTS, CHARACTERS, args.seed)
-    images, labels = corpus.render(args.images, generator, draw_labels(args.images, generator))
+    images, labels = corpus.render(args.images, trace.generator, draw_labels(args.images, trace.generator))
     log.info("%d images of corpus %s, %.0f s", len(images), corpus.corpus_hash()[:12], time.perf_counter() - start)
     pipe, net = build_pipeline(), GlyphFeatures()
     train_features(net, images, labels, args.feature_steps, trace)

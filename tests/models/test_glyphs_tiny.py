@@ -77,7 +77,9 @@ def test_tokenizer_knows_the_prompts_and_any_other_text(pipe):
 
 def test_job_builds_the_shipped_tokenizer_and_architecture(pipe):
     built = pretrain_public.build_pipeline()
-    assert built.tokenizer.backend_tokenizer.to_str() == pipe.tokenizer.backend_tokenizer.to_str()
+    assert built.tokenizer.get_vocab() == pipe.tokenizer.get_vocab()
+    prompts = [*map(prompt_for, CHARACTERS), "", "zebra 日本"]
+    assert built.tokenizer(prompts).input_ids == pipe.tokenizer(prompts).input_ids
     for part in ("unet", "vae", "text_encoder"):
         shapes = {n: w.shape for n, w in getattr(built, part).state_dict().items()}
         assert shapes == {n: w.shape for n, w in getattr(pipe, part).state_dict().items()}

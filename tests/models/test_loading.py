@@ -1,0 +1,86 @@
+"""Loading and the candidate pool: early, one-line errors; SD-v1-5's pool by structure, without weights."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate import init_empty_weights
+from diffusers import UNet2DConditionModel
+
+from sapf_ray.errors import ClusterError, ConfigError, DataError
+from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
+from sapf_ray.models.loading import load_pipeline, native_resolution, pick_device, resolve_model
+from sapf_ray.models.pool import candidate_pool
+from sapf_ray.privacy.streams import NoiseKey
+from sapf_ray.saliency.scores import n_selected
+from tests.tiny import save_tiny_pipeline
+
+
+def test_missing_model_lists_the_bundled_ones():
+    with pytest.raises(DataError, match="glyphs-tiny"):
+        resolve_model("./no/such/model")
+    assert resolve_model("owner/name") == "owner/name"  # a hub id is left to the hub
+
+
+def test_folder_that_is_no_pipeline_and_truncated_weights(tiny_pipeline, tmp_path):
+    with pytest.raises(DataError, match=r"model_index\.json"):
+        resolve_model(str(tmp_path))
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_pipeline, broken)
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"unet/diffusion_pytorch_model\.safetensors: truncated"):
+        resolve_model(str(broken))
+
+
+def test_pipeline_is_frozen_and_tells_its_resolution(tiny_pipeline):
+    pipe = load_pipeline(str(tiny_pipeline))
+    assert native_resolution(pipe) == 8
+    assert not any(p.requires_grad for p in pipe.unet.parameters()) and not pipe.unet.training
+    assert len(candidate_pool(pipe.unet)) == 24 and len(candidate_pool(pipe.unet, "qkvo")) == 32
+    with pytest.raises(ConfigError, match="to_q"):
+        candidate_pool(pipe.vae.decoder.conv_in)
+
+
+def test_gpu_that_is_not_there():
+    assert pick_device(0) == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(ClusterError, match="CUDA"):
+            pick_device(1)
+
+
+def test_stable_diffusion_1_5_has_96_matrices_of_68_73_million_parameters():
+    """The published config of stable-diffusion-v1-5's U-Net, on the meta device."""
+    with init_empty_weights():
+        unet = UNet2DConditionModel(
+            sample_size=64, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, cross_attention_dim=768, attention_head_dim=8,
+        )
+    pool = candidate_pool(unet)
+    assert len(pool) == 96 and n_selected(96, 0.3) == 29
+    assert sum(layer.weight.numel() for layer in pool.values()) / 1e6 == pytest.approx(68.73, abs=0.01)
+    assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(859.5, abs=0.1)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_record_loss_depends_on_the_record_alone(tmp_path, prediction):
+    """No mixing across the batch: a record's loss is the same alone and among others, and the mean over its draws."""
+    pipe = load_pipeline(str(save_tiny_pipeline(tmp_path, prediction)))
+    scheduler = training_scheduler(pipe)
+    assert scheduler.config.prediction_type == prediction
+    key, records = NoiseKey.create(0), np.array([3, 11, 7])
+    moments, states = torch.randn(3, 8, 4, 4), torch.randn(3, 16, 16)
+
+    def loss(rows: list[int], k: int = 2) -> torch.Tensor:
+        draws = draw(key, "p", 0, records[rows], k, (4, 4, 4), 1000)
+        with torch.no_grad():
+            return per_record_loss(pipe.unet, scheduler, moments[rows], 0.5, states[rows], draws)
+
+    together = loss([0, 1, 2])
+    for i in range(3):
+        torch.testing.assert_close(loss([i])[0], together[i], rtol=1e-4, atol=1e-5)
+    assert together.shape == (3,) and len(set(together.tolist())) == 3
