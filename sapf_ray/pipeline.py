@@ -7,7 +7,6 @@ artifact is already in the run directory is skipped, so the same command continu
 from __future__ import annotations
 
 import contextlib
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -51,22 +50,17 @@ class _Stages:
 
     run: RunDirectory
     seconds: dict[str, float] = field(default_factory=dict)
-    peak_rss_mb: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.run.timings.exists():
-            saved = self.run.read_json(self.run.timings)
-            self.seconds, self.peak_rss_mb = saved["seconds"], saved["peak_rss_mb"]
+            self.seconds = self.run.read_json(self.run.timings)
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         start = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - start, 2)
-        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.peak_rss_mb[name] = round(max(children, own) / 1024)
-        self.run.write_json(self.run.timings, {"seconds": self.seconds, "peak_rss_mb": self.peak_rss_mb})
+        self.run.write_json(self.run.timings, self.seconds)
 
 
 def run(config: RunConfig, out: str, on_progress: Progress | None = None) -> Result:
@@ -116,6 +110,7 @@ def _stages(
     private = plan.finetune is not None
     if private and not directory.adapter.exists():
         _learn(config, directory, plan, source, ledger, stage, report)
+        tracker.log_spend(ledger)
     elif not directory.selection.exists():
         directory.write_json(directory.selection, Selection([], {}, "none", 0, None).to_dict())
     if not config.cluster.keep_cache:
@@ -137,11 +132,11 @@ def _stages(
     metrics = {
         **scores,
         "epsilon_spent": _finite(spent), "epsilon_planned": _finite(plan.epsilon if private else 0.0),
-        "delta": plan.delta, "seconds": stage.seconds, "peak_rss_mb": stage.peak_rss_mb,
+        "delta": plan.delta, "seconds": stage.seconds,
     }
     directory.write_json(directory.metrics, metrics)
     write_atomic(directory.card, privacy_card(plan, ledger, config, model_name=config.model.path, data_name=source.name))
-    tracker.finish(directory, plan, ledger, metrics, grid)
+    tracker.finish(directory, plan, metrics, grid)
     return Result(directory, plan, metrics, tracker.uri)
 
 

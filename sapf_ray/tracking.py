@@ -108,15 +108,18 @@ class Tracker:
             except Exception:  # the run's own error is the one to show
                 logging.getLogger(__name__).debug("could not mark the MLflow run %s", status, exc_info=True)
 
-    def finish(
-        self, directory: RunDirectory, plan: PrivacyPlan, ledger: Ledger, metrics: dict[str, Any], grid: Path
-    ) -> None:
-        """Logs the spend over steps, the scores and the artifacts, and closes the run."""
+    def log_spend(self, ledger: Ledger) -> None:
+        """Epsilon spent over fine-tuning steps, as soon as training is over."""
         if self.client is None:
             return
         for step, epsilon in ledger.epsilon_curve(CURVE_POINTS):
             if epsilon < float("inf"):
                 self.client.log_metric(self.run_id, "privacy/epsilon_spent", epsilon, step=step)
+
+    def finish(self, directory: RunDirectory, plan: PrivacyPlan, metrics: dict[str, Any], grid: Path) -> None:
+        """Logs the scores and the artifacts, and closes the run."""
+        if self.client is None:
+            return
         for key, value in flatten(metrics).items():
             if isinstance(value, int | float):
                 self.client.log_metric(self.run_id, key.replace(".", "/"), float(value))

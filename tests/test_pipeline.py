@@ -37,7 +37,8 @@ def folder(tmp_path_factory) -> Path:
 def command(folder: Path, model: Path, out: Path, *extra: str) -> list[str]:
     options = {
         "data.source": "image_folder", "data.path": folder, "model.path": model, "privacy.epsilon": 8,
-        "privacy.accountant": "rdp", "privacy.reproducible_seed": 5, "saliency.shard_size": 20, "finetune.batch_size": 16, "finetune.steps": STEPS,
+        "privacy.accountant": "rdp", "privacy.reproducible_seed": 5, "saliency.shard_size": 20,
+        "finetune.batch_size": 16, "finetune.steps": STEPS,
         "finetune.checkpoint_every": 4, "synthesis.n_images": 60, "synthesis.steps": 3, "synthesis.shard_size": 10,
         "evaluation.epochs": 2, "cluster.num_cpus": 2, "out": out,
     }
