@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sapf_ray.data.latents import LatentCache, encode_prompts
+from sapf_ray.models.loading import load_pipeline
 
 
 def tiny_unet() -> UNet2DConditionModel:
@@ -48,3 +52,13 @@ def save_tiny_pipeline(directory: Path, prediction_type: str = "epsilon") -> Pat
     )
     pipe.save_pretrained(directory / "pipeline")
     return directory / "pipeline"
+
+
+def save_latents(directory: Path, pipeline: Path, n: int) -> LatentCache:
+    """A latent cache of ``n`` random records in two classes."""
+    generator = np.random.default_rng(0)
+    np.save(directory / "moments.npy", generator.normal(size=(n, 8, 4, 4)).astype(np.float32))
+    np.save(directory / "labels.npy", generator.integers(0, 2, n))
+    prompts = ("An image of a", "An image of b")
+    np.save(directory / "embeddings.npy", encode_prompts(load_pipeline(str(pipeline)), prompts).numpy())
+    return LatentCache(str(directory))

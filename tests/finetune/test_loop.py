@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sapf_ray.config import FinetuneConfig, ModelConfig, PrivacyConfig, RunConfig, SaliencyConfig
-from sapf_ray.data.latents import LatentCache, encode_prompts
+from sapf_ray.data.latents import LatentCache
 from sapf_ray.finetune.adapter import add_lora, save_adapter
 from sapf_ray.finetune.loop import FinetuneJob, TrainState, train
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
@@ -22,19 +22,14 @@ from sapf_ray.privacy.planner import make_plan
 from sapf_ray.privacy.sampling import poisson_sample
 from sapf_ray.privacy.streams import NoiseKey
 from tests.finetune.workers import run_ranks
+from tests.tiny import save_latents
 
 N, STEPS = 24, 4
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory, tiny_pipeline) -> LatentCache:
-    directory = tmp_path_factory.mktemp("latents")
-    generator = np.random.default_rng(0)
-    np.save(directory / "moments.npy", generator.normal(size=(N, 8, 4, 4)).astype(np.float32))
-    np.save(directory / "labels.npy", generator.integers(0, 2, N))
-    prompts = ("An image of a", "An image of b")
-    np.save(directory / "embeddings.npy", encode_prompts(load_pipeline(str(tiny_pipeline)), prompts).numpy())
-    return LatentCache(str(directory))
+    return save_latents(tmp_path_factory.mktemp("latents"), tiny_pipeline, N)
 
 
 def make_job(tiny_pipeline: Path, cache: LatentCache, directory: Path, **finetune) -> FinetuneJob:

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from sapf_ray.config import FinetuneConfig, ModelConfig, PrivacyConfig, RunConfig, SaliencyConfig
-from sapf_ray.data.latents import LatentCache, encode_prompts
+from sapf_ray.data.latents import LatentCache
 from sapf_ray.errors import BudgetError
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
@@ -20,18 +20,14 @@ from sapf_ray.privacy.planner import make_plan
 from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.saliency.scores import SCORES
 from sapf_ray.saliency.selection import score_records, select
+from tests.tiny import save_latents
 
 N = 40
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory, tiny_pipeline) -> LatentCache:
-    directory = tmp_path_factory.mktemp("latents")
-    generator = np.random.default_rng(0)
-    np.save(directory / "moments.npy", generator.normal(size=(N, 8, 4, 4)).astype(np.float32))
-    np.save(directory / "labels.npy", generator.integers(0, 2, N))
-    np.save(directory / "embeddings.npy", encode_prompts(load_pipeline(str(tiny_pipeline)), ("a", "b")).numpy())
-    return LatentCache(str(directory))
+    return save_latents(tmp_path_factory.mktemp("latents"), tiny_pipeline, N)
 
 
 def setup(tmp_path, **saliency):
