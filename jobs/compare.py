@@ -49,7 +49,7 @@ def real_data_scores(config: RunConfig) -> dict[str, float]:
     return evaluate_arrays(*train, *test, len(source.class_names), config.evaluation, config.seed)
 
 
-def main(space: str, out: str, seeds: tuple[int, ...] = (0, 1, 2)) -> None:
+def main(space: str, out: str = "runs/compare", seeds: tuple[int, ...] = (0, 1, 2)) -> None:
     """Runs every row with every seed and prints the table.
 
     Args:
