@@ -1,6 +1,6 @@
 """The picture at the head of README: real digits beside what runs made of the public model.
 
-    python -m jobs.readme_figure "{'public model': runs/compare/..., 'DP-SAPF, ε = 10': runs/digits}"
+    python -m jobs.readme_figure "{'public model, not fine-tuned': runs/public, 'DP-SAPF, ε = 10': runs/digits}"
 
 Shows real images, which a run itself never does: scikit-learn's digits are public.
 """
