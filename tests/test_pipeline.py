@@ -150,6 +150,21 @@ def test_killed_in_every_stage_it_continues_and_never_understates(plain_run, fol
         assert np.array_equal(killed, alone)
 
 
+def test_ctrl_c_in_training_says_how_to_continue(folder, tiny_pipeline, tmp_path):
+    """Ray Train takes SIGINT for itself and exits with 0 unless kept off the main thread."""
+    out = tmp_path / "run"
+    words = command(folder, tiny_pipeline, out, "--finetune.steps", "5000", "--tracking.enabled", "false")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
+    deadline = time.monotonic() + 240
+    while "finetune/step/1" not in releases(out / "ledger.jsonl"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command continues: sapf run" in said and "Traceback" not in said
+
+
 def test_two_workers_give_the_same_adapter_up_to_rounding(plain_run, folder, tiny_pipeline, tmp_path):
     from safetensors.numpy import load_file
 

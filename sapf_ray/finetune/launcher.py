@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def finetune(
     )
     with _LedgerProgress(Path(job.ledger), job.config.steps, on_progress):
         try:
-            result = trainer.fit()
+            result = _fit(trainer)
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from error
     assert result.checkpoint is not None
@@ -99,6 +100,23 @@ def finetune(
     pipe = load_pipeline(job.model.path, job.model.dtype)
     add_lora(pipe.unet, job.matrices, job.config.lora_rank, job.seed, job.config.train_lora_a)
     save_adapter(pipe.unet, adapter_dir, state.average)
+
+
+def _fit(trainer: TorchTrainer) -> ray.train.Result:
+    """``trainer.fit()`` on another thread: on the main one Ray takes SIGINT for itself and leaves with exit code 0.
+
+    The main thread waits, so ctrl-C reaches the caller as KeyboardInterrupt in every stage alike.
+    """
+    outcome: Future[ray.train.Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="ray-train").start()
+    return outcome.result()
 
 
 def _cause(error: ray.train.TrainingFailedError) -> Exception:
