@@ -121,7 +121,7 @@ def train(
         noise_multiplier=job.plan.finetune.noise_multiplier, clipping=config.clipping,
         clipping_norm=config.clipping_norm, clipping_gamma=config.clipping_gamma,
         expected_batch_size=config.batch_size, draws_per_record=config.draws_per_record,
-        before_release=before_release,
+        before_release=before_release, non_private=job.plan.non_private,
         noise_stream=lambda step: job.key.stream("finetune/noise", step),
     )
     average = {name: p.detach().clone() for name, p in factors.items()}

@@ -22,7 +22,7 @@ class ReleaseOptimizer(DistributedDPOptimizer):
 
     Args:
         optimizer: The wrapped optimizer (AdamW).
-        noise_multiplier: Noise std over clipping norm; 0 only for non-private runs.
+        noise_multiplier: Noise std over clipping norm; 0 only where ``non_private`` says so.
         clipping: ``automatic`` or ``flat``.
         clipping_norm: C.
         clipping_gamma: gamma of automatic clipping.
@@ -36,6 +36,7 @@ class ReleaseOptimizer(DistributedDPOptimizer):
         self, optimizer: Optimizer, *, noise_multiplier: float, clipping: str, clipping_norm: float,
         clipping_gamma: float, expected_batch_size: int, draws_per_record: int,
         before_release: Callable[[int], object], noise_stream: Callable[[int], NoiseStream],
+        non_private: bool = False,
     ) -> None:
         super().__init__(
             optimizer, noise_multiplier=noise_multiplier, max_grad_norm=clipping_norm,
@@ -44,6 +45,7 @@ class ReleaseOptimizer(DistributedDPOptimizer):
         self.clipping, self.clipping_gamma = clipping, clipping_gamma
         self.batch_size, self.draws_per_record = expected_batch_size, draws_per_record
         self.before_release, self.noise_stream = before_release, noise_stream
+        self.non_private = non_private
         self.next_step = 0
 
     def clip_and_accumulate(self) -> None:
@@ -85,7 +87,7 @@ class ReleaseOptimizer(DistributedDPOptimizer):
         self.before_release(self.next_step)
         noisy = add_gaussian_noise(
             [p.grad for p in self.params], self.noise_multiplier, self.max_grad_norm,
-            self.noise_stream(self.next_step), non_private=self.noise_multiplier == 0,
+            self.noise_stream(self.next_step), non_private=self.non_private,
         )
         for p, value in zip(self.params, noisy, strict=True):
             p.grad = value
