@@ -169,7 +169,8 @@ class FinetuneConfig:
     Args:
         steps: Optimizer steps; 0 leaves the public model as it is and reads no sensitive image.
         batch_size: Expected batch size B; the Poisson sample rate is B / N.
-        micro_batch_size: Records per forward/backward pass on one worker (memory only; no effect on the result).
+        micro_batch_size: Records per forward/backward pass on one worker (memory and speed only; no effect on the
+            result); 0 finds it on random data when training starts.
         lora_rank: r of the LoRA factors.
         train_lora_a: Train both factors; False freezes the Gaussian A and trains B only (FFA-LoRA, Sun et al. 2024).
         learning_rate: AdamW step size. 5e-4 is the authors' code; Table 13 does not give it.
@@ -191,7 +192,7 @@ class FinetuneConfig:
 
     steps: int = 1000
     batch_size: int = 4096
-    micro_batch_size: int = 64
+    micro_batch_size: int = 0
     lora_rank: int = 4
     train_lora_a: bool = True
     learning_rate: float = 5e-4
@@ -208,8 +209,8 @@ class FinetuneConfig:
     gpus_per_worker: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive_int("finetune", self, "steps", "max_failures", minimum=0)
-        _positive_int("finetune", self, "batch_size", "micro_batch_size", "lora_rank", "draws_per_record",
+        _positive_int("finetune", self, "steps", "max_failures", "micro_batch_size", minimum=0)
+        _positive_int("finetune", self, "batch_size", "lora_rank", "draws_per_record",
                       "checkpoint_every", "num_workers")
         _require(self.learning_rate > 0, "finetune.learning_rate", self.learning_rate, "must be above 0")
         _require(self.weight_decay >= 0, "finetune.weight_decay", self.weight_decay, "must be at least 0")
@@ -266,6 +267,8 @@ class EvaluationConfig:
         epochs: Epochs of a downstream classifier.
         batch_size: Images per classifier step.
         learning_rate: Peak step size of the classifier's AdamW one-cycle schedule.
+        cpus_per_task: CPU cores of each of the Ray tasks: one for FID, one per classifier.
+        gpus_per_task: GPUs of each; may be a fraction.
     """
 
     enabled: bool = True
@@ -276,6 +279,8 @@ class EvaluationConfig:
     epochs: int = 20
     batch_size: int = 64
     learning_rate: float = 2e-3
+    cpus_per_task: float = 1.0
+    gpus_per_task: float = 0.0
 
     def __post_init__(self) -> None:
         _one_of("evaluation.fid_features", self.fid_features, FID_FEATURES)
@@ -287,6 +292,8 @@ class EvaluationConfig:
             _one_of("evaluation.classifiers", name, CLASSIFIERS)
         _positive_int("evaluation", self, "epochs", "batch_size")
         _require(self.learning_rate > 0, "evaluation.learning_rate", self.learning_rate, "must be above 0")
+        _require(self.cpus_per_task > 0, "evaluation.cpus_per_task", self.cpus_per_task, "must be above 0")
+        _require(self.gpus_per_task >= 0, "evaluation.gpus_per_task", self.gpus_per_task, "must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -348,6 +355,7 @@ EXECUTION_ONLY = frozenset({
     "finetune.num_workers", "finetune.cpus_per_worker", "finetune.gpus_per_worker", "finetune.max_failures",
     "finetune.checkpoint_every",
     "synthesis.num_actors", "synthesis.cpus_per_actor", "synthesis.gpus_per_actor",
+    "evaluation.cpus_per_task", "evaluation.gpus_per_task",
     "tracking.enabled", "tracking.uri", "tracking.experiment",
     "cluster.address", "cluster.num_cpus", "cluster.keep_cache",
     "data.n_records",

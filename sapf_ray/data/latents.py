@@ -48,6 +48,12 @@ class LatentCache:
         moments = np.load(Path(self.directory) / "moments.npy", mmap_mode="r")
         return (moments.shape[1] // 2, *moments.shape[2:])
 
+    @property
+    def embedding_shape(self) -> tuple[int, int]:
+        """(L, d) of a prompt's embedding."""
+        length, width = np.load(Path(self.directory) / "embeddings.npy", mmap_mode="r").shape[1:]
+        return length, width
+
 
 @torch.no_grad()
 def encode_prompts(pipe: object, prompts: tuple[str, ...]) -> torch.Tensor:

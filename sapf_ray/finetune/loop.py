@@ -15,15 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from opacus import GradSampleModule
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from sapf_ray.config import FinetuneConfig, ModelConfig
 from sapf_ray.data.latents import LatentCache
 from sapf_ray.errors import SapfError
 from sapf_ray.finetune.adapter import add_lora, load_factors
+from sapf_ray.finetune.lora_gradients import LoraGradients
+from sapf_ray.finetune.micro_batch import find_micro_batch
 from sapf_ray.finetune.optimizer import ReleaseOptimizer
-from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
+from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
@@ -55,6 +57,7 @@ class TrainState:
     factors: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: dict
+    micro_batch_size: int
 
     def save(self, path: Path) -> None:
         torch.save(vars(self), path)
@@ -104,11 +107,10 @@ def train(
     """
     assert job.plan.finetune is not None
     config, rank, world = job.config, dist.get_rank(), dist.get_world_size()
-    pipe = load_pipeline(job.model.path, job.model.dtype, job.device)
-    scheduler, denoiser = training_scheduler(pipe), pipe.unet
-    factors = add_lora(denoiser, job.matrices, config.lora_rank, job.seed, config.train_lora_a)
-    denoiser.to(job.device)
-    wrapped = GradSampleModule(denoiser, loss_reduction="sum", strict=False)
+    objective = _Objective.load(job)
+    factors = add_lora(objective.denoiser, job.matrices, config.lora_rank, job.seed, config.train_lora_a)
+    objective.denoiser.to(job.device)
+    gradients = LoraGradients(objective.denoiser, factors.values(), config.draws_per_record)
     ledger = Ledger.open(job.ledger) if rank == 0 else None
     (event,) = [event for stage, event, _ in plan_events(job.plan) if stage == "finetune"]
 
@@ -120,30 +122,32 @@ def train(
         torch.optim.AdamW(factors.values(), lr=config.learning_rate, weight_decay=config.weight_decay),
         noise_multiplier=job.plan.finetune.noise_multiplier, clipping=config.clipping,
         clipping_norm=config.clipping_norm, clipping_gamma=config.clipping_gamma,
-        expected_batch_size=config.batch_size, draws_per_record=config.draws_per_record,
+        expected_batch_size=config.batch_size,
         before_release=before_release, non_private=job.plan.non_private,
         noise_stream=lambda step: job.key.stream("finetune/noise", step),
     )
     average = {name: p.detach().clone() for name, p in factors.items()}
     if resume is not None:
-        load_factors(denoiser, resume.factors)
+        load_factors(objective.denoiser, resume.factors)
         average = {name: value.to(job.device) for name, value in resume.average.items()}
         optimizer.load_state_dict(resume.optimizer)
         optimizer.next_step = resume.step
 
+    micro = resume.micro_batch_size if resume else config.micro_batch_size or _common_micro_batch(objective, gradients)
+
     def state() -> TrainState:
         return TrainState(
             optimizer.next_step, {n: p.detach().cpu().clone() for n, p in factors.items()},
-            {n: a.cpu().clone() for n, a in average.items()}, optimizer.state_dict(),
+            {n: a.cpu().clone() for n, a in average.items()}, optimizer.state_dict(), micro,
         )
 
     for step in range(optimizer.next_step, config.steps):
         # every rank draws the same whole-data-set Poisson sample and takes its own part of it
         sampled = poisson_sample(job.plan.n_records, job.plan.sample_rate, job.key.stream("finetune/sample", step))
         mine = shard(sampled, rank, world)
-        for start in range(0, len(mine), config.micro_batch_size):
-            _backward(wrapped, pipe, scheduler, job, mine[start : start + config.micro_batch_size], step)
-            optimizer.accumulate()
+        for start in range(0, len(mine), micro):
+            losses = objective.losses(mine[start : start + micro], step)
+            optimizer.accumulate(gradients.clipped_sums(losses, optimizer.clip))
         optimizer.release_step()
         decay = ema_decay(config.ema_decay, step)
         with torch.no_grad():
@@ -155,13 +159,52 @@ def train(
     return state()
 
 
-def _backward(wrapped: GradSampleModule, pipe, scheduler, job: FinetuneJob, records: np.ndarray, step: int) -> None:
-    moments, embeddings = job.cache.read(records)
-    draws = draw(
-        job.key, "finetune/loss", step, records, job.config.draws_per_record, job.cache.latent_shape,
-        scheduler.config.num_train_timesteps,
+@dataclass
+class _Objective:
+    """The denoising loss of records, as training and the search for its micro-batch size call it."""
+
+    job: FinetuneJob
+    denoiser: nn.Module
+    scheduler: DDPMScheduler
+    scaling_factor: float
+
+    @classmethod
+    def load(cls, job: FinetuneJob) -> _Objective:
+        """The denoiser alone goes on: VAE and text encoder have done their work in the latent cache."""
+        pipe = load_pipeline(job.model.path, job.model.dtype)
+        return cls(job, pipe.unet, training_scheduler(pipe), pipe.vae.config.scaling_factor)
+
+    def losses(self, records: np.ndarray, step: int) -> Tensor:
+        """(n,) losses of the named records with the draws of this step."""
+        job = self.job
+        draws = draw(
+            job.key, "finetune/loss", step, records, job.config.draws_per_record, job.cache.latent_shape,
+            self.scheduler.config.num_train_timesteps,
+        )
+        return self._losses(*job.cache.read(records), draws)
+
+    def random_losses(self, n: int) -> Tensor:
+        """(n,) losses of random numbers in the shape of records; reads none."""
+        job, (channels, height, width) = self.job, self.job.cache.latent_shape
+        k = job.config.draws_per_record
+        noise = torch.zeros(n, k, channels, height, width)
+        draws = Draws(noise[:, 0], noise, torch.zeros(n, k, dtype=torch.int64))
+        embeddings = torch.zeros(1, *job.cache.embedding_shape).expand(n, -1, -1)
+        return self._losses(torch.zeros(n, 2 * channels, height, width), embeddings, draws)
+
+    def _losses(self, moments: Tensor, embeddings: Tensor, draws: Draws) -> Tensor:
+        dtype: torch.dtype = self.denoiser.dtype  # type: ignore[assignment]
+        embeddings = embeddings.to(self.job.device, dtype, non_blocking=True)
+        return per_record_loss(self.denoiser, self.scheduler, moments, self.scaling_factor, embeddings, draws)
+
+
+def _common_micro_batch(objective: _Objective, gradients: LoraGradients) -> int:
+    """The smallest of the ranks' best micro-batch sizes."""
+    job = objective.job
+    limit = min(1024, max(1, job.plan.batch_size // dist.get_world_size()))
+    best = find_micro_batch(
+        lambda n: gradients.clipped_sums(objective.random_losses(n), torch.zeros_like), limit, job.device
     )
-    loss = per_record_loss(
-        wrapped, scheduler, moments, pipe.vae.config.scaling_factor, embeddings.to(job.device, pipe.unet.dtype), draws
-    )
-    loss.sum().backward()
+    size = torch.tensor(best, device=job.device)
+    dist.all_reduce(size, op=dist.ReduceOp.MIN)
+    return int(size)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.distributed
 from opacus.optimizers import DistributedDPOptimizer
+from torch import Tensor
 from torch.optim import Optimizer
 
-from sapf_ray.privacy.noise import add_gaussian_noise, clip_factors, clipped_sum
+from sapf_ray.privacy.noise import add_gaussian_noise, clip_factors
 from sapf_ray.privacy.streams import NoiseStream
 
 
@@ -27,14 +29,13 @@ class ReleaseOptimizer(DistributedDPOptimizer):
         clipping_norm: C.
         clipping_gamma: gamma of automatic clipping.
         expected_batch_size: B over all ranks.
-        draws_per_record: Rows of ``grad_sample`` that belong to one record.
         before_release: Called on rank 0 with the step's number before its noise exists.
         noise_stream: Step number to the step's noise stream.
     """
 
     def __init__(
         self, optimizer: Optimizer, *, noise_multiplier: float, clipping: str, clipping_norm: float,
-        clipping_gamma: float, expected_batch_size: int, draws_per_record: int,
+        clipping_gamma: float, expected_batch_size: int,
         before_release: Callable[[int], object], noise_stream: Callable[[int], NoiseStream],
         non_private: bool = False,
     ) -> None:
@@ -43,27 +44,19 @@ class ReleaseOptimizer(DistributedDPOptimizer):
             expected_batch_size=None, loss_reduction="sum",
         )
         self.clipping, self.clipping_gamma = clipping, clipping_gamma
-        self.batch_size, self.draws_per_record = expected_batch_size, draws_per_record
+        self.batch_size = expected_batch_size
         self.before_release, self.noise_stream = before_release, noise_stream
         self.non_private = non_private
         self.next_step = 0
 
-    def clip_and_accumulate(self) -> None:
-        """Adds this micro-batch's clipped per-record gradients to ``summed_grad``."""
-        per_record = []
-        for p in self.params:
-            rows = self._get_flat_grad_sample(p).to(p.dtype)
-            per_record.append(rows.view(-1, self.draws_per_record, p.numel()).sum(1))  # loss is a mean over draws
-        norms = torch.stack([g.norm(dim=1) for g in per_record], dim=1).norm(dim=1)
-        factors = clip_factors(norms, self.max_grad_norm, self.clipping, self.clipping_gamma)
-        for p, g in zip(self.params, per_record, strict=True):
-            clipped = clipped_sum(g, factors).view_as(p)
-            p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
-            p.grad_sample = None
+    def clip(self, norms: Tensor) -> Tensor:
+        """(n,) norms of the records' gradients over all parameters to (n,) clip factors."""
+        return clip_factors(norms, self.max_grad_norm, self.clipping, self.clipping_gamma)
 
-    def accumulate(self) -> None:
-        """Ends one micro-batch: clip, add up, take no step."""
-        self.clip_and_accumulate()
+    def accumulate(self, sums: list[Tensor]) -> None:
+        """Ends one micro-batch: adds its clipped sums, one per parameter, and takes no step."""
+        for p, total in zip(self.params, sums, strict=True):
+            p.summed_grad = total if p.summed_grad is None else p.summed_grad.add_(total)
         self._is_last_step_skipped = True
 
     def release_step(self) -> None:
@@ -91,6 +84,13 @@ class ReleaseOptimizer(DistributedDPOptimizer):
         )
         for p, value in zip(self.params, noisy, strict=True):
             p.grad = value
+
+    def reduce_gradients(self) -> None:
+        """Sums over ranks, all parameters in one message (Opacus sends one each)."""
+        flat = torch.cat([p.grad.flatten() for p in self.params])
+        torch.distributed.all_reduce(flat)
+        for p, part in zip(self.params, flat.split([p.numel() for p in self.params]), strict=True):
+            p.grad = part.view_as(p)
 
     def scale_grad(self) -> None:
         for p in self.params:

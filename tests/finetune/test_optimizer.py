@@ -67,7 +67,7 @@ def noise_of_steps(kind: type[ReleaseOptimizer], check_ranks: bool = True) -> to
     recorded: list[int] = []
     optimizer = kind(
         torch.optim.SGD([parameter], lr=1.0), noise_multiplier=SIGMA, clipping="flat", clipping_norm=C, clipping_gamma=1e-3,
-        expected_batch_size=B, draws_per_record=1, before_release=recorded.append,
+        expected_batch_size=B, before_release=recorded.append,
         noise_stream=lambda step: key.stream("finetune/noise", step),
     )
     released = []
