@@ -22,7 +22,7 @@ from sapf_ray import cluster
 from sapf_ray.cli import load_preset
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.data.base import open_source
-from sapf_ray.evaluation.protocol import evaluate_arrays
+from sapf_ray.evaluation.downstream import train_and_score
 from sapf_ray.models.loading import load_pipeline, native_resolution
 from sapf_ray.pipeline import Progress, run
 from sapf_ray.report.terminal import progress_bars
@@ -46,7 +46,7 @@ def real_data_scores(config: RunConfig) -> dict[str, float]:
     resolution = native_resolution(load_pipeline(config.model.path))
     train = source.read("train", np.arange(source.n_train), resolution)
     test = source.read("test", np.arange(source.n_test), resolution)
-    return evaluate_arrays(*train, *test, len(source.class_names), config.evaluation, config.seed)
+    return train_and_score(*train, *test, len(source.class_names), config.evaluation, config.seed)
 
 
 def main(space: str, out: str = "runs/compare", seeds: tuple[int, ...] = (0, 1, 2)) -> None:

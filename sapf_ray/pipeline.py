@@ -17,7 +17,8 @@ from sapf_ray.config import RunConfig, config_hash
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.data.latents import build_latent_cache
 from sapf_ray.errors import BudgetError, RunDirectoryError
-from sapf_ray.evaluation.protocol import check_evaluation, evaluate
+from sapf_ray.evaluation.launcher import evaluate_on_cluster
+from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.models.loading import load_pipeline, native_resolution, pick_device, resolve_model
@@ -117,7 +118,7 @@ def _stages(
         directory.delete_private()
     spent = ledger.epsilon_spent()
     with stage("synthesis"):
-        synthesize(
+        synthesis = synthesize(
             directory.synthetic, config.model, directory.adapter if private else None, source.class_names,
             source.prompts, config.synthesis, config.seed,
             _privacy_note(plan, spent), on_progress=report("synthesis"),
@@ -129,6 +130,8 @@ def _stages(
         with stage("evaluation"):
             resolution = native_resolution(load_pipeline(config.model.path))
             scores = _evaluate(config, directory, source, resolution)
+    if synthesis.idle_share is not None:
+        scores["synthesis_idle_share"] = round(synthesis.idle_share, 4)
     metrics = {
         **scores,
         "epsilon_spent": _finite(spent), "epsilon_planned": _finite(plan.epsilon if private else 0.0),
@@ -222,7 +225,4 @@ def _evaluate(config: RunConfig, directory: RunDirectory, source: ImageSource, r
     if directory.metrics.exists():
         saved = directory.read_json(directory.metrics)
         return {k: v for k, v in saved.items() if k.startswith(("fid", "accuracy"))}
-    return evaluate(
-        directory.synthetic, source, resolution, config.evaluation, config.seed,
-        device=pick_device(config.synthesis.gpus_per_actor),
-    )
+    return evaluate_on_cluster(directory.synthetic, source, resolution, config.evaluation, config.seed)

@@ -37,6 +37,8 @@ def evaluate(
     seed: int,
     device: str = "cpu",
     cache_dir: Path | str | None = None,
+    fidelity: bool = True,
+    accuracy: bool = True,
 ) -> dict[str, float]:
     """Scores a finished synthetic data set: FID and accuracy on real test images.
 
@@ -48,6 +50,8 @@ def evaluate(
         seed: Seeds the classifiers.
         device: Torch device string.
         cache_dir: See :func:`sapf_ray.evaluation.fidelity.frechet_distance`.
+        fidelity: Compute the FID.
+        accuracy: Train the classifiers.
 
     Returns:
         ``fid`` or ``fid_glyph``; ``accuracy`` and ``accuracy_<classifier>`` in [0, 1]; the counts
@@ -61,50 +65,18 @@ def evaluate(
         ours, theirs = ", ".join(names), ", ".join(source.class_names)
         raise DataError(f"{synthetic_dir}: its classes are {ours}, those of the real data {theirs}")
     images, labels = read_synthetic(synthetic_dir)
+    images = resize(images, resolution)
     test = source.read("test", np.arange(source.n_test), resolution)
-    reference = test[0]
-    if config.fid_reference == "train":
-        reference, _ = source.read("train", np.arange(source.n_train), resolution)
-    return evaluate_arrays(
-        resize(images, resolution), labels, *test, len(names), config, seed, reference, device, cache_dir
-    )
-
-
-def evaluate_arrays(
-    images: np.ndarray,
-    labels: np.ndarray,
-    test_images: np.ndarray,
-    test_labels: np.ndarray,
-    n_classes: int,
-    config: EvaluationConfig,
-    seed: int,
-    reference: np.ndarray | None = None,
-    device: str = "cpu",
-    cache_dir: Path | str | None = None,
-) -> dict[str, float]:
-    """The same scores for images in memory, e.g. the real training set as the ceiling of accuracy.
-
-    Args:
-        images: uint8 (n, R, R, 3) to train on.
-        labels: int64 (n,).
-        test_images: uint8 (m, R, R, 3).
-        test_labels: int64 (m,).
-        n_classes: Number of classes.
-        config: Features and classifiers.
-        seed: Seeds the classifiers.
-        reference: uint8 (k, R, R, 3) for the FID, or None for no FID.
-        device: Torch device string.
-        cache_dir: As in :func:`evaluate`.
-
-    Returns:
-        As :func:`evaluate`; without FID and ``n_reference`` where there is no reference.
-    """
     scores: dict[str, float] = {}
-    if reference is not None:
+    if fidelity:
+        reference = test[0]
+        if config.fid_reference == "train":
+            reference, _ = source.read("train", np.arange(source.n_train), resolution)
         scores |= frechet_distance(images, reference, config, device, cache_dir)
         scores["n_reference"] = len(reference)
-    scores |= train_and_score(images, labels, test_images, test_labels, n_classes, config, seed, device)
-    return {**scores, "n_synthetic": len(images), "n_test": len(test_images)}
+    if accuracy:
+        scores |= train_and_score(images, labels, *test, len(names), config, seed, device)
+    return {**scores, "n_synthetic": len(images), "n_test": len(test[0])}
 
 
 def resize(images: np.ndarray, resolution: int) -> np.ndarray:

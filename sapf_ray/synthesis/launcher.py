@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
@@ -26,7 +27,7 @@ from sapf_ray.errors import ClusterError, DataError, SapfError
 from sapf_ray.models.loading import load_pipeline, pick_device, resolve_model
 from sapf_ray.synthesis.plan import SamplingPlan, Shard
 from sapf_ray.synthesis.sampler import sample_images
-from sapf_ray.synthesis.writer import is_complete, remove_foreign, write_manifest, write_shard
+from sapf_ray.synthesis.writer import encode_png, is_complete, remove_foreign, write_manifest, write_shard
 
 MAX_RESTARTS = 3  # of one actor, and retries of one shard, by Ray itself
 
@@ -45,6 +46,13 @@ class Job:
     spec: str
 
 
+class Synthesis(NamedTuple):
+    """What :func:`synthesize` reports: the manifest as written, and the share of the actors' time without work."""
+
+    manifest: dict[str, Any]
+    idle_share: float | None  # None where nothing was left to make
+
+
 class SamplingActor:
     """Holds one pipeline and makes one shard at a time; stateless between shards, so a restart loses nothing."""
 
@@ -52,9 +60,11 @@ class SamplingActor:
         torch.set_num_threads(max(1, int(job.config.cpus_per_actor)))
         self.job = job
         self.pipe: Any = None
+        self.encoder = ThreadPoolExecutor(1)
 
-    def make_shard(self, shard: Shard) -> int:
-        """Samples and writes a shard; returns its number of images."""
+    def make_shard(self, shard: Shard) -> tuple[int, float]:
+        """Samples and writes a shard; returns its number of images and the seconds it took."""
+        start = time.monotonic()
         # loaded here rather than in __init__, so that a broken model comes back as its own error
         if self.pipe is None:
             self.pipe = _pipeline(self.job)
@@ -63,17 +73,16 @@ class SamplingActor:
         job, config = self.job, self.job.config
         labels, seeds = torch.from_numpy(job.plan.labels(shard)), torch.from_numpy(job.plan.seeds(shard))
         batches = zip(labels.split(config.batch_size), seeds.split(config.batch_size), strict=True)
-        images = [
-            sample_images(
+        encoded = []  # one batch becomes PNG files while the next is sampled
+        for batch_labels, batch_seeds in batches:
+            images = sample_images(
                 self.pipe, self.embeddings[batch_labels], self.unconditional, batch_seeds.numpy(),
                 config.steps, config.guidance_scale,
             )
-            for batch_labels, batch_seeds in batches
-        ]
-        write_shard(
-            Path(job.out_dir), job.plan, shard, np.concatenate(images), job.class_names, job.prompts, job.spec
-        )
-        return shard.rows
+            encoded.append(self.encoder.submit(encode_png, images))
+        files = [file for batch in encoded for file in batch.result()]
+        write_shard(Path(job.out_dir), job.plan, shard, files, job.class_names, job.prompts, job.spec)
+        return shard.rows, time.monotonic() - start
 
 
 def synthesize(
@@ -86,7 +95,7 @@ def synthesize(
     seed: int,
     privacy_note: str,
     on_progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> Synthesis:
     """Makes the synthetic data set, or what is missing of it.
 
     Which images come out does not depend on the number of actors, nor on which actor makes which shard. A shard
@@ -104,9 +113,6 @@ def synthesize(
         privacy_note: Markdown for the dataset card.
         on_progress: Called with (images done, images in all), first before any image is made.
 
-    Returns:
-        The manifest, as written.
-
     Raises:
         DataError: Model or adapter missing or damaged.
         ClusterError: No node can hold an actor, or actors keep dying; finished shards stay.
@@ -123,17 +129,20 @@ def synthesize(
     done = plan.n_images - sum(shard.rows for shard in missing)
     report = on_progress or (lambda done, total: None)
     report(done, plan.n_images)
+    idle = None
     if missing:
-        for rows in _run_queue(job, missing):
-            done += rows
+        count = min(_actor_count(config), len(missing))
+        busy, start = 0.0, time.monotonic()
+        for rows, seconds in _run_queue(job, missing, count):
+            done, busy = done + rows, busy + seconds
             report(done, plan.n_images)
-    return write_manifest(out, plan, class_names, prompts, spec, privacy_note)
+        idle = max(0.0, 1 - busy / (count * (time.monotonic() - start)))
+    return Synthesis(write_manifest(out, plan, class_names, prompts, spec, privacy_note), idle)
 
 
-def _run_queue(job: Job, shards: list[Shard]) -> Iterator[int]:
-    """Yields the number of images of each shard as it is finished."""
+def _run_queue(job: Job, shards: list[Shard], count: int) -> Iterator[tuple[int, float]]:
+    """Yields (images, seconds of work) of each shard as it is finished."""
     config = job.config
-    count = min(_actor_count(config), len(shards))
     actor_class: Any = ray.remote(SamplingActor)
     actor_class = actor_class.options(
         num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor,
@@ -148,7 +157,7 @@ def _run_queue(job: Job, shards: list[Shard]) -> Iterator[int]:
         (ready,), _ = ray.wait(list(running), num_returns=1)
         actor = running.pop(ready)
         try:
-            rows = ray.get(ready)
+            finished = ray.get(ready)
         except RayTaskError as error:
             if isinstance(error.cause, SapfError):
                 raise error.cause from None
@@ -164,7 +173,7 @@ def _run_queue(job: Job, shards: list[Shard]) -> Iterator[int]:
             running[actor.make_shard.remote(shard)] = actor
         # an actor without work goes out of scope here and frees its cores for one still waiting to start
         del actor
-        yield rows
+        yield finished
 
 
 def _actor_count(config: SynthesisConfig) -> int:
@@ -199,6 +208,8 @@ def _pipeline(job: Job) -> Any:
             raise DataError(f"{job.adapter_dir}: cannot be loaded as a LoRA adapter ({reason})") from error
         pipe.fuse_lora(components=["unet"])
         pipe.unload_lora_weights()
+    for module in (pipe.unet, pipe.vae):
+        module.to(memory_format=torch.channels_last)  # what convolutions want, on CPU and on tensor cores
     return pipe
 
 

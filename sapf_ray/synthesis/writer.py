@@ -48,19 +48,19 @@ def schema(class_names: Sequence[str], spec: str) -> pa.Schema:
 
 
 def write_shard(
-    directory: Path, plan: SamplingPlan, shard: Shard, images: np.ndarray,
+    directory: Path, plan: SamplingPlan, shard: Shard, images: np.ndarray | Sequence[bytes],
     class_names: Sequence[str], prompts: Sequence[str], spec: str,
 ) -> None:
     """Writes one shard so that it is either whole or not there.
 
     Args:
-        images: uint8 (rows, R, R, 3).
+        images: uint8 (rows, R, R, 3), or the rows as PNG bytes (:func:`encode_png`).
     """
     labels = plan.labels(shard)
+    encoded = encode_png(images) if isinstance(images, np.ndarray) else images
     rows = {
         "image": [
-            {"bytes": _png(image), "path": f"{index:08d}.png"}
-            for index, image in enumerate(images, start=shard.start)
+            {"bytes": image, "path": f"{index:08d}.png"} for index, image in enumerate(encoded, start=shard.start)
         ],
         "label": labels,
         "prompt": [prompts[label] for label in labels],
@@ -151,10 +151,14 @@ def read_synthetic(directory: Path | str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.concatenate(labels)
 
 
-def _png(image: np.ndarray) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(image).save(sink, format="PNG")
-    return sink.getvalue()
+def encode_png(images: np.ndarray) -> list[bytes]:
+    """uint8 (n, R, R, 3) to n PNG files."""
+    files = []
+    for image in images:
+        sink = io.BytesIO()
+        Image.fromarray(image).save(sink, format="PNG")
+        files.append(sink.getvalue())
+    return files
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -6,7 +6,8 @@ import pytest
 from sapf_ray.config import DataConfig, EvaluationConfig
 from sapf_ray.data import open_source
 from sapf_ray.errors import DataError
-from sapf_ray.evaluation import evaluate, evaluate_arrays
+from sapf_ray.evaluation import evaluate
+from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.protocol import resize
 from sapf_ray.synthesis.plan import SamplingPlan
 from sapf_ray.synthesis.writer import write_manifest, write_shard
@@ -45,10 +46,16 @@ def test_another_list_of_classes_is_refused(source, tmp_path):
         evaluate(tmp_path, source, 32, CONFIG, seed=0)
 
 
-def test_without_reference_there_is_no_fid(source):
-    train, test = source.read("train", np.arange(60), 16), source.read("test", np.arange(40), 16)
-    scores = evaluate_arrays(*train, *test, 10, CONFIG, seed=0)
-    assert set(scores) == {"accuracy", "accuracy_cnn", "n_synthetic", "n_test"}
+def test_tasks_on_the_cluster_give_the_same_scores(source, tmp_path, ray_cluster):
+    write_digits(tmp_path, source, source.class_names, 16)
+    config = EvaluationConfig(epochs=1, batch_size=16, classifiers=["cnn", "resnet"])
+    expected = evaluate(tmp_path, source, 16, config, seed=0)
+    scores = evaluate_on_cluster(tmp_path, source, 16, config, seed=0)
+    assert scores.keys() == expected.keys()
+    assert scores == pytest.approx(expected, abs=0.02)  # threads change rounding, and so a test image or two
+    write_digits(tmp_path, source, tuple("abcdefghij"), 16)
+    with pytest.raises(DataError, match="a, b, c"):
+        evaluate_on_cluster(tmp_path, source, 16, config, seed=0)
 
 
 def test_resize_keeps_what_fits_and_changes_the_rest():

@@ -1,0 +1,58 @@
+"""Evaluation as Ray tasks: the FID and each classifier at the same time, wherever the cluster has room."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from sapf_ray.config import EvaluationConfig
+from sapf_ray.data.base import ImageSource
+from sapf_ray.errors import SapfError
+from sapf_ray.evaluation.protocol import evaluate
+from sapf_ray.models.loading import pick_device
+
+FIDELITY = "fidelity"
+
+
+@ray.remote(max_retries=3)
+def _score(
+    part: str, synthetic_dir: str, source: ImageSource, resolution: int, config: EvaluationConfig, seed: int,
+    cache_dir: str | None,
+) -> dict[str, float]:
+    torch.set_num_threads(max(1, int(config.cpus_per_task)))
+    if part != FIDELITY:
+        config = replace(config, classifiers=[part])
+    return evaluate(
+        synthetic_dir, source, resolution, config, seed, pick_device(config.gpus_per_task), cache_dir,
+        fidelity=part == FIDELITY, accuracy=part != FIDELITY,
+    )
+
+
+def evaluate_on_cluster(
+    synthetic_dir: Path | str, source: ImageSource, resolution: int, config: EvaluationConfig, seed: int,
+    cache_dir: Path | str | None = None,
+) -> dict[str, float]:
+    """:func:`evaluate`, one Ray task per classifier and one for the FID.
+
+    Raises:
+        SapfError: As :func:`evaluate`.
+    """
+    task = _score.options(name="evaluate", num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task)
+    source_ref = ray.put(source)
+    # classifiers first: they take longest
+    parts = [*dict.fromkeys(config.classifiers), FIDELITY]
+    directories = str(synthetic_dir), None if cache_dir is None else str(cache_dir)
+    refs = [task.remote(part, directories[0], source_ref, resolution, config, seed, directories[1]) for part in parts]
+    scores: dict[str, float] = {}
+    try:
+        for found in ray.get(refs):
+            scores |= found
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, SapfError) else error) from None
+    accuracies = [scores[f"accuracy_{name}"] for name in dict.fromkeys(config.classifiers)]
+    return scores | {"accuracy": float(np.mean(accuracies))}
