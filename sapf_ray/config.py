@@ -50,11 +50,12 @@ class DataConfig:
     """The sensitive images.
 
     Args:
-        source: digits (scikit-learn, embedded) or image_folder (one sub-folder per class).
-        path: Directory or file of the source; not used by digits.
+        source: digits (scikit-learn, embedded), stand_in (public twin of digits), cifar10, octmnist, celeba, camelyon
+            (the published files), image_folder (one sub-folder per class) or parquet (as Hugging Face datasets writes it).
+        path: Directory or file of the source, see ``sapf datasets``; not used by digits and stand_in.
         n_records: N, number of training records, for planning without data; a run takes N from the data.
-        prompt_template: Prompt for sources without prompts of their own; {name} is the class name.
-        test_fraction: Share of records held out as test set where the source has no split; in (0, 1).
+        prompt_template: Prompt for sources without prompts of their own (image_folder, parquet); {name} is the class name.
+        test_fraction: Share held out as test set by image_folder and parquet where no split is given; in (0, 1).
     """
 
     source: str = "digits"

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from sapf_ray.data import digits, image_folder, stand_in  # noqa: F401  (each enters itself in SOURCES)
+from sapf_ray.data import (  # noqa: F401  (each enters itself in SOURCES)
+    camelyon,
+    celeba,
+    cifar10,
+    digits,
+    image_folder,
+    octmnist,
+    parquet,
+    stand_in,
+)
 from sapf_ray.data.base import SOURCES, ImageSource, Split, open_source
 
 __all__ = ["SOURCES", "ImageSource", "Split", "open_source"]

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import ImageSource, Split, check_indices, register
+from sapf_ray.data.decoding import UNREADABLE, decode, unreadable_message
+from sapf_ray.data.files import split_of
 from sapf_ray.errors import ConfigError, DataError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
-# What PIL raises on damaged files, by format; UnidentifiedImageError is an OSError.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _JPEG_END = b"\xff\xd9"
 
 
@@ -71,7 +71,7 @@ class ImageFolder(ImageSource):
         indices = check_indices(indices, len(paths), split)
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
         for row, index in enumerate(indices):
-            images[row] = _decode(self.root / paths[index], resolution)
+            images[row] = decode(self.root / paths[index], resolution)
         return images, self.labels(split)[indices]
 
     def labels(self, split: Split) -> np.ndarray:
@@ -123,7 +123,7 @@ def _list(
                 raise DataError(f"{parent / name}: class without images; expected files ending in {endings}")
             for file in files:
                 relative = file.relative_to(root).as_posix()
-                split = parent.name if given else _split_of(relative, test_fraction)
+                split = parent.name if given else split_of(relative, test_fraction)
                 paths[split].append(relative)
                 labels[split].append(label)
     for split, members in paths.items():
@@ -145,35 +145,6 @@ def _images(folder: Path) -> list[Path]:
     )
 
 
-def _split_of(relative: str, test_fraction: float) -> str:
-    draw = int.from_bytes(hashlib.sha256(relative.encode()).digest()[:8], "big") / 2**64
-    return "test" if draw < test_fraction else "train"
-
-
-def _decode(path: Path, resolution: int) -> np.ndarray:
-    """One image as uint8 (R, R, 3).
-
-    Raises:
-        DataError: Not an image, truncated or gone; names the path.
-    """
-    try:
-        with Image.open(path) as image:
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
-            return np.asarray(ImageOps.fit(rgb, (resolution, resolution), Image.Resampling.BILINEAR))
-    except _UNREADABLE as error:
-        raise DataError(_message(path, error)) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # PIL clips 16-bit greys at 255 instead of scaling them.
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
 def _faults(paths: list[Path]) -> list[str]:
     return [fault for fault in map(_fault, paths) if fault]
 
@@ -186,8 +157,8 @@ def _fault(path: Path) -> str | None:
                 image.verify()  # walks the chunks and their checksums
             elif image.format != "JPEG" or not _ends_as_jpeg(path):
                 image.load()
-    except _UNREADABLE as error:
-        return _message(path, error)
+    except UNREADABLE as error:
+        return unreadable_message(str(path), error)
     return None
 
 
@@ -196,8 +167,3 @@ def _ends_as_jpeg(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 1024))
         return _JPEG_END in file.read()
-
-
-def _message(path: Path, error: Exception) -> str:
-    reason = str(error).splitlines()[0].replace(f" '{path}'", "") if str(error) else type(error).__name__
-    return f"{path}: cannot be read as an image ({reason})"

@@ -1,0 +1,52 @@
+"""The catalog: the paper's Tables 3 and 14, and a row for every source."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from sapf_ray.config import DataConfig
+from sapf_ray.data import SOURCES, open_source
+from sapf_ray.data.catalog import CATALOG, datasets_json, datasets_table
+
+TABLE_3 = {
+    "cifar10": (45000, 5000, 10000, 32, 10), "octmnist": (97477, 10832, 1000, 128, 4),
+    "celeba": (162770, 19867, 19962, 256, 2), "camelyon": (302436, 34904, 85054, 96, 2),
+}
+
+
+def test_sizes_are_those_of_table_3():
+    for name, sizes in TABLE_3.items():
+        row = CATALOG[name]
+        assert (row.n_train, row.n_val, row.n_test, row.resolution, len(row.class_names)) == sizes
+        assert row.url.startswith("http") and row.licence and row.path
+
+
+def test_every_source_has_a_row_and_as_many_prompts_as_classes():
+    assert set(CATALOG) == set(SOURCES)
+    assert all(len(row.prompts) == len(row.class_names) for row in CATALOG.values())
+    digits = open_source(DataConfig())
+    assert (CATALOG["digits"].class_names, CATALOG["digits"].prompts) == (digits.class_names, digits.prompts)
+
+
+def test_prompts_are_those_of_table_14():
+    assert CATALOG["cifar10"].prompts[6] == "An image of a frog"
+    assert CATALOG["octmnist"].prompts[0] == "An optical coherence tomography (OCT) image for retinal disease 1"
+
+
+def test_for_machines():
+    rows = {row["name"]: row for row in json.loads(json.dumps(datasets_json()))}
+    assert rows["celeba"]["n_train"] == 162770 and rows["celeba"]["classes"] == 2 and rows["parquet"]["classes"] is None
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_for_the_terminal(width):
+    console = Console(width=width, file=io.StringIO())
+    console.print(datasets_table())
+    text = console.file.getvalue()
+    assert all(name in text and row.url in text for name, row in CATALOG.items())
+    assert "302,436 train" in text and "85,054 test" in text and "non-commercial research only" in text
+    assert max(map(len, text.splitlines())) <= width
