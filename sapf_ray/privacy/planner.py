@@ -39,6 +39,7 @@ from sapf_ray.privacy.accountants import (
 )
 
 ADD_OR_REMOVE_ONE = "add_or_remove_one"
+STAGES = ("selection", "finetune", "evolution")
 MAX_NOISE_MULTIPLIER = 1e5
 _MIN_NOISE_MULTIPLIER = 1e-2
 
@@ -84,6 +85,7 @@ class PrivacyPlan:
     composed_epsilon: float
     non_private: bool = False
     adjacency: str = ADD_OR_REMOVE_ONE
+    evolution: StagePlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``sapf plan --json``. JSON has no infinity: a non-private run's
@@ -102,7 +104,8 @@ class PrivacyPlan:
         """
         try:
             fields = dict(data)
-            for stage in ("selection", "finetune"):
+            fields.setdefault("evolution", None)  # plans of before Private Evolution lack it
+            for stage in STAGES:
                 fields[stage] = None if fields[stage] is None else StagePlan(**fields[stage])
             fields["composed_epsilon"] = float(fields["composed_epsilon"])
             return cls(**fields)
@@ -142,7 +145,7 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
         if noises["selection"] is not None:
             before = ((gaussian_event(noises["selection"], config.saliency.sample_rate), 1),)
             _check_selection_fits(config, delta)
-        noise = _smallest_noise(before, rate, finetune.steps, privacy.epsilon, delta, privacy.accountant)
+        noise = smallest_noise(before, rate, finetune.steps, privacy.epsilon, delta, privacy.accountant)
         if noise is None:
             raise ConfigError(
                 "privacy.epsilon", privacy.epsilon,
@@ -166,7 +169,7 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
 
 def plan_events(plan: PrivacyPlan) -> list[tuple[str, DpEvent, int]]:
     """(stage, event of one release, number of releases) of all the plan allows."""
-    stages = [("selection", plan.selection), ("finetune", plan.finetune)]
+    stages = [(name, getattr(plan, name)) for name in STAGES]
     return [(name, stage.event(), stage.count) for name, stage in stages if stage is not None]
 
 
@@ -195,7 +198,7 @@ def _check_selection_fits(config: RunConfig, delta: float) -> None:
     spent = compose_epsilon(gaussian_event(saliency.noise_multiplier, saliency.sample_rate), delta, privacy.accountant)
     if spent < privacy.epsilon:
         return
-    fits = _smallest_noise((), saliency.sample_rate, 1, privacy.epsilon / 2, delta, privacy.accountant)
+    fits = smallest_noise((), saliency.sample_rate, 1, privacy.epsilon / 2, delta, privacy.accountant)
     advice = f"; from {fits:g} on it takes at most half" if fits is not None else ""
     raise ConfigError(
         "saliency.noise_multiplier", saliency.noise_multiplier,
@@ -211,7 +214,7 @@ def _epsilon(
 
 
 @functools.lru_cache(maxsize=256)
-def _smallest_noise(
+def smallest_noise(
     before: tuple[tuple[DpEvent, int], ...], rate: float, count: int, epsilon: float, delta: float, accountant: str,
 ) -> float | None:
     """The smallest 4-digit noise multiplier of ``count`` releases after ``before``; None when there is none.

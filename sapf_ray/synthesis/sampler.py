@@ -37,17 +37,24 @@ def sample_images(
     Returns:
         uint8 (n, R, R, 3).
     """
-    unet, vae = pipe.unet, pipe.vae
+    unet = pipe.unet
+    scheduler = solver(pipe)
+    scheduler.set_timesteps(steps, device=unet.device)
+    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    latents = initial_noise(seeds, shape).to(unet.device) * scheduler.init_noise_sigma
+    return decode_images(pipe, denoise(pipe, scheduler, latents, embeddings, unconditional, guidance_scale))
+
+
+@torch.no_grad()
+def denoise(
+    pipe: Any, scheduler: Any, latents: Tensor, embeddings: Tensor, unconditional: Tensor, guidance_scale: float
+) -> Tensor:
+    """Runs ``scheduler`` over all its timesteps, from ``latents`` (n, C, h, w) at the first; the scaled clean latents."""
+    unet, guided = pipe.unet, guidance_scale != 1.0
     device, dtype = unet.device, unet.dtype
-    guided = guidance_scale != 1.0
     context = embeddings.to(device, dtype)
     if guided:
         context = torch.cat([unconditional.to(device, dtype).expand_as(context), context])
-
-    scheduler = solver(pipe)
-    scheduler.set_timesteps(steps, device=device)
-    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-    latents = initial_noise(seeds, shape).to(device) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         model_input = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
         predicted = unet(model_input.to(dtype), t, encoder_hidden_states=context).sample.float()
@@ -55,7 +62,13 @@ def sample_images(
             free, conditional = predicted.chunk(2)
             predicted = free + guidance_scale * (conditional - free)
         latents = scheduler.step(predicted, t, latents).prev_sample
+    return latents
 
+
+@torch.no_grad()
+def decode_images(pipe: Any, latents: Tensor) -> np.ndarray:
+    """uint8 (n, R, R, 3) of scaled latents (n, C, h, w)."""
+    vae = pipe.vae
     decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
     pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()

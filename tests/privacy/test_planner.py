@@ -166,6 +166,6 @@ def test_table(kwargs, words):
 
 def test_equal_plans_come_from_the_cache():
     first = make_plan(small(), DIGITS)
-    searches = planner._smallest_noise.cache_info().misses
+    searches = planner.smallest_noise.cache_info().misses
     assert make_plan(small(), DIGITS) == first
-    assert planner._smallest_noise.cache_info().misses == searches
+    assert planner.smallest_noise.cache_info().misses == searches

@@ -1,0 +1,128 @@
+"""The two things Private Evolution asks of a public model: fresh images, and variations of given ones.
+
+Both are public computations: they see prompts and synthetic images, never a record.
+
+References:
+    1. Lin et al. ICLR 2024. (RANDOM_API, VARIATION_API)
+    2. Meng et al. SDEdit. ICLR 2022. (variation = noise an image up to some time, then denoise it)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sapf_ray.config import ModelConfig
+from sapf_ray.data.latents import encode_prompts
+from sapf_ray.models.denoising import training_scheduler
+from sapf_ray.models.loading import load_pipeline, pick_device
+from sapf_ray.synthesis.sampler import decode_images, denoise, initial_noise, sample_images, solver
+
+
+class Api(Protocol):
+    """A public generator. Must pickle; must give sample i from (label i, seed i, parent i) alone."""
+
+    def random(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """Fresh samples (n, ...) of the given classes, int64 (n,), from seeds in [0, 2**63)."""
+
+    def vary(self, samples: np.ndarray, labels: np.ndarray, seeds: np.ndarray, strength: float) -> np.ndarray:
+        """Variations of ``samples`` (n, ...): the nearer ``strength`` to 0, the more alike; at 1 fresh samples."""
+
+
+@dataclass(frozen=True)
+class DiffusionApi:
+    """Any Stable-Diffusion-shaped pipeline; images uint8 (n, R, R, 3) at its native resolution R.
+
+    Args:
+        model: The public model.
+        prompts: One per class.
+        steps: DPM-Solver++ steps of a fresh image.
+        guidance_scale: 1 is none.
+        batch_size: Images denoised together.
+        gpus: Share of a GPU that the calling task holds; 0 computes on the CPU.
+    """
+
+    model: ModelConfig
+    prompts: tuple[str, ...]
+    steps: int
+    guidance_scale: float
+    batch_size: int = 50
+    gpus: float = 0.0
+
+    def random(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        pipe, context, empty = _loaded(self.model, self.prompts, pick_device(self.gpus))
+        return _in_batches(self.batch_size, len(seeds), lambda rows: sample_images(
+            pipe, context[labels[rows]], empty, seeds[rows], self.steps, self.guidance_scale,
+        ))
+
+    def vary(self, samples: np.ndarray, labels: np.ndarray, seeds: np.ndarray, strength: float) -> np.ndarray:
+        if strength == 1:
+            return self.random(labels, seeds)
+        pipe, context, empty = _loaded(self.model, self.prompts, pick_device(self.gpus))
+        return _in_batches(self.batch_size, len(seeds), lambda rows: vary_images(
+            pipe, samples[rows], context[labels[rows]], empty, seeds[rows], strength, self.steps, self.guidance_scale,
+        ))
+
+
+@torch.no_grad()
+def vary_images(
+    pipe: Any, images: np.ndarray, embeddings: Tensor, unconditional: Tensor, seeds: np.ndarray, strength: float,
+    steps: int, guidance_scale: float,
+) -> np.ndarray:
+    """Each image noised up to diffusion time ``strength * T`` and denoised again under its prompt.
+
+    The time is set exactly, not rounded to one of ``steps`` solver steps, so slowly falling strengths differ.
+
+    Args:
+        pipe: StableDiffusionPipeline.
+        images: uint8 (n, R, R, 3), R the pipeline's native resolution.
+        embeddings: (n, L, d) prompt embeddings.
+        unconditional: (1, L, d) embedding of the empty prompt; not used at guidance 1.
+        seeds: n seeds in [0, 2**63); image i depends on seed i alone.
+        strength: In (0, 1).
+        steps: Solver steps of a whole trajectory; ceil(strength * steps) are taken.
+        guidance_scale: 1 is none.
+
+    Returns:
+        uint8 (n, R, R, 3).
+    """
+    device = pipe.unet.device
+    noising, scheduler = training_scheduler(pipe), solver(pipe)
+    first = max(1, round(strength * (noising.config.num_train_timesteps - 1)))
+    count = max(1, int(np.ceil(strength * steps)))
+    # evenly from the first time downwards, 0 left out; two may round to one
+    times = np.unique(np.linspace(0, first, count + 1)[1:].round().astype(np.int64))[::-1]
+    scheduler.set_timesteps(timesteps=times.tolist(), device=device)
+
+    clean = latent_means(pipe, images) * pipe.vae.config.scaling_factor
+    noise = initial_noise(seeds, tuple(clean.shape[1:])).to(device)  # type: ignore[arg-type]
+    latents = noising.add_noise(clean, noise, torch.full((len(clean),), first, device=device))
+    return decode_images(pipe, denoise(pipe, scheduler, latents, embeddings, unconditional, guidance_scale))
+
+
+@torch.no_grad()
+def latent_means(pipe: Any, images: np.ndarray) -> Tensor:
+    """Unscaled mean of the VAE posterior, float32 (n, C, h, w), of images uint8 (n, R, R, 3)."""
+    pixels = torch.from_numpy(images).to(pipe.vae.device).permute(0, 3, 1, 2)
+    return pipe.vae.encode((pixels / 127.5 - 1).to(pipe.vae.dtype)).latent_dist.mean.float()
+
+
+@lru_cache(maxsize=1)
+def public_pipeline(model: ModelConfig, device: str) -> Any:
+    """The public pipeline, kept by a worker process between its tasks."""
+    return load_pipeline(model.path, model.dtype, device)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: ModelConfig, prompts: tuple[str, ...], device: str) -> tuple[Any, Tensor, Tensor]:
+    pipe = public_pipeline(model, device)
+    return pipe, encode_prompts(pipe, prompts), encode_prompts(pipe, ("",))
+
+
+def _in_batches(size: int, n: int, make: Any) -> np.ndarray:
+    return np.concatenate([make(slice(start, start + size)) for start in range(0, n, size)])

@@ -1,0 +1,44 @@
+"""The last generation as a synthetic data set, in the format of :mod:`sapf_ray.synthesis`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sapf_ray.evolution.generation import Generation
+from sapf_ray.synthesis.plan import SamplingPlan
+from sapf_ray.synthesis.writer import is_complete, remove_foreign, write_manifest, write_shard
+
+
+def write_data_set(
+    final: Generation, out_dir: Path | str, class_names: Sequence[str], prompts: Sequence[str], spec: str,
+    privacy_note: str, seed: int, shard_size: int = 100, on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes Parquet shards, manifest and dataset card; a shard of ``spec`` that is there and whole is kept.
+
+    Args:
+        final: From :func:`sapf_ray.evolution.evolve.evolve`; images uint8 (R, R, 3).
+        spec: Hex digest over all that decides which images come out; a re-run with another spec starts afresh.
+        privacy_note: Markdown for the dataset card.
+        seed: Of the run. The column ``seed`` names the seed of the slot's first image, its ancestor's place in
+            the data set; an evolved image is not made from it alone.
+        shard_size: Images per Parquet shard.
+        on_progress: Called with (images done, images in all).
+
+    Returns:
+        The manifest, as written.
+    """
+    out = Path(out_dir).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    plan = SamplingPlan(final.size, final.n_classes, shard_size, seed)
+    remove_foreign(out, plan, spec)
+    for shard in plan.shards:
+        if not is_complete(out, plan, shard, spec):
+            images = final.read(np.arange(shard.start, shard.stop))
+            write_shard(out, plan, shard, images, class_names, prompts, spec)
+        if on_progress:
+            on_progress(shard.stop, plan.n_images)
+    return write_manifest(out, plan, class_names, prompts, spec, privacy_note)

@@ -1,0 +1,132 @@
+"""The space in which a record's nearest candidate is found. Every network here is public.
+
+Example::
+
+    embed = make_embedding(config, ModelConfig())
+    embed(images).shape         # (n, d) float32 from uint8 (n, R, R, 3)
+
+References:
+    1. Lin et al. ICLR 2024. (Inception-v3 features)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sapf_ray.config import ModelConfig
+from sapf_ray.errors import DataError
+from sapf_ray.evolution.api import latent_means, public_pipeline
+from sapf_ray.evolution.settings import EvolutionConfig
+from sapf_ray.models.glyph_features import load_glyph_features
+from sapf_ray.models.loading import pick_device
+
+MAX_LATENT_SIDE = 16
+
+
+class Embedding(Protocol):
+    """Must pickle; row i must depend on sample i alone."""
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        """Samples (n, ...) → float32 (n, d)."""
+
+
+@dataclass(frozen=True)
+class VaeEmbedding:
+    """Latent mean of the public model's VAE, averaged down to at most 16 x 16 positions."""
+
+    model: ModelConfig
+    batch_size: int = 50
+    gpus: float = 0.0
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        pipe = public_pipeline(self.model, pick_device(self.gpus))
+
+        def embed(images: np.ndarray) -> Tensor:
+            latents = latent_means(pipe, images)
+            side = min(MAX_LATENT_SIDE, *latents.shape[-2:])
+            return F.adaptive_avg_pool2d(latents, side).flatten(1)
+
+        return _batched(embed, samples, self.batch_size)
+
+
+@dataclass(frozen=True)
+class GlyphEmbedding:
+    """Features of the shipped network, trained on public rendered characters; for digit-like images."""
+
+    batch_size: int = 50
+    gpus: float = 0.0
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        device = pick_device(self.gpus)
+        net = _glyph_net(device)
+        return _batched(lambda images: net.features(_pixels(images, device).float() / 255), samples, self.batch_size)
+
+
+@dataclass(frozen=True)
+class InceptionEmbedding:
+    """Inception-v3 pool features as torch-fidelity computes them, the same as for FID."""
+
+    weights: str
+    batch_size: int = 50
+    gpus: float = 0.0
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        device = pick_device(self.gpus)
+        net = _inception_net(self.weights, device)
+        return _batched(lambda images: net(_pixels(images, device))[0], samples, self.batch_size)
+
+
+EMBEDDINGS: dict[str, Callable[[EvolutionConfig, ModelConfig], Embedding]] = {
+    "vae": lambda c, model: VaeEmbedding(model, c.batch_size, c.gpus_per_task),
+    "glyph": lambda c, model: GlyphEmbedding(c.batch_size, c.gpus_per_task),
+    "inception": lambda c, model: InceptionEmbedding(str(c.inception_weights), c.batch_size, c.gpus_per_task),
+}
+"""Name in ``evolution.embedding`` → constructor."""
+
+
+def make_embedding(config: EvolutionConfig, model: ModelConfig) -> Embedding:
+    """The embedding that the config names. Reads no record; call it before a run spends anything.
+
+    Raises:
+        DataError: Inception weights that cannot be used.
+    """
+    if config.embedding == "inception":
+        from sapf_ray.evaluation.fidelity import check_inception_weights
+
+        try:
+            check_inception_weights(str(config.inception_weights))
+        except DataError as error:
+            raise DataError(str(error).replace("evaluation.inception_weights", "evolution.inception_weights")) from error
+    return EMBEDDINGS[config.embedding](config, model)
+
+
+@torch.no_grad()
+def _batched(embed: Callable[[np.ndarray], Tensor], samples: np.ndarray, size: int) -> np.ndarray:
+    parts = [embed(samples[start : start + size]) for start in range(0, len(samples), size)]
+    return torch.cat(parts).float().cpu().numpy()
+
+
+def _pixels(images: np.ndarray, device: str) -> Tensor:
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=1)
+def _glyph_net(device: str) -> Any:
+    return load_glyph_features().to(device)
+
+
+@lru_cache(maxsize=1)
+def _inception_net(weights: str, device: str) -> Any:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    from sapf_ray.evaluation.fidelity import INCEPTION_EXTRACTOR
+
+    return FeatureExtractorInceptionV3(INCEPTION_EXTRACTOR, ["2048"], feature_extractor_weights_path=weights).eval().to(device)

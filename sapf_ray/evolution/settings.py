@@ -1,0 +1,107 @@
+"""What a user can set about Private Evolution; validation in the style of :mod:`sapf_ray.config`.
+
+PE and Aug-PE are one algorithm with two rows of settings::
+
+    EvolutionConfig(**PE)        # sample parents by votes, one variation each, lookahead 8
+    EvolutionConfig(**AUG_PE)    # the best-voted survive beside 3 variations each; no lookahead
+
+References:
+    1. Lin, Gopi, Kulkarni, Nori, Yekhanin. Differentially private synthetic data via foundation model APIs 1:
+       Images. ICLR 2024. (PE)
+    2. Xie et al. Differentially private synthetic data via foundation model APIs 2: Text. ICML 2024. (Aug-PE)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sapf_ray.config import _one_of, _positive_int, _require
+
+SELECTIONS = ("sample", "rank")
+EMBEDDINGS = ("vae", "glyph", "inception")
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """Private Evolution: the public model's images, steered by the private records' noisy votes.
+
+    Args:
+        iterations: T, number of noisy histograms released; 0 returns the public model's images and reads no record.
+        n_images: Images of the final data set, labels uniform over the classes. Any number: more images are more
+            variations of the same winners, which costs no privacy.
+        population: Parents selected per class and iteration. Each candidate's noise competes with about
+            N / (classes * candidates per class) votes, so small data sets need small populations.
+        variations: Variations made of each parent.
+        keep_selected: Parents stay candidates beside their variations (Aug-PE), and the best of them are released
+            as they are; False replaces parents by their variations (PE).
+        selection: sample (parents drawn in proportion to thresholded votes, PE) or rank (the best-voted, Aug-PE).
+        lookahead: k: a candidate is judged by the mean embedding of k variations of it; 0 by its own embedding.
+        threshold: H in units of the noise's standard deviation: taken off every noisy count, and what is below 0
+            becomes 0. About 2 to 3 in DPImageBench's settings, at every epsilon, when put in this unit.
+        strength_start: Variation strength of the first iteration, in (0, 1]: the share of the diffusion time that
+            is undone. At 1 nothing is left of a parent: an iteration at 1 learns nothing through lookahead.
+        strength_end: Strength of the last iteration; at most ``strength_start``, falling linearly.
+        embedding: Space of the nearest-neighbour votes: vae (latent mean of the public model), glyph (the shipped
+            feature network) or inception (needs ``inception_weights``).
+        inception_weights: Path of torch-fidelity's Inception weights.
+        steps: DPM-Solver++ steps of a fresh image; a variation takes ``strength`` times as many.
+        guidance_scale: Classifier-free guidance scale; 1 is none.
+        batch_size: Images per forward pass.
+        shard_size: Images or records per Ray task (the unit of work and of resuming).
+        cpus_per_task: CPU cores one task takes.
+        gpus_per_task: GPUs one image or embedding task takes; may be a fraction.
+    """
+
+    iterations: int = 7
+    n_images: int = 60_000
+    population: int = 200
+    variations: int = 1
+    keep_selected: bool = False
+    selection: str = "sample"
+    lookahead: int = 8
+    threshold: float = 2.0
+    strength_start: float = 0.9
+    strength_end: float = 0.4
+    embedding: str = "vae"
+    inception_weights: str | None = None
+    steps: int = 25
+    guidance_scale: float = 2.0
+    batch_size: int = 50
+    shard_size: int = 100
+    cpus_per_task: float = 1.0
+    gpus_per_task: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive_int("evolution", self, "iterations", "lookahead", minimum=0)
+        _positive_int("evolution", self, "n_images", "population", "variations", "steps", "batch_size", "shard_size")
+        _require(isinstance(self.keep_selected, bool), "evolution.keep_selected", self.keep_selected, "must be true or false")
+        _one_of("evolution.selection", self.selection, SELECTIONS)
+        _require(0 <= self.threshold < float("inf"), "evolution.threshold", self.threshold,
+                 "must be a finite number of at least 0")
+        _require(0 < self.strength_start <= 1, "evolution.strength_start", self.strength_start, "must lie in (0, 1]")
+        _require(0 < self.strength_end <= self.strength_start, "evolution.strength_end", self.strength_end,
+                 f"must lie in (0, {self.strength_start:g}], not above strength_start")
+        _one_of("evolution.embedding", self.embedding, EMBEDDINGS)
+        _require(self.embedding != "inception" or self.inception_weights is not None, "evolution.inception_weights",
+                 self.inception_weights, "must be a path when embedding is inception")
+        _require(self.guidance_scale >= 1, "evolution.guidance_scale", self.guidance_scale, "must be at least 1")
+        _require(self.cpus_per_task > 0, "evolution.cpus_per_task", self.cpus_per_task, "must be above 0")
+        _require(self.gpus_per_task >= 0, "evolution.gpus_per_task", self.gpus_per_task, "must be at least 0")
+
+    @property
+    def candidates(self) -> int:
+        """Candidates per class of every generation but the last."""
+        return self.population * (self.variations + self.keep_selected)
+
+    def strength(self, iteration: int) -> float:
+        """Variation strength of an iteration in [0, iterations)."""
+        share = iteration / max(1, self.iterations - 1)
+        return self.strength_start + (self.strength_end - self.strength_start) * share
+
+
+# What only says how the work is spread; belongs into config.EXECUTION_ONLY.
+EXECUTION_ONLY = frozenset({"cpus_per_task", "gpus_per_task"})
+
+PE: dict[str, Any] = {"selection": "sample", "variations": 1, "keep_selected": False, "lookahead": 8}
+AUG_PE: dict[str, Any] = {"selection": "rank", "variations": 3, "keep_selected": True, "lookahead": 0}

@@ -1,0 +1,186 @@
+"""One vote a record, one noise draw a histogram, the ledger first."""
+
+from __future__ import annotations
+
+import math
+import stat
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+
+from sapf_ray.errors import BudgetError, DataError
+from sapf_ray.evolution import EvolutionConfig, evolution_stage, histogram
+from sapf_ray.evolution.histogram import RecordEmbeddings, all_votes, count_votes, release_histogram
+from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.noise import add_gaussian_noise
+from sapf_ray.privacy.planner import StagePlan
+from sapf_ray.privacy.streams import NoiseKey
+from tests.evolution.toy import DELTA, PointEmbedding, PointSource, plan_of
+
+KEY = NoiseKey(bytes(range(32)))
+CLASSES = 3
+
+
+def case(n=200, m=33, d=5, seed=0):
+    rng = np.random.default_rng(seed)
+    candidates = rng.normal(size=(m, d)).astype(np.float32)
+    candidates[9], candidates[30], candidates[4] = candidates[3], candidates[3], candidates[3]  # 4 is of another class
+    return candidates, rng.normal(size=(n, d)).astype(np.float32) + 5, rng.integers(0, CLASSES, n)
+
+
+def by_brute_force(candidates, embeddings, labels):
+    votes = [0] * len(candidates)
+    for x, label in zip(embeddings.astype(float), labels, strict=True):
+        mine = [i for i in range(len(candidates)) if i % CLASSES == label]
+        votes[min(mine, key=lambda i: (float(((x - candidates[i].astype(float)) ** 2).sum()), i))] += 1
+    return votes
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 1 << 22])
+def test_votes_are_those_of_brute_force(monkeypatch, chunk):
+    monkeypatch.setattr(histogram, "_DISTANCES_PER_CHUNK", chunk)
+    votes = count_votes(case()[0], CLASSES, *case()[1:])
+    assert votes.tolist() == by_brute_force(*case()) and votes.sum() == 200
+    assert votes[9] == votes[30] == 0 and votes.dtype == np.int64
+
+
+def test_one_record_moves_one_count_by_one():
+    candidates, embeddings, labels = case(n=40)
+    votes = count_votes(candidates, CLASSES, embeddings, labels)
+    for i in range(40):
+        without = count_votes(candidates, CLASSES, np.delete(embeddings, i, 0), np.delete(labels, i))
+        assert np.linalg.norm(votes - without) == 1 and (votes - without).sum() == 1
+
+
+def test_a_record_of_no_number_has_one_vote_too_and_a_class_without_records_none():
+    candidates, embeddings, labels = case(n=3)
+    embeddings[1] = np.nan
+    assert count_votes(candidates, CLASSES, embeddings, np.array([0, 1, 1])).sum() == 3
+    assert count_votes(candidates, CLASSES, embeddings[:0], labels[:0]).sum() == 0
+    with pytest.raises(DataError):
+        count_votes(candidates, CLASSES, embeddings, np.array([0, 1, 3]))
+
+
+def setup(tmp_path, noise=4.0, count=100, epsilon=1e3):
+    stage = StagePlan(noise, 1.0, count, 1.0)
+    return stage, Ledger.create(tmp_path / "ledger.jsonl", plan_of(epsilon))
+
+
+def without_noise(votes, noise, stream):
+    return votes
+
+
+def half_the_noise(votes, noise, stream):
+    return add_gaussian_noise(votes, noise / 2, 1.0, stream)
+
+
+def noise_per_shard(votes, noise, stream):
+    return sum(add_gaussian_noise(votes / 3, noise, 1.0, stream) for _ in range(3))
+
+
+def one_draw_for_all_candidates(votes, noise, stream):
+    return votes + add_gaussian_noise(torch.zeros(1), noise, 1.0, stream)
+
+
+def as_written(votes, noise, stream):
+    return add_gaussian_noise(votes, noise, 1.0, stream)
+
+
+def check_noise(tmp_path):
+    """Asserts variance (chi-square), independence of counts and of iterations."""
+    stage, ledger = setup(tmp_path)
+    votes = np.random.default_rng(0).integers(0, 30, 400)
+    noise = np.stack([release_histogram(votes, t, stage, KEY, "s", ledger) - votes for t in range(25)]) / 4.0
+    for statistic, n in (((noise**2).sum(), noise.size), ((noise.mean(1) * 20) ** 2, 25), ((noise.mean(0) * 5) ** 2, 400)):
+        assert chi2.ppf(1e-6, n) < statistic.sum() < chi2.ppf(1 - 1e-6, n)
+
+
+def patch(monkeypatch, mechanism):
+    monkeypatch.setattr(
+        histogram, "add_gaussian_noise", lambda votes, noise, sensitivity, stream, non_private: mechanism(votes, noise, stream)
+    )
+
+
+def test_noise_is_as_planned(tmp_path):
+    check_noise(tmp_path)
+
+
+@pytest.mark.parametrize("mechanism", [without_noise, half_the_noise, noise_per_shard, one_draw_for_all_candidates])
+def test_broken_twins_are_rejected(tmp_path, monkeypatch, mechanism):
+    patch(monkeypatch, mechanism)
+    with pytest.raises(AssertionError):
+        check_noise(tmp_path)
+
+
+def test_the_patched_check_passes_the_right_mechanism(tmp_path, monkeypatch):
+    patch(monkeypatch, as_written)
+    check_noise(tmp_path)
+
+
+def test_the_event_is_on_disk_before_noise_exists(tmp_path, monkeypatch):
+    stage, ledger = setup(tmp_path)
+
+    def crash(*arguments):
+        (event,) = Ledger.open(tmp_path / "ledger.jsonl").events()
+        assert (event.release, event.stage, event.event) == ("evolution/histogram/2", "evolution", stage.event())
+        raise KeyboardInterrupt
+
+    patch(monkeypatch, crash)
+    with pytest.raises(KeyboardInterrupt):
+        release_histogram(np.arange(5), 2, stage, KEY, "s", ledger)
+
+
+def test_same_votes_replay_and_other_votes_are_a_second_release(tmp_path):
+    votes = np.arange(50)
+    stage = evolution_stage(2.0, DELTA, 2, "rdp")
+    ledger = Ledger.create(tmp_path / "ledger.jsonl", plan_of(2.0))
+    first = release_histogram(votes, 0, stage, KEY, "s", ledger)
+    assert np.array_equal(release_histogram(votes, 0, stage, KEY, "s", ledger), first)
+    assert [e.replay for e in ledger.events()] == [False, True]
+    other = votes.copy()
+    other[3] += 1  # budget is left for it here; it must not reuse the noise
+    second = release_histogram(other, 0, stage, KEY, "s", ledger)
+    assert not ledger.events()[-1].replay and np.abs((second - other) - (first - votes)).min() > 1e-3
+    with pytest.raises(BudgetError):
+        release_histogram(votes, 1, stage, KEY, "s", ledger)
+
+
+def test_exact_votes_are_not_written(tmp_path):
+    stage, ledger = setup(tmp_path)
+    votes = np.full(3, 987_654)
+    noisy = release_histogram(votes, 0, stage, KEY, "s", ledger)
+    assert "98765" not in ledger.path.read_text() and not (noisy == votes).any()
+    streams = [e.stream for e in ledger.events()]
+    release_histogram(votes, 0, stage, NoiseKey.create(), "s", ledger)  # another key: nobody can look votes up by it
+    assert ledger.events()[-1].stream not in streams
+
+
+def test_votes_do_not_depend_on_the_number_of_tasks(ray_cluster, tmp_path):
+    source, config = PointSource(300), EvolutionConfig(iterations=1)
+    rng = np.random.default_rng(2)
+    candidates = rng.normal(size=(30, 2)).astype(np.float32) * 4
+    expected = count_votes(candidates, CLASSES, *_records(source))
+    for shard_size in (37, 300):
+        records = RecordEmbeddings(str(tmp_path / f"{shard_size}"), 300, shard_size)
+        assert len(list(records.build(source, 8, PointEmbedding(), config))) == len(records.shards) == math.ceil(300 / shard_size)
+        assert np.array_equal(all_votes(candidates, CLASSES, records, config), expected)
+
+
+def _records(source):
+    points, labels = source.read("train", np.arange(source.n_train), 8)
+    return points.astype(np.float32), labels
+
+
+def test_record_embeddings_are_for_the_owner_only_and_made_once(ray_cluster, tmp_path):
+    records = RecordEmbeddings(str(tmp_path / "private"), 300, 100)
+    list(records.build(PointSource(300), 8, PointEmbedding(), EvolutionConfig()))
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o700
+    files = list((tmp_path / "private").iterdir())
+    assert len(files) == 3 and all(stat.S_IMODE(f.stat().st_mode) == 0o600 for f in files)
+    records.file(1).unlink()
+    kept = records.file(0).stat().st_mtime_ns
+    list(records.build(PointSource(300), 8, PointEmbedding(), EvolutionConfig()))
+    assert records.file(0).stat().st_mtime_ns == kept
+    assert np.allclose(records.read(1)[0], _records(PointSource(300))[0][100:200])
