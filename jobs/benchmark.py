@@ -1,109 +1,131 @@
-"""What orchestration costs: the fine-tuning stage through Ray Train against the same loop in a bare process.
+"""Speed and memory of every stage against its rivals, side by side in one run.
 
-    python -m jobs.benchmark --out runs/bench
+    python -m jobs.benchmark --out runs/bench                     # what `make bench` runs; about 12 minutes on 2 cores
+    python -m jobs.benchmark --groups lora --size sd --repeats 9
+    python -m jobs.benchmark --curves true --groups selection,lora
+    python -m jobs.benchmark --device cuda --dtype bfloat16       # Stable Diffusion 1.5's architecture
 
-Both train the digits preset on public stand-in data, in turn, several times; ratios of whole-stage wall time
-(start-up, loading and checkpoints included) are printed with minimum, median and maximum.
+Contenders are processes that take their steps in turn, so noise of the machine hits all alike; figures are
+ratios within a round. Ours run with the allocator settings that ``sapf`` gives its workers, rivals with the
+stock ones, and figures that end in ``_same_allocator`` compare with a floor that has ours.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import pickle
-import subprocess
-import sys
 import tempfile
-import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
-import numpy as np
-import torch.distributed as dist
 
-from jobs.compare import with_overrides
-from sapf_ray import cluster
-from sapf_ray.cli import load_preset
-from sapf_ray.config import RunConfig, from_dict
-from sapf_ray.data.base import open_source
-from sapf_ray.data.latents import LatentCache, build_latent_cache
-from sapf_ray.finetune.launcher import cpus_per_worker, finetune
-from sapf_ray.finetune.loop import FinetuneJob, train
-from sapf_ray.models.loading import load_pipeline
-from sapf_ray.models.pool import candidate_pool
-from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.planner import make_plan
-from sapf_ray.privacy.streams import NoiseKey
-from sapf_ray.rundir import write_atomic
-from sapf_ray.saliency.scores import n_selected
+from jobs.bench import curves as growth
+from jobs.bench import figures, ray_stages, report
+from jobs.bench.models import SIZES, Case
+from jobs.bench.process import Entry, Measured, measure
+from sapf_ray.errors import ConfigError
+
+GROUPS = (*figures.GROUPS, *ray_stages.GROUPS)
 
 
-def make_job(config: RunConfig, cache: LatentCache, n_records: int, directory: Path) -> FinetuneJob:
-    """A fine-tuning job with a ledger of its own; evenly spread matrices stand for a selection."""
-    plan = make_plan(config, n_records)
-    Ledger.create(directory / "ledger.jsonl", plan)
-    pool = list(candidate_pool(load_pipeline(config.model.path).unet))
-    kept = np.linspace(0, len(pool) - 1, n_selected(len(pool), config.saliency.ratio)).round().astype(int)
-    return FinetuneJob(
-        config.model, [pool[i] for i in kept], cache, plan, config.finetune, NoiseKey.create(0), "benchmark",
-        str(directory / "ledger.jsonl"), seed=0,
-    )
+def _names(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(option, name, "must be one of " + ", ".join(allowed))
+    return names
 
 
-def bare_process(job_file: str, threads: int) -> None:
-    """The worker's loop without Ray; run by :func:`main` as a process of its own."""
-    import torch
+def _log(text: str) -> None:
+    print(text, flush=True)
 
-    torch.set_num_threads(threads)
+
+def _gemm_rate(base: Case) -> float | None:
+    """GFLOP/s of one contender's best matrix product."""
+    measured, _ = measure([Entry("gemm", "gemm", base, True)], 5, _log, flops=("gemm",))
+    if "gemm" not in measured or not measured["gemm"].flops:
+        return None
+    return measured["gemm"].flops / min(measured["gemm"].seconds) / 1e9
+
+
+def _group(group: str, size: str, base: Case, repeats: int, only: list[str], results: dict[str, Any]) -> None:
+    """Measures one group on one size and adds it to the results."""
     with tempfile.TemporaryDirectory() as directory:
-        dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=0, world_size=1)
-        train(pickle.loads(Path(job_file).read_bytes()), None, lambda state: state.save(Path(directory) / "state.pt"))
-        dist.destroy_process_group()
+        case = replace(
+            figures.CASES[group, size], device=base.device, dtype=base.dtype, threads=base.threads, directory=directory
+        )
+        _log(f"{group} on {size}: {case.n} images a step, {case.batch} a forward pass")
+        rows = [row for row in figures.entries(group, case) if not only or row.label in only]
+        measured, failures = measure(rows, repeats, _log, figures.FLOPS_OF[group], figures.RESULTS_OF[group])
+    prefix = figures.prefix(group, size)
+    for name, value in figures.ratios(group, measured).items():
+        results[prefix + name] = value
+        _log(f"  {prefix}{name}: {value['median']:.3f} ({value['min']:.3f} to {value['max']:.3f})")
+    for label, m in measured.items():
+        results["absolute"][f"{group}/{size}/{label}"] = figures.absolute(m, results["absolute"].get("gemm_gflop_per_s"))
+    for label, row in figures.agreement(group, measured).items():
+        results["agreement"][f"{group}/{size}/{label}"] = row
+    for label, text in failures.items():
+        results["failures"][f"{group}/{size}/{label}"] = text
+    _check_agreement(group, size, measured, results)
 
 
-def main(out: str = "runs/bench", repeats: int = 3, steps: int | None = None) -> None:
-    """Prints and writes ``results.json`` with each figure as {min, median, max}.
+def _check_agreement(group: str, size: str, measured: dict[str, Measured], results: dict[str, Any]) -> None:
+    """A rival that computes something else is no rival: it counts as a failure."""
+    for label, row in figures.agreement(group, measured).items():
+        if row.get("max_relative", 0.0) > figures.TOLERANCE[measured["ours"].case.dtype]:
+            results["failures"][f"{group}/{size}/{label}: result"] = f"differs from ours by {row['max_relative']:.2g} relative"
+
+
+def main(
+    out: str = "runs/bench", groups: str = ",".join(GROUPS), size: str = "", contenders: str = "", repeats: int = 5,
+    ray_repeats: int = 2, device: str = "cpu", dtype: str = "float32", threads: int = 1, curves: bool = False,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Measures, prints the table and writes results.json, results.md and plots.
 
     Args:
-        out: Directory for the results.
-        repeats: Pairs of runs.
-        steps: Fine-tuning steps; by default those of the preset.
+        out: Directory of the results.
+        groups: Comma-separated: selection, lora, full, synthesis, ray, workers.
+        size: Comma-separated rows of jobs.bench.models.SIZES; by default sd and embedded, on CUDA sd15-256 and sd15-512.
+        contenders: Only these rows of the groups (comma-separated); by default all.
+        repeats: Measured rounds after the one that warms up.
+        ray_repeats: Rounds of the groups that run whole stages on Ray.
+        device: cpu or cuda (the groups ray and workers run on CPU).
+        dtype: float32 or bfloat16.
+        threads: Threads of each contender.
+        curves: Also sweep pool size, batch, tokens, rank and N; writes curves.csv and curves.png.
+        quick: Tiny model and one round: shows that everything runs, not how fast.
     """
-    overrides = {"data.source": "stand_in"} | ({"finetune.steps": steps} if steps else {})
-    config = from_dict(with_overrides(load_preset("digits"), overrides))
-    source = open_source(config.data)
-    ratios: list[float] = []
-    seconds: dict[str, list[float]] = {"bare": [], "ray_train": []}
-    with tempfile.TemporaryDirectory() as temporary, cluster.session(config.cluster):
-        root = Path(temporary)
-        cache = build_latent_cache(root / "latents", source, config.model.path, "float32", "cpu", 512, {"num_cpus": 1})
-        for repeat in range(repeats):
-            pair = {}
-            for kind in ("bare", "ray_train"):
-                directory = root / f"{kind}{repeat}"
-                directory.mkdir()
-                job = make_job(config, cache, source.n_train, directory)
-                start = time.monotonic()
-                if kind == "bare":
-                    (directory / "job.pkl").write_bytes(pickle.dumps(job))
-                    arguments = f"{str(directory / 'job.pkl')!r}, {int(cpus_per_worker(job))}"
-                    call = f"from jobs.benchmark import bare_process; bare_process({arguments})"
-                    subprocess.run([sys.executable, "-c", call], check=True)
-                else:
-                    finetune(dataclasses.replace(job), directory / "checkpoints", directory / "adapter")
-                pair[kind] = time.monotonic() - start
-                seconds[kind].append(pair[kind])
-                print(f"repeat {repeat}: {kind} {pair[kind]:.1f} s", flush=True)
-            ratios.append(pair["ray_train"] / pair["bare"])
-    results = {"ray_train_time_vs_bare": _spread(ratios)} | {f"seconds_{k}": _spread(v) for k, v in seconds.items()}
-    Path(out).mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(out) / "results.json", json.dumps(results, indent=2) + "\n")
-    for name, spread in results.items():
-        print(f"{name}: median {spread['median']:.3f} (min {spread['min']:.3f}, max {spread['max']:.3f}, {repeats} repeats)")
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"min": min(values), "median": float(np.median(values)), "max": max(values)}
+    chosen = _names("groups", groups, GROUPS)
+    default = "tiny" if quick else "sd15-256,sd15-512" if device.startswith("cuda") else "sd,embedded"
+    sizes = _names("size", size or default, tuple(SIZES))
+    if quick:
+        repeats = ray_repeats = 1
+    base = Case(sizes[0], 1, device=device, dtype=dtype, threads=threads)
+    results: dict[str, Any] = {
+        "machine": report.machine(device, threads), "absolute": {}, "agreement": {}, "failures": {},
+    }
+    only = [name.strip() for name in contenders.split(",") if name.strip()]
+    if set(chosen) & set(figures.GROUPS) and (rate := _gemm_rate(base)):
+        results["absolute"]["gemm_gflop_per_s"] = rate
+    for group in chosen:
+        for name in sizes if group in figures.GROUPS else ():
+            if (group, name) in figures.CASES:
+                _group(group, name, base, repeats, only, results)
+                report.write(results, Path(out))
+    on_ray = [group for group in chosen if group in ray_stages.GROUPS]
+    if on_ray:
+        ratios, absolute, failures = ray_stages.run(on_ray, ray_repeats, quick, _log)
+        results |= ratios
+        results["absolute"] |= absolute
+        results["failures"] |= failures
+    _log("\n" + report.write(results, Path(out)))
+    if curves:
+        rows = growth.run(sizes[0], base, min(repeats, 2), _log, chosen, quick) + growth.worker_rows(results["absolute"])
+        growth.write_csv(rows, Path(out) / "curves.csv")
+        report.plot_curves(rows, Path(out) / "curves.png")
+    return results
 
 
 if __name__ == "__main__":

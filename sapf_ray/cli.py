@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from importlib import resources
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jsonargparse
 import yaml
@@ -22,6 +22,7 @@ from sapf_ray.config import RunConfig, flatten, from_dict, to_dict
 from sapf_ray.errors import SapfError
 
 PRESETS = resources.files("sapf_ray") / "presets"
+_FORMATS = Literal["text", "markdown", "csv", "latex"]
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -42,6 +43,10 @@ def _explain(message: str) -> str:
     if wrong_type:
         field, kind, value = wrong_type.groups()
         return f"{field} = {value!r}: must be a value of type {kind}"
+    not_listed = re.search(r'Parser key "([\w.]+)".*Expected a typing\.Literal\[(.*)\]\. Got value: (.*)', message)
+    if not_listed:
+        field, choices, value = not_listed.groups()
+        return f"{field} = {value!r}: must be one of {choices}"
     unknown = re.search(r"unrecognized arguments: --([^\s=]+)|does not accept option '([\w.]+)'", message)
     if unknown is None:
         return message.replace("required: run.out", "required: --out")
@@ -85,6 +90,13 @@ def _parser() -> _Parser:
         sub.add_argument("--preset", type=str, default=None, help="Start from a preset: " + ", ".join(presets()))
         commands.add_subcommand(name, sub)
     commands.add_subcommand("ledger", ledger)
+    reproduce = _Parser(description="A table of the paper, computed beside its printed values; reads no image.")
+    reproduce.add_argument("table", type=str, help="table9, table10 or table13; up to a minute.")
+    reproduce.add_argument("--format", type=_FORMATS, default="text", help="How to print it.")
+    commands.add_subcommand("reproduce", reproduce)
+    data_sets = _Parser(description="The data sets that data.source takes, and where to obtain them.")
+    data_sets.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list.")
+    commands.add_subcommand("datasets", data_sets)
     return parser
 
 
@@ -140,6 +152,28 @@ def _ledger(namespace: jsonargparse.Namespace, console: Console) -> None:
     console.print(Ledger.open(RunDirectory(namespace.directory).ledger).summary())
 
 
+def _reproduce(namespace: jsonargparse.Namespace, console: Console) -> None:
+    from sapf_ray.report.accounting import reproduce_accounting
+
+    report = reproduce_accounting(namespace.table)
+    if namespace.format == "text":
+        console.print(report)
+    else:
+        print(report.render(namespace.format), end="")
+
+
+def _datasets(namespace: jsonargparse.Namespace, console: Console) -> None:
+    from sapf_ray.data.catalog import datasets_json, datasets_table
+
+    if namespace.json:
+        print(json.dumps(datasets_json(), indent=2))
+    else:
+        console.print(datasets_table())
+
+
+_COMMANDS = {"run": _run, "plan": _plan, "ledger": _ledger, "reproduce": _reproduce, "datasets": _datasets}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 bad input, 130 interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -150,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.print_help()
             return 2
         namespace = parser.parse_args(_with_preset(arguments))
-        command = {"run": _run, "plan": _plan, "ledger": _ledger}[namespace.command]
+        command = _COMMANDS[namespace.command]
         command(namespace[namespace.command], console)
     except SapfError as error:
         sys.stderr.write(f"sapf: error: {_one_line(str(error))}\n")

@@ -14,7 +14,7 @@ from sapf_ray.errors import ClusterError
 
 # Of every process of a run. Freed memory is kept: glibc otherwise returns a large tensor's pages at once, and
 # page faults then take up to half the time of element-wise layers on CPU.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
@@ -37,14 +37,14 @@ def session(config: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         ray.init(
             address=config.address or "local", num_cpus=None if config.address else config.num_cpus,
             include_dashboard=None if config.address else False, log_to_driver=False,
             logging_level=logging.ERROR, configure_logging=True,
-            runtime_env={"env_vars": _ENVIRONMENT},
+            runtime_env={"env_vars": ENVIRONMENT},
         )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise ClusterError(

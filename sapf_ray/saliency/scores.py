@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sapf_ray.config import SaliencyConfig
 from sapf_ray.privacy.noise import clip_factors, clipped_sum
-from sapf_ray.saliency.engine import PoolCapture
+from sapf_ray.saliency.engine import Pool, PoolCapture
 
 Release = list[Tensor]
 
@@ -34,7 +34,7 @@ class Score:
 
     keep_gradients: bool
     contribution: Callable[[PoolCapture, Tensor], Release]
-    zero: Callable[[dict[str, nn.Linear]], Release]
+    zero: Callable[[Pool], Release]
     rank: Callable[[Release], Tensor]
 
 

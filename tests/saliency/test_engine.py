@@ -4,46 +4,41 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from sapf_ray.config import SaliencyConfig
-from sapf_ray.models.pool import candidate_pool
-from sapf_ray.saliency.engine import PoolCapture, gradient_norms
+from sapf_ray.models.pool import attention_layers, candidate_pool
+from sapf_ray.saliency.engine import PoolCapture, WeightRows, gradient_norms
+from sapf_ray.saliency.layer_norms import MAX_TEMPORARY_BYTES
 from sapf_ray.saliency.scores import SCORES, clipped_contribution, n_selected, top_matrices
-from tests.tiny import tiny_unet
+from tests.allocations import Allocations, NoSync
+from tests.networks import CASES, Case, tiny_dit
 
 
-def unet_batch(n: int):
-    generator = torch.Generator().manual_seed(1)
-    x, target = torch.randn(2, n, 4, 4, 4, generator=generator)
-    states = torch.randn(n, 7, 16, generator=generator)
-    return x, torch.randint(0, 1000, (n,), generator=generator), states, target
+def frozen_case(kind: str, n: int, k: int = 1, **options):
+    case = CASES[kind](n, k, **options)
+    case.model.requires_grad_(False).eval()
+    return case
 
 
-def losses(unet, x, t, states, target):
-    return (unet(x, t, encoder_hidden_states=states).sample - target).square().flatten(1).mean(1)
+def capture_of(case, pool, scale=1.0, **options) -> PoolCapture:
+    with PoolCapture(pool, rows_per_record=case.rows_per_record, **options) as capture:
+        (case.losses() * scale).sum().backward()
+    return capture
 
 
-def oracle(unet, pool, batch):
-    """Per-record gradients, one forward and backward per record: list over records of lists over matrices."""
-    weights = [layer.weight for layer in pool.values()]
-    for w in weights:
-        w.requires_grad_(True)
-    rows = [torch.autograd.grad(losses(unet, *(part[i : i + 1] for part in batch)).sum(), weights) for i in range(len(batch[0]))]
-    for w in weights:
-        w.requires_grad_(False)
-    return rows
-
-
-@pytest.fixture(scope="module")
-def captured():
-    unet = tiny_unet().requires_grad_(False).eval()
-    pool, batch = candidate_pool(unet), unet_batch(5)
-    with PoolCapture(pool, keep=True) as capture:
-        losses(unet, *batch).sum().backward()
-    return capture, oracle(unet, pool, batch), pool
+def check_against_oracle(case, pool, capture) -> None:
+    """Norms and clipped sums of every matrix to 1e-5 of the micro-batch-of-one oracle."""
+    rows = case.gradients([layer.weight for layer in pool.values()])
+    expected = torch.stack([torch.stack([g.norm() for g in row]) for row in rows])
+    torch.testing.assert_close(capture.norms(), expected, rtol=1e-5, atol=1e-8)
+    factors = torch.linspace(0, 2, len(rows))
+    for j, total in enumerate(capture.clipped_sum(factors)):
+        summed = torch.stack([c * row[j] for c, row in zip(factors, rows, strict=True)]).sum(0)
+        assert total.dtype == torch.float32 and (total - summed).norm() <= 1e-5 * summed.norm() + 1e-8
 
 
 @settings(max_examples=40, deadline=None)
@@ -59,28 +54,124 @@ def test_both_routes_give_the_norm_of_the_instantiated_gradient(tokens, d_in, d_
     torch.testing.assert_close(gradient_norms(a, g).double(), expected, rtol=2e-5, atol=1e-5)
 
 
-def test_unet_norms_match_the_oracle(captured):
-    capture, rows, _ = captured
-    expected = torch.stack([torch.stack([g.norm() for g in row]) for row in rows])
-    torch.testing.assert_close(capture.norms(), expected, rtol=1e-5, atol=1e-8)
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("cap", [2048, MAX_TEMPORARY_BYTES])
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_norms_and_clipped_sums_match_the_oracle(kind, k, cap):
+    case = frozen_case(kind, 4, k)
+    pool = candidate_pool(case.model, "qkvo")
+    assert len(pool) == {"unet": 32, "dit": 8}[kind]
+    check_against_oracle(case, pool, capture_of(case, pool, keep=True, max_temporary_bytes=cap))
 
 
-def test_clipped_sum_matches_the_oracle(captured):
-    capture, rows, _ = captured
-    factors = torch.tensor([1.0, 0.5, 0.0, 2.0, 0.1])
-    for k, total in enumerate(capture.clipped_sum(factors)):
-        expected = sum(c * row[k] for c, row in zip(factors, rows, strict=True))
-        torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-7)
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_with_and_without_bias(bias):
+    case = frozen_case("dit", 3, dit=tiny_dit(attention_bias=bias))
+    pool = candidate_pool(case.model)
+    assert all((layer.bias is not None) == bias for layer in pool.values())
+    check_against_oracle(case, pool, capture_of(case, pool, keep=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 4), k=st.integers(1, 3), tokens=st.integers(1, 20), d=st.integers(1, 24), hidden=st.integers(2, 24),
+    bias=st.booleans(), cap=st.sampled_from([128, 2048, MAX_TEMPORARY_BYTES]),
+)
+def test_any_shape_matches_the_oracle(n, k, tokens, d, hidden, bias, cap):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(d, hidden, bias), nn.Tanh(), nn.Linear(hidden, d, bias)).requires_grad_(False)
+    case = Case(net, (torch.randn(n * k, tokens, d),), lambda net, x: net(x).square().flatten(1).sum(1), k)
+    lower, upper = WeightRows(net[2], slice(0, d // 2)), WeightRows(net[2], slice(d // 2, d))
+    pool = {"first": net[0], "lower half": lower, "upper half": upper}
+    capture = capture_of(case, pool, keep=True, max_temporary_bytes=cap)
+    (first, last) = zip(*case.gradients([net[0].weight, net[2].weight]), strict=True)
+    rows = [(a, b[: d // 2], b[d // 2 :]) for a, b in zip(first, last, strict=True)]
+    expected = torch.stack([torch.stack([part.norm() for part in row]) for row in rows])
+    torch.testing.assert_close(capture.norms(), expected, rtol=1e-5, atol=1e-6)
+    sums = capture.clipped_sum(torch.ones(n))
+    torch.testing.assert_close(sums[0], sum(first), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(sums[1:]), sum(last), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_fused_projections_give_the_norms_of_the_separate_ones(kind):
+    case = frozen_case(kind, 3)
+    separate = candidate_pool(case.model)
+    expected = capture_of(case, separate, keep=True)
+    fused: dict[str, nn.Linear | WeightRows] = {}
+    for name, layer in attention_layers(case.model):
+        layer.fuse_projections()
+        layer.set_processor(FusedAttnProcessor2_0())
+        parts = ["to_k", "to_v"] if layer.is_cross_attention else ["to_q", "to_k", "to_v"]
+        whole = layer.to_kv if layer.is_cross_attention else layer.to_qkv
+        whole.requires_grad_(False)
+        if layer.is_cross_attention:
+            fused[f"{name}.to_q"] = layer.to_q
+        width = whole.out_features // len(parts)
+        fused |= {f"{name}.{part}": WeightRows(whole, slice(i * width, (i + 1) * width)) for i, part in enumerate(parts)}
+    assert list(fused) == list(separate)
+    actual = capture_of(case, fused, keep=True)
+    torch.testing.assert_close(actual.norms(), expected.norms(), rtol=2e-5, atol=1e-8)
+    factors = torch.tensor([0.5, 0.0, 2.0])
+    for total, other, entry in zip(actual.clipped_sum(factors), expected.clipped_sum(factors), fused.values(), strict=True):
+        assert total.shape == entry.weight.shape
+        torch.testing.assert_close(total, other, rtol=1e-4, atol=1e-7)
+
+
+def test_bf16_forward_has_float32_norms_of_its_own_tensors():
+    """In bf16 the engine's norms equal those of the bf16 tensors multiplied in float64: nothing more is lost."""
+    case = frozen_case("unet", 3)
+    case.model.bfloat16()
+    case = Case(case.model, [x.bfloat16() if x.is_floating_point() else x for x in case.batch], case.row_losses)
+    capture = capture_of(case, candidate_pool(case.model), keep=True)
+    assert capture.norms().dtype == torch.float32
+    for name, (a, g) in capture._captured.items():
+        assert a.dtype == g.dtype == torch.bfloat16
+        exact = (g.double().mT @ a.double()).flatten(1).norm(dim=1).float()
+        torch.testing.assert_close(capture._norms[name], exact, rtol=1e-5, atol=0)
+
+
+def test_half_precision_is_cast_piece_by_piece():
+    torch.manual_seed(0)
+    layer = nn.Linear(32, 32).requires_grad_(False).bfloat16()
+    a, g = torch.randn(2, 64, 16, 32).bfloat16()
+    capture = PoolCapture({"w": layer}, keep=True, max_temporary_bytes=16 * 1024)
+    with Allocations() as seen:
+        capture._reduce(layer, a, a._version, g)
+        capture.clipped_sum(torch.ones(64))
+    assert seen.largest <= 16 * 1024 < g.numel() * 4
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_nothing_waits_for_the_device(kind):
+    case = frozen_case(kind, 3, 2)
+    with PoolCapture(candidate_pool(case.model), keep=True, rows_per_record=2) as capture:
+        loss = case.losses().sum()
+        with NoSync():
+            loss.backward()
+            capture.clipped_sum(capture.norms().norm(dim=1))
 
 
 def test_frozen_weights_get_no_gradient_and_hooks_are_removed():
-    unet = tiny_unet().requires_grad_(False).eval()
-    pool = candidate_pool(unet)
-    with PoolCapture(pool) as capture:
-        losses(unet, *unet_batch(2)).sum().backward()
-    assert all(p.grad is None for p in unet.parameters())
+    case = frozen_case("unet", 2)
+    capture = capture_of(case, candidate_pool(case.model))
+    assert all(p.grad is None for p in case.model.parameters())
     assert capture._captured == {}
-    assert not losses(unet, *unet_batch(2)).requires_grad
+    assert not case.losses().requires_grad
+
+
+def test_trainable_weights_odd_batches_and_inputs_changed_in_place_are_refused():
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="w: pool weights must be frozen"), PoolCapture({"w": layer}):
+        pass
+    layer.requires_grad_(False)
+    with pytest.raises(ValueError, match="5 rows does not split into 2"), PoolCapture({"w": layer}, rows_per_record=2):
+        layer(torch.ones(5, 3)).sum().backward()
+    with pytest.raises(RuntimeError, match="w: its input was changed in place"), PoolCapture({"w": layer}):
+        x = torch.ones(2, 3)
+        y = layer(x).sum()
+        x.add_(1)
+        y.backward()
 
 
 def test_layer_used_twice_and_layer_without_gradient_are_refused():
@@ -95,14 +186,13 @@ def test_layer_used_twice_and_layer_without_gradient_are_refused():
 
 @pytest.mark.parametrize("name", sorted(SCORES))
 @pytest.mark.parametrize("clipping", ["automatic", "flat"])
-def test_one_record_moves_the_sum_by_at_most_the_clipping_norm(name, clipping, captured):
+def test_one_record_moves_the_sum_by_at_most_the_clipping_norm(name, clipping):
     """Sensitivity under add/remove: one record's whole contribution is bounded, however large its gradient."""
-    unet = tiny_unet().requires_grad_(False).eval()
-    pool = candidate_pool(unet)
+    case = frozen_case("unet", 1)
+    pool = candidate_pool(case.model)
     config = SaliencyConfig(score=name, clipping=clipping, clipping_norm=0.25)
     for scale in (1e-3, 1.0, 1e6):
-        with PoolCapture(pool, keep=SCORES[name].keep_gradients) as capture:
-            (losses(unet, *unet_batch(1)) * scale).sum().backward()
+        capture = capture_of(case, pool, scale, keep=SCORES[name].keep_gradients)
         contribution = clipped_contribution(SCORES[name], capture, config)
         norm = torch.cat([part.flatten() for part in contribution]).norm()
         assert norm <= 0.25 * (1 + 1e-5)
@@ -112,16 +202,27 @@ def test_one_record_moves_the_sum_by_at_most_the_clipping_norm(name, clipping, c
 
 @pytest.mark.parametrize("name", sorted(SCORES))
 def test_record_with_infinite_gradient_contributes_nothing(name):
-    unet = tiny_unet().requires_grad_(False).eval()
-    pool = candidate_pool(unet)
     weights = torch.tensor([1.0, float("inf")])
     totals = []
-    for rows, scale in ((2, weights), (1, weights[:1])):
-        with PoolCapture(pool, keep=SCORES[name].keep_gradients) as capture:
-            (losses(unet, *(part[:rows] for part in unet_batch(2))) * scale).sum().backward()
+    for rows in (2, 1):
+        case = frozen_case("unet", 2)
+        case = Case(case.model, [part[:rows] for part in case.batch], case.row_losses)
+        capture = capture_of(case, candidate_pool(case.model), weights[:rows], keep=SCORES[name].keep_gradients)
         totals.append(clipped_contribution(SCORES[name], capture, SaliencyConfig(score=name)))
     for both, one in zip(*totals, strict=True):
         torch.testing.assert_close(both, one, rtol=1e-4, atol=1e-7)
+
+
+def test_record_with_infinite_input_is_left_out_of_the_clipped_sum():
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2).requires_grad_(False)
+    x = torch.randn(3, 4, 3)
+    x[1] = float("inf")
+    with PoolCapture({"w": layer}, keep=True) as capture:
+        layer(x).square().sum().backward()
+    assert capture.norms().isfinite().flatten().tolist() == [True, False, True]
+    (total,) = capture.clipped_sum(torch.tensor([1.0, 0.0, 1.0]))
+    assert total.isfinite().all()
 
 
 def test_top_matrices_ceil_and_ties():

@@ -1,0 +1,1 @@
+"""The parts of ``make bench``; :mod:`jobs.benchmark` is the command."""

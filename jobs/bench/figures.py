@@ -1,0 +1,205 @@
+"""Which contenders run, and what is made of them: two tables and their arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from jobs.bench.models import EMBEDDED, Case
+from jobs.bench.process import Entry, Measured
+
+Spread = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contender of a group.
+
+    Attributes:
+        label: Name in figures and tables.
+        contender: Name in :data:`jobs.bench.contenders.CONTENDERS`, without the group; by default the label.
+        tuned: Runs with the allocator settings of our worker processes; rivals run with the stock ones.
+        pool: Matrices of the pool; 0 is all.
+    """
+
+    label: str
+    contender: str = ""
+    tuned: bool = False
+    pool: int = 0
+
+
+_RIVALS = (Row("opacus_hooks"), Row("opacus_ghost"), Row("functorch"), Row("microbatch1"))
+GROUPS: dict[str, tuple[Row, ...]] = {
+    "selection": (
+        Row("ours", tuned=True), Row("ours_pool12", "ours", tuned=True, pool=12), Row("plain"),
+        Row("plain_tuned", "plain", tuned=True), *_RIVALS,
+    ),
+    "lora": (
+        Row("ours", tuned=True), Row("nonprivate"), Row("nonprivate_tuned", "nonprivate", tuned=True), *_RIVALS,
+    ),
+    "full": (
+        Row("ours", tuned=True), Row("nonprivate"), Row("nonprivate_tuned", "nonprivate", tuned=True), *_RIVALS,
+    ),
+    "synthesis": (Row("ours", tuned=True), Row("pipeline"), Row("pipeline_tuned", "pipeline", tuned=True)),
+}
+# the size whose figures carry the issue's plain names; another size's are prefixed with it
+PRIMARY = {"selection": "sd", "lora": "sd", "full": "sd", "synthesis": EMBEDDED}
+
+# records of a forward pass and, where not the same, of a step
+CASES: dict[tuple[str, str], Case] = {
+    ("selection", "sd"): Case("sd", 8),
+    ("lora", "sd"): Case("sd", 8),
+    ("full", "sd"): Case("sd", 4, records=8),
+    ("selection", EMBEDDED): Case(EMBEDDED, 64),
+    ("lora", EMBEDDED): Case(EMBEDDED, 64),
+    ("full", EMBEDDED): Case(EMBEDDED, 32),
+    ("synthesis", EMBEDDED): Case(EMBEDDED, 50, records=100),
+    ("selection", "tiny"): Case("tiny", 2),
+    ("lora", "tiny"): Case("tiny", 2),
+    ("full", "tiny"): Case("tiny", 2, records=4),
+    ("synthesis", "tiny"): Case("tiny", 2, records=4),
+    ("selection", "sd15-256"): Case("sd15-256", 16),
+    ("lora", "sd15-256"): Case("sd15-256", 16),
+    ("full", "sd15-256"): Case("sd15-256", 2, records=4),
+    ("synthesis", "sd15-256"): Case("sd15-256", 16, records=32),
+    ("selection", "sd15-512"): Case("sd15-512", 8),
+    ("lora", "sd15-512"): Case("sd15-512", 8),
+    ("full", "sd15-512"): Case("sd15-512", 2, records=4),
+    ("synthesis", "sd15-512"): Case("sd15-512", 8, records=16),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``numerator / denominator - minus`` of one quantity, round by round.
+
+    Attributes:
+        quantity: ``seconds``, ``memory`` (peak bytes of the process, or of its CUDA tensors) or ``added``
+            (peak bytes less what was there before the first step).
+    """
+
+    name: str
+    group: str
+    numerator: str
+    denominator: str
+    quantity: str = "seconds"
+    minus: float = 0.0
+
+
+def _figures() -> list[Figure]:
+    rows = [
+        Figure("selection_time_vs_plain", "selection", "ours", "plain"),
+        Figure("selection_time_vs_plain_same_allocator", "selection", "ours", "plain_tuned"),
+        *(Figure(f"selection_speedup_vs_{r.label}", "selection", r.label, "ours") for r in _RIVALS),
+        Figure("selection_memory_growth_12_to_96", "selection", "ours", "ours_pool12", "memory", 1.0),
+        Figure("selection_added_memory_growth_12_to_96", "selection", "ours", "ours_pool12", "added", 1.0),
+        Figure("selection_memory_vs_plain", "selection", "ours", "plain", "memory"),
+    ]
+    for group, stem in (("lora", "dp_lora"), ("full", "full_dp")):
+        for quantity in ("time", "memory", "added_memory"):
+            field = {"time": "seconds", "memory": "memory", "added_memory": "added"}[quantity]
+            rows += [
+                Figure(f"{stem}_{quantity}_vs_nonprivate", group, "ours", "nonprivate", field),
+                Figure(f"{stem}_{quantity}_vs_nonprivate_same_allocator", group, "ours", "nonprivate_tuned", field),
+            ]
+        rows += [Figure(f"{stem}_speedup_vs_{r.label}", group, r.label, "ours") for r in _RIVALS]
+    return [
+        *rows,
+        Figure("synthesis_speedup_vs_plain_pipeline", "synthesis", "pipeline", "ours"),
+        Figure("synthesis_speedup_vs_plain_pipeline_same_allocator", "synthesis", "pipeline_tuned", "ours"),
+    ]
+
+
+FIGURES = _figures()
+
+# issue's targets, on the median: name to (comparison, bound)
+TARGETS: dict[str, tuple[str, float]] = {
+    "selection_time_vs_plain": ("≤", 1.35),
+    "selection_speedup_vs_opacus_hooks": ("≥", 3.0),
+    "selection_speedup_vs_microbatch1": ("≥", 5.0),
+    "selection_memory_growth_12_to_96": ("<", 0.10),
+    "dp_lora_time_vs_nonprivate": ("≤", 1.15),
+    "dp_lora_memory_vs_nonprivate": ("≤", 1.2),
+    "dp_lora_speedup_vs_opacus_hooks": ("≥", 1.5),
+    "full_dp_memory_vs_nonprivate": ("≤", 1.5),
+    "synthesis_speedup_vs_plain_pipeline": ("≥", 1.5),
+}
+
+
+def entries(group: str, case: Case) -> list[Entry]:
+    return [
+        Entry(row.label, f"{group}/{row.contender or row.label}", replace(case, pool=row.pool), row.tuned)
+        for row in GROUPS[group]
+    ]
+
+
+def prefix(group: str, size: str) -> str:
+    return "" if size == PRIMARY[group] else f"{size}/"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return {"min": float(min(values)), "median": float(np.median(values)), "max": float(max(values))}
+
+
+def _quantity(measured: Measured, quantity: str) -> np.ndarray:
+    if quantity == "seconds":
+        return np.array(measured.seconds)
+    memory = np.array(measured.memory, dtype=float)
+    # resident memory is counted in pages: a step that adds nothing still counts as one
+    return memory if quantity == "memory" else np.maximum(memory - measured.baseline, 4096.0)
+
+
+def ratios(group: str, measured: dict[str, Measured]) -> dict[str, Spread]:
+    """The group's figures, of the contenders that did not fail."""
+    out = {}
+    for figure in FIGURES:
+        if figure.group == group and figure.numerator in measured and figure.denominator in measured:
+            top, bottom = (_quantity(measured[x], figure.quantity) for x in (figure.numerator, figure.denominator))
+            out[figure.name] = spread((top / bottom - figure.minus).tolist())
+    return out
+
+
+def absolute(measured: Measured, gemm_rate: float | None) -> dict[str, Any]:
+    """Images/s, memory and arithmetic of one contender."""
+    seconds = float(np.median(measured.seconds))
+    row: dict[str, Any] = {
+        "device": measured.case.device, "images_per_step": measured.case.n, "seconds": spread(measured.seconds),
+        "images_per_s": measured.case.n / seconds,
+        "peak_mib": max(measured.memory) / 2**20, "mib_before_first_step": measured.baseline / 2**20,
+    }
+    if measured.flops:
+        row |= {"gflop_per_step": measured.flops / 1e9, "gflop_per_s": measured.flops / seconds / 1e9}
+        if gemm_rate:
+            row["share_of_gemm_rate"] = row["gflop_per_s"] / gemm_rate
+            row["seconds_at_gemm_rate"] = row["gflop_per_step"] / gemm_rate
+    return row
+
+
+def agreement(group: str, measured: dict[str, Measured]) -> dict[str, Any]:
+    """How far the contenders' results lie apart: of ours, relative (selection) or in grey levels (synthesis)."""
+    results = {label: m.result for label, m in measured.items() if m.result is not None}
+    ours = results.pop("ours", None)
+    if ours is None:
+        return {}
+    out: dict[str, Any] = {}
+    for label, other in results.items():
+        if other.shape != ours.shape:
+            continue
+        difference = np.abs(ours.astype(float) - other.astype(float))
+        if group == "synthesis":
+            out[label] = {"max_grey_levels": float(difference.max()), "mean_grey_levels": float(difference.mean())}
+        else:
+            out[label] = {"max_relative": float((difference / np.abs(ours).clip(min=math.ulp(0.0))).max())}
+    return out
+
+
+RESULTS_OF = {
+    "selection": ("ours", *(r.label for r in _RIVALS)), "synthesis": ("ours", "pipeline"), "lora": (), "full": (),
+}
+FLOPS_OF = {"selection": ("ours", "plain"), "lora": ("ours", "nonprivate"), "full": ("ours", "nonprivate"), "synthesis": ()}
+# largest relative difference between a rival's clipped norms and ours that rounding explains
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}

@@ -1,0 +1,248 @@
+"""Figures of the stages on Ray: the price of orchestration, and what a second worker brings.
+
+Sizes are those of the digits preset, scaled down, on public stand-in data; every worker has one CPU.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs.bench.figures import Spread, spread
+from jobs.bench.models import evenly_spread
+from jobs.bench.process import Log
+from jobs.compare import with_overrides
+from sapf_ray import cluster
+from sapf_ray.cli import load_preset
+from sapf_ray.config import RunConfig, from_dict
+from sapf_ray.data.base import ImageSource, open_source
+from sapf_ray.data.latents import LatentCache, build_latent_cache
+from sapf_ray.finetune.launcher import cpus_per_worker, finetune
+from sapf_ray.finetune.loop import FinetuneJob, train
+from sapf_ray.models.loading import load_pipeline
+from sapf_ray.models.pool import candidate_pool
+from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.planner import make_plan
+from sapf_ray.privacy.streams import NoiseKey
+from sapf_ray.saliency.scores import n_selected
+from sapf_ray.saliency.selection import select
+from sapf_ray.synthesis.launcher import synthesize
+
+CPUS = 2
+DEFAULT = {"finetune.steps": 16, "synthesis.n_images": 400, "synthesis.shard_size": 50}
+QUICK = {"finetune.steps": 2, "finetune.batch_size": 16, "finetune.micro_batch_size": 16, "synthesis.n_images": 8,
+         "synthesis.shard_size": 2, "synthesis.batch_size": 2, "synthesis.steps": 2, "saliency.sample_rate": 0.05}
+
+
+@dataclass
+class Bench:
+    """What the stages are run on."""
+
+    config: RunConfig
+    source: ImageSource
+    cache: LatentCache
+    root: Path
+    repeats: int
+    log: Log
+
+    def directory(self) -> Path:
+        """A fresh directory for one run."""
+        return Path(tempfile.mkdtemp(dir=self.root))
+
+    def finetune_job(self, workers: int, directory: Path) -> FinetuneJob:
+        """With a ledger of its own; evenly spread matrices stand for a selection."""
+        plan = make_plan(self.config, self.source.n_train)
+        Ledger.create(directory / "ledger.jsonl", plan)
+        pool = list(candidate_pool(load_pipeline(self.config.model.path).unet))
+        config = replace(self.config.finetune, num_workers=workers)
+        return FinetuneJob(
+            self.config.model, evenly_spread(pool, n_selected(len(pool), self.config.saliency.ratio)), self.cache, plan,
+            config, NoiseKey.create(0), "benchmark", str(directory / "ledger.jsonl"), seed=0,
+        )
+
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Timeline:
+    """Wall time of a stage, and its progress, which tells the rate once all workers are at work."""
+
+    start: float
+    end: float
+    events: list[tuple[float, int]]
+
+    @classmethod
+    def of(cls, stage: Callable[[Progress], object]) -> Timeline:
+        events: list[tuple[float, int]] = []
+        start = time.monotonic()
+        stage(lambda done, total: events.append((time.monotonic(), done)))
+        return cls(start, time.monotonic(), events)
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+    def rate(self, first: int) -> float | None:
+        """Units per second from the moment ``first`` were done; None where progress was too coarse to tell."""
+        last = max(done for _, done in self.events)
+        begin = next(((t, done) for t, done in self.events if first <= done < last), None)
+        finish = next(t for t, done in self.events if done == last)
+        if begin is None or finish <= begin[0]:
+            return None
+        return (last - begin[1]) / (finish - begin[0])
+
+
+def selection(bench: Bench, workers: int, report: Progress) -> None:
+    """One shard a worker: a lone shard occupies one worker. Worker processes stay warm between runs."""
+    directory = bench.directory()
+    plan = make_plan(bench.config, bench.source.n_train)
+    ledger = Ledger.create(directory / "ledger.jsonl", plan)
+    config = replace(bench.config.saliency, shard_size=-(-bench.source.n_train // workers))
+    select(bench.config.model, bench.cache, plan, config, NoiseKey.create(0), "benchmark", ledger, report)
+
+
+def finetuning(bench: Bench, workers: int, report: Progress) -> None:
+    directory = bench.directory()
+    job = bench.finetune_job(workers, directory)
+    job = replace(job, config=replace(job.config, cpus_per_worker=1.0))
+    finetune(job, directory / "checkpoints", directory / "adapter", report)
+
+
+def synthesis(bench: Bench, workers: int, report: Progress) -> None:
+    config = replace(bench.config.synthesis, num_actors=workers, cpus_per_actor=1.0)
+    source = bench.source
+    synthesize(bench.directory(), bench.config.model, None, source.class_names, source.prompts, config, 0, "", report)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Attributes:
+    run: (bench, workers, progress) runs the stage once.
+    images: Images of one run.
+    settled: Progress at which all of ``workers`` are at work; None where nothing has to start.
+    """
+
+    run: Callable[[Bench, int, Progress], None]
+    images: Callable[[RunConfig, int], float]
+    settled: Callable[[RunConfig, int], int] | None
+
+
+STAGES = {
+    "selection": Stage(selection, lambda c, n: n * c.saliency.sample_rate, None),
+    "finetune": Stage(finetuning, lambda c, n: c.finetune.steps * c.finetune.batch_size, lambda c, workers: 1),
+    "synthesis": Stage(
+        synthesis, lambda c, n: c.synthesis.n_images, lambda c, workers: workers * c.synthesis.shard_size
+    ),
+}
+
+
+def workers2(bench: Bench) -> tuple[dict[str, Spread], dict[str, Any]]:
+    """One worker and two in turn: whole stages, and rates once the workers are at work (``_after_start_up``)."""
+    figures: dict[str, Spread] = {}
+    absolute: dict[str, Any] = {}
+    for name, stage in STAGES.items():
+        images = stage.images(bench.config, bench.source.n_train)
+        lines: dict[int, list[Timeline]] = {1: [], 2: []}
+        if name == "selection":
+            stage.run(bench, 2, lambda done, total: None)  # starts the worker processes that later runs share
+        for _ in range(bench.repeats):
+            for workers, runs in lines.items():
+                runs.append(Timeline.of(partial(stage.run, bench, workers)))
+                bench.log(f"  {name}, {workers} workers: {runs[-1].seconds:.1f} s")
+        figures[f"workers2_speedup_{name}"] = spread([a.seconds / b.seconds for a, b in zip(*lines.values(), strict=True)])
+        settled = stage.settled
+        if settled is not None:
+            rates = {w: [line.rate(settled(bench.config, w)) for line in runs] for w, runs in lines.items()}
+            pairs = [b / a for a, b in zip(*rates.values(), strict=True) if a and b]
+            if pairs:
+                figures[f"workers2_speedup_{name}_after_start_up"] = spread(pairs)
+        for workers, runs in lines.items():
+            seconds = spread([line.seconds for line in runs])
+            absolute[f"{name}/{workers} workers"] = {
+                "device": "cpu", "images_per_step": images, "seconds": seconds, "images_per_s": images / seconds["median"],
+            }
+    return figures, absolute
+
+
+def bare_process(job_file: str, threads: int) -> None:
+    """The worker's loop without Ray; run by :func:`ray_train` as a process of its own."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as directory:
+        dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=0, world_size=1)
+        train(pickle.loads(Path(job_file).read_bytes()), None, lambda state: state.save(Path(directory) / "state.pt"))
+        dist.destroy_process_group()
+
+
+def ray_train(bench: Bench) -> tuple[dict[str, Spread], dict[str, Any]]:
+    """The fine-tuning stage by Ray Train against the same loop in a bare process, both with all cores, in turn.
+
+    Start-up, loading and checkpoints are included.
+    """
+    seconds: dict[str, list[float]] = {"bare": [], "ray_train": []}
+    for _ in range(bench.repeats):
+        for kind, times in seconds.items():
+            directory = bench.directory()
+            job = bench.finetune_job(1, directory)
+            start = time.monotonic()
+            if kind == "bare":
+                (directory / "job.pkl").write_bytes(pickle.dumps(job))
+                arguments = f"{str(directory / 'job.pkl')!r}, {int(cpus_per_worker(job))}"
+                call = f"from jobs.bench.ray_stages import bare_process; bare_process({arguments})"
+                subprocess.run([sys.executable, "-W", "ignore", "-c", call], check=True)
+            else:
+                finetune(job, directory / "checkpoints", directory / "adapter")
+            times.append(time.monotonic() - start)
+            bench.log(f"  {kind}: {times[-1]:.1f} s")
+    images = STAGES["finetune"].images(bench.config, 0)
+    absolute = {
+        f"ray/{kind}": {
+            "device": "cpu", "images_per_step": images, "seconds": spread(times),
+            "images_per_s": images / spread(times)["median"],
+        }
+        for kind, times in seconds.items()
+    }
+    pairs = zip(seconds["ray_train"], seconds["bare"], strict=True)
+    return {"ray_train_time_vs_bare": spread([a / b for a, b in pairs])}, absolute
+
+
+GROUPS = {"ray": ray_train, "workers": workers2}
+
+
+def run(
+    groups: list[str], repeats: int, quick: bool, log: Log, overrides: dict[str, Any] | None = None
+) -> tuple[dict[str, Spread], dict[str, Any], dict[str, str]]:
+    """Figures, absolute numbers and failures of the named groups, on one local Ray of two cores."""
+    overrides = {"data.source": "stand_in", "cluster.num_cpus": CPUS, "finetune.checkpoint_every": 1000} | (
+        QUICK if quick else DEFAULT
+    ) | (overrides or {})
+    config = from_dict(with_overrides(load_preset("digits"), overrides))
+    source = open_source(config.data)
+    figures: dict[str, Spread] = {}
+    absolute: dict[str, Any] = {}
+    failures: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as temporary, cluster.session(config.cluster):
+        root = Path(temporary)
+        cache = build_latent_cache(root / "latents", source, config.model.path, "float32", "cpu", 512, {"num_cpus": 1})
+        for group in groups:
+            log(f"{group}: stages of the digits preset, {CPUS} cores")
+            try:
+                part = GROUPS[group](Bench(config, source, cache, root, repeats, log))
+            except Exception as error:
+                failures[group] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+                log(f"  {failures[group]}")
+                continue
+            figures |= part[0]
+            absolute |= part[1]
+    return figures, absolute, failures

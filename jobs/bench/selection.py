@@ -1,0 +1,153 @@
+"""Contenders of the selection pass: per-sample gradient norms of the pool, clipped and summed.
+
+All but ``plain`` return the same (K,) vector, so that a run also shows that they compute the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from opacus import GradSampleModule
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from torch import Tensor
+
+from jobs.bench.models import Case, Workload
+from sapf_ray.config import SaliencyConfig
+from sapf_ray.models.denoising import Draws, per_record_loss
+from sapf_ray.privacy.noise import clip_factors, clipped_sum
+from sapf_ray.saliency.engine import PoolCapture
+from sapf_ray.saliency.scores import SCORES, clipped_contribution
+
+Step = Callable[[], Any]
+CONFIG = SaliencyConfig()
+
+
+def ours(case: Case) -> Step:
+    """The body of ``saliency.selection.score_records``."""
+    work = Workload(case)
+    pool, score = work.pool(), SCORES[CONFIG.score]
+
+    def step() -> np.ndarray:
+        (total,) = score.zero(pool)
+        for records in work.micro_batches():
+            with PoolCapture(pool, keep=score.keep_gradients) as capture:
+                work.losses(records).sum().backward()
+                total += clipped_contribution(score, capture, CONFIG)[0]
+        return total.numpy()
+
+    return step
+
+
+def plain(case: Case) -> Step:
+    """Non-private forward and backward pass with the pool's weights as leaves."""
+    work = Workload(case)
+    weights = _pool_weights(work)
+
+    def step() -> None:
+        for records in work.micro_batches():
+            work.losses(records).mean().backward()
+            for weight in weights.values():
+                weight.grad = None
+
+    return step
+
+
+def _pool_weights(work: Workload) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {f"{name}.weight": layer.weight for name, layer in work.pool().items()}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    return weights
+
+
+def _by_norms(work: Workload, norms: Callable[[np.ndarray], Tensor]) -> Step:
+    """A step out of a function from records to (n, K) norms."""
+
+    def step() -> np.ndarray:
+        total = torch.zeros(len(work.pool()))
+        for records in work.micro_batches():
+            v = norms(records).float()
+            factors = clip_factors(v.norm(dim=1), CONFIG.clipping_norm, CONFIG.clipping, CONFIG.clipping_gamma)
+            total += clipped_sum(v, factors).cpu()
+        return total.numpy()
+
+    return step
+
+
+def microbatch1(case: Case) -> Step:
+    """One record after another, gradients by autograd."""
+    work = Workload(case)
+    weights = _pool_weights(work)
+
+    def norms(records: np.ndarray) -> Tensor:
+        rows = []
+        for record in records:
+            gradients = torch.autograd.grad(work.losses(np.array([record])).sum(), list(weights.values()))
+            rows.append(torch.stack([g.norm() for g in gradients]))
+        return torch.stack(rows)
+
+    return _by_norms(work, norms)
+
+
+def opacus_hooks(case: Case) -> Step:
+    """``GradSampleModule`` materialises every record's gradients; norms are taken of them."""
+    work = Workload(case)
+    weights = _pool_weights(work)
+    module = GradSampleModule(work.unet.train(), loss_reduction="sum", strict=False)  # hooks sleep in eval mode
+
+    def norms(records: np.ndarray) -> Tensor:
+        work.losses(records, module).sum().backward()
+        rows = [weight.grad_sample.flatten(1).norm(dim=1) for weight in weights.values()]  # type: ignore[attr-defined]
+        module.zero_grad(set_to_none=True)
+        return torch.stack(rows, dim=1)
+
+    return _by_norms(work, norms)
+
+
+def opacus_ghost(case: Case) -> Step:
+    """Opacus's ghost norms; its hooks leave them on the parameters."""
+    work = Workload(case)
+    weights = _pool_weights(work)
+    module = GradSampleModuleFastGradientClipping(
+        work.unet.train(), loss_reduction="sum", strict=False, use_ghost_clipping=True
+    )
+
+    def norms(records: np.ndarray) -> Tensor:
+        work.losses(records, module).sum().backward()
+        rows = [weight._norm_sample.flatten() for weight in weights.values()]  # type: ignore[attr-defined]
+        module.zero_grad(set_to_none=True)
+        return torch.stack(rows, dim=1)
+
+    return _by_norms(work, norms)
+
+
+def functorch(case: Case) -> Step:
+    """``vmap(grad)`` over a functional call of the denoiser."""
+    work = Workload(case)
+    weights = {name: weight.detach() for name, weight in _pool_weights(work).items()}
+    work.unet.requires_grad_(False)
+
+    def norms(records: np.ndarray) -> Tensor:
+        gradients = vmap_gradients(work, weights, records)
+        return torch.stack([gradients[name].flatten(1).norm(dim=1) for name in weights], dim=1)
+
+    return _by_norms(work, norms)
+
+
+def vmap_gradients(work: Workload, weights: dict[str, Tensor], records: np.ndarray) -> dict[str, Tensor]:
+    """Name to (n, *shape) per-sample gradients of the named parameters."""
+    moments, embeddings, draws = work.inputs(records)
+    work.scheduler.add_noise(torch.zeros(1, 1), torch.zeros(1, 1), draws.timesteps[:1, 0])  # moves its table to the device
+
+    def loss(weights: dict[str, Tensor], m: Tensor, e: Tensor, posterior: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        def denoiser(*inputs: Any, **options: Any) -> Any:
+            return torch.func.functional_call(work.unet, weights, inputs, options)
+
+        one = Draws(posterior[None], noise[None], t[None])
+        return per_record_loss(denoiser, work.scheduler, m[None], work.scaling_factor, e[None], one).sum()  # type: ignore[arg-type]
+
+    inputs = (moments, embeddings, draws.posterior, draws.noise, draws.timesteps)
+    per_record = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0, 0, 0), randomness="different")
+    return per_record(weights, *(x.to(work.case.device) for x in inputs))
