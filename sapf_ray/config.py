@@ -268,7 +268,7 @@ class EvaluationConfig:
         epochs: Epochs of a downstream classifier.
         batch_size: Images per classifier step.
         learning_rate: Peak step size of the classifier's AdamW one-cycle schedule.
-        cpus_per_task: CPU cores of each of the Ray tasks: one for FID, one per classifier.
+        cpus_per_task: CPU cores of each of the Ray tasks: one for FID, one per classifier; 0 takes a node's cores.
         gpus_per_task: GPUs of each; may be a fraction.
     """
 
@@ -280,7 +280,7 @@ class EvaluationConfig:
     epochs: int = 20
     batch_size: int = 64
     learning_rate: float = 2e-3
-    cpus_per_task: float = 1.0
+    cpus_per_task: float = 0.0
     gpus_per_task: float = 0.0
 
     def __post_init__(self) -> None:
@@ -293,7 +293,7 @@ class EvaluationConfig:
             _one_of("evaluation.classifiers", name, CLASSIFIERS)
         _positive_int("evaluation", self, "epochs", "batch_size")
         _require(self.learning_rate > 0, "evaluation.learning_rate", self.learning_rate, "must be above 0")
-        _require(self.cpus_per_task > 0, "evaluation.cpus_per_task", self.cpus_per_task, "must be above 0")
+        _require(self.cpus_per_task >= 0, "evaluation.cpus_per_task", self.cpus_per_task, "must be at least 0")
         _require(self.gpus_per_task >= 0, "evaluation.gpus_per_task", self.gpus_per_task, "must be at least 0")
 
 

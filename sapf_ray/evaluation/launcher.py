@@ -17,14 +17,15 @@ from sapf_ray.evaluation.protocol import evaluate
 from sapf_ray.models.loading import pick_device
 
 FIDELITY = "fidelity"
+MOST_CPUS = 8.0
 
 
 @ray.remote(max_retries=3)
 def _score(
     part: str, synthetic_dir: str, source: ImageSource, resolution: int, config: EvaluationConfig, seed: int,
-    cache_dir: str | None,
+    cache_dir: str | None, cpus: float,
 ) -> dict[str, float]:
-    torch.set_num_threads(max(1, int(config.cpus_per_task)))
+    torch.set_num_threads(max(1, int(cpus)))
     if part != FIDELITY:
         config = replace(config, classifiers=[part])
     return evaluate(
@@ -42,12 +43,17 @@ def evaluate_on_cluster(
     Raises:
         SapfError: As :func:`evaluate`.
     """
-    task = _score.options(name="evaluate", num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task)
+    # small networks, small batches: more than a few cores would wait for each other
+    node = max(n["Resources"].get("CPU", 1.0) for n in ray.nodes() if n["Alive"])
+    cpus = config.cpus_per_task or min(node, MOST_CPUS)
+    task = _score.options(name="evaluate", num_cpus=cpus, num_gpus=config.gpus_per_task)
     source_ref = ray.put(source)
     # classifiers first: they take longest
     parts = [*dict.fromkeys(config.classifiers), FIDELITY]
     directories = str(synthetic_dir), None if cache_dir is None else str(cache_dir)
-    refs = [task.remote(part, directories[0], source_ref, resolution, config, seed, directories[1]) for part in parts]
+    refs = [
+        task.remote(part, directories[0], source_ref, resolution, config, seed, directories[1], cpus) for part in parts
+    ]
     scores: dict[str, float] = {}
     try:
         for found in ray.get(refs):

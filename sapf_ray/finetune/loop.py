@@ -109,7 +109,7 @@ def train(
     config, rank, world = job.config, dist.get_rank(), dist.get_world_size()
     objective = _Objective.load(job)
     factors = add_lora(objective.denoiser, job.matrices, config.lora_rank, job.seed, config.train_lora_a)
-    objective.denoiser.to(job.device)
+    objective.denoiser.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     gradients = LoraGradients(objective.denoiser, factors.values(), config.draws_per_record)
     ledger = Ledger.open(job.ledger) if rank == 0 else None
     (event,) = [event for stage, event, _ in plan_events(job.plan) if stage == "finetune"]

@@ -11,6 +11,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
+from sapf_ray.models.denoising import prompt_context
+
 
 @torch.no_grad()
 def sample_images(
@@ -55,9 +57,10 @@ def denoise(
     context = embeddings.to(device, dtype)
     if guided:
         context = torch.cat([unconditional.to(device, dtype).expand_as(context), context])
+    conditions = prompt_context(context)
     for t in scheduler.timesteps:
         model_input = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-        predicted = unet(model_input.to(dtype), t, encoder_hidden_states=context).sample.float()
+        predicted = unet(model_input.to(dtype), t, **conditions).sample.float()
         if guided:
             free, conditional = predicted.chunk(2)
             predicted = free + guidance_scale * (conditional - free)

@@ -84,3 +84,29 @@ def test_record_loss_depends_on_the_record_alone(tmp_path, prediction):
     for i in range(3):
         torch.testing.assert_close(loss([i])[0], together[i], rtol=1e-4, atol=1e-5)
     assert together.shape == (3,) and len(set(together.tolist())) == 3
+
+
+def test_masked_tokens_change_neither_values_nor_per_sample_gradients():
+    """77 tokens are filled up to 80 on CPU; the U-Net must not see it."""
+    import torch
+
+    from sapf_ray.models.denoising import prompt_context
+    from sapf_ray.models.pool import candidate_pool
+    from sapf_ray.saliency.engine import PoolCapture
+    from tests.tiny import tiny_unet
+
+    unet = tiny_unet().requires_grad_(False).eval()
+    generator = torch.Generator().manual_seed(0)
+    x, states = torch.randn(3, 4, 4, 4, generator=generator), torch.randn(3, 13, 16, generator=generator)
+    context = prompt_context(states)
+    assert context["encoder_hidden_states"].shape == (3, 16, 16) and int(context["encoder_attention_mask"].sum()) == 39
+    assert "encoder_attention_mask" not in prompt_context(torch.zeros(3, 32, 16))
+    outputs, norms = [], []
+    for conditions in ({"encoder_hidden_states": states}, context):
+        with PoolCapture(candidate_pool(unet)) as capture:
+            output = unet(x, 7, **conditions).sample
+            output.square().sum().backward()
+        outputs.append(output.detach())
+        norms.append(capture.norms())
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*norms, rtol=1e-4, atol=1e-7)
