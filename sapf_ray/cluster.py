@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import ray
 
-from sapf_ray.config import ClusterConfig, RunConfig
+from sapf_ray.config import ClusterConfig, FinetuneConfig, RunConfig
 from sapf_ray.errors import ClusterError
 
 # Of every process of a run. Freed memory is kept: glibc otherwise returns a large tensor's pages at once, and
@@ -59,24 +59,40 @@ def session(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def check(config: RunConfig) -> None:
-    """Compares what the stages ask for with what the cluster has.
+Want = tuple[str, float, str]  # field, amount in all, CPU or GPU
+
+
+def finetune_wants(config: FinetuneConfig) -> list[Want]:
+    """What training's workers ask for together; each of them at least one core."""
+    return [
+        ("finetune.num_workers", config.num_workers * max(1.0, config.cpus_per_worker), "CPU"),
+        ("finetune.gpus_per_worker", config.num_workers * config.gpus_per_worker, "GPU"),
+    ]
+
+
+def require(wants: list[Want]) -> None:
+    """Compares what is asked for with what the cluster has.
 
     Raises:
         ClusterError: Naming the field, what it asks and what there is.
     """
     have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    wants = (
-        ("saliency.cpus_per_task", config.saliency.cpus_per_task, cpus, "CPUs"),
-        ("saliency.gpus_per_task", config.saliency.gpus_per_task, gpus, "GPUs"),
-        ("finetune.num_workers", config.finetune.num_workers * max(1.0, config.finetune.cpus_per_worker), cpus, "CPUs"),
-        ("finetune.gpus_per_worker", config.finetune.num_workers * config.finetune.gpus_per_worker, gpus, "GPUs"),
-        ("synthesis.cpus_per_actor", max(1, config.synthesis.num_actors) * config.synthesis.cpus_per_actor, cpus, "CPUs"),
-        ("evaluation.cpus_per_task", config.evaluation.cpus_per_task, cpus, "CPUs"),
-        ("evaluation.gpus_per_task", config.evaluation.gpus_per_task, gpus, "GPUs"),
-        ("synthesis.gpus_per_actor", max(1, config.synthesis.num_actors) * config.synthesis.gpus_per_actor, gpus, "GPUs"),
-    )
-    for field, asked, available, unit in wants:
+    for field, asked, unit in wants:
+        available = have.get(unit, 0.0)
         if asked > available:
-            raise ClusterError(f"{field}: asks for {asked:g} {unit} in all, the cluster has {available:g}")
+            raise ClusterError(f"{field}: asks for {asked:g} {unit}s in all, the cluster has {available:g}")
+
+
+def check(config: RunConfig) -> None:
+    """:func:`require` for every stage of a run."""
+    saliency, synthesis, evaluation = config.saliency, config.synthesis, config.evaluation
+    actors = max(1, synthesis.num_actors)
+    require([
+        ("saliency.cpus_per_task", saliency.cpus_per_task, "CPU"),
+        ("saliency.gpus_per_task", saliency.gpus_per_task, "GPU"),
+        *finetune_wants(config.finetune),
+        ("synthesis.cpus_per_actor", actors * synthesis.cpus_per_actor, "CPU"),
+        ("synthesis.gpus_per_actor", actors * synthesis.gpus_per_actor, "GPU"),
+        ("evaluation.cpus_per_task", evaluation.cpus_per_task, "CPU"),
+        ("evaluation.gpus_per_task", evaluation.gpus_per_task, "GPU"),
+    ])

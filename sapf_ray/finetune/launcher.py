@@ -15,7 +15,8 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from sapf_ray.errors import BudgetError, ClusterError, SapfError
+from sapf_ray import cluster
+from sapf_ray.errors import BudgetError, SapfError
 from sapf_ray.finetune.adapter import add_lora, save_adapter
 from sapf_ray.finetune.loop import FinetuneJob, TrainState, train
 from sapf_ray.models.loading import load_pipeline, pick_device
@@ -25,21 +26,8 @@ STATE_FILE = "state.pt"
 
 def cpus_per_worker(job: FinetuneJob) -> float:
     """The configured cores, or an equal share of the cluster's."""
-    config = job.config
     total = ray.cluster_resources().get("CPU", 1.0)
-    cpus = config.cpus_per_worker or max(1.0, total // config.num_workers)
-    gpus = ray.cluster_resources().get("GPU", 0.0)
-    if cpus * config.num_workers > total:
-        raise ClusterError(
-            f"finetune.num_workers = {config.num_workers}: {config.num_workers} workers of {cpus:g} CPUs asked for, "
-            f"the cluster has {total:g}; lower num_workers or cpus_per_worker"
-        )
-    if config.gpus_per_worker * config.num_workers > gpus:
-        raise ClusterError(
-            f"finetune.gpus_per_worker = {config.gpus_per_worker:g}: {config.num_workers} workers of "
-            f"{config.gpus_per_worker:g} GPUs asked for, the cluster has {gpus:g}"
-        )
-    return cpus
+    return job.config.cpus_per_worker or max(1.0, total // job.config.num_workers)
 
 
 def _worker(parameters: dict) -> None:
@@ -73,6 +61,7 @@ def finetune(
         ClusterError: The cluster cannot hold the workers.
         BudgetError: A step would have passed the planned epsilon.
     """
+    cluster.require(cluster.finetune_wants(job.config))
     cpus = cpus_per_worker(job)
     trainer = TorchTrainer(
         _worker,
