@@ -11,12 +11,14 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from importlib import resources
 from typing import Any, Literal, NoReturn
 
 import jsonargparse
 import yaml
 from rich.console import Console
+from rich.table import Table
 
 from sapf_ray.config import RunConfig, flatten, from_dict, to_dict
 from sapf_ray.errors import SapfError
@@ -88,6 +90,7 @@ def _parser() -> _Parser:
     ledger.add_argument("directory", type=str, help="Run directory.")
     for name, sub in (("run", run), ("plan", plan)):
         sub.add_argument("--preset", type=str, default=None, help="Start from a preset: " + ", ".join(presets()))
+        sub.add_argument("--method", type=str, default=None, help="A row of `sapf methods`; flags override it.")
         commands.add_subcommand(name, sub)
     commands.add_subcommand("ledger", ledger)
     reproduce = _Parser(description="A table of the paper, computed beside its printed values; reads no image.")
@@ -97,27 +100,40 @@ def _parser() -> _Parser:
     data_sets = _Parser(description="The data sets that data.source takes, and where to obtain them.")
     data_sets.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list.")
     commands.add_subcommand("datasets", data_sets)
+    methods = _Parser(description="The methods that --method takes.")
+    methods.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list.")
+    commands.add_subcommand("methods", methods)
     return parser
 
 
-def _with_preset(arguments: list[str]) -> list[str]:
-    """Puts the preset's file first, so that every other option overrides it."""
-    name = None
+def _option(arguments: list[str], name: str) -> str | None:
+    value = None
     for i, argument in enumerate(arguments):
-        if argument == "--preset" and i + 1 < len(arguments):
-            name = arguments[i + 1]
-        elif argument.startswith("--preset="):
-            name = argument.split("=", 1)[1]
-    if name is None or not arguments:
-        return arguments
-    if name not in presets():
-        raise SapfError(f"--preset {name}: unknown; must be one of {', '.join(presets())}")
-    return [arguments[0], "--config", str(PRESETS / f"{name}.yaml"), *arguments[1:]]
+        if argument == name and i + 1 < len(arguments):
+            value = arguments[i + 1]
+        elif argument.startswith(name + "="):
+            value = argument.split("=", 1)[1]
+    return value
+
+
+def _expand(arguments: list[str]) -> list[str]:
+    """Puts the preset's file and the method's overrides first, so that every other option overrides them."""
+    first: list[str] = []
+    preset, method = _option(arguments, "--preset"), _option(arguments, "--method")
+    if preset is not None:
+        if preset not in presets():
+            raise SapfError(f"--preset {preset}: unknown; must be one of {', '.join(presets())}")
+        first += ["--config", str(PRESETS / f"{preset}.yaml")]
+    if method is not None:
+        from sapf_ray.methods import find_method
+
+        first += [f"--{key}={json.dumps(value).strip(chr(34))}" for key, value in find_method(method).overrides.items()]
+    return [*arguments[:1], *first, *arguments[1:]]
 
 
 def _run_config(namespace: jsonargparse.Namespace, *own: str) -> RunConfig:
     values = namespace.as_dict()
-    for name in (*own, "config", "preset"):
+    for name in (*own, "config", "preset", "method"):
         values.pop(name, None)
     return from_dict(values)
 
@@ -165,13 +181,23 @@ def _reproduce(namespace: jsonargparse.Namespace, console: Console) -> None:
 def _datasets(namespace: jsonargparse.Namespace, console: Console) -> None:
     from sapf_ray.data.catalog import datasets_json, datasets_table
 
-    if namespace.json:
-        print(json.dumps(datasets_json(), indent=2))
+    _show(namespace.json, datasets_json, datasets_table, console)
+
+
+def _methods(namespace: jsonargparse.Namespace, console: Console) -> None:
+    from sapf_ray.methods import methods_json, methods_table
+
+    _show(namespace.json, methods_json, methods_table, console)
+
+
+def _show(as_json: bool, rows: Callable[[], list[dict[str, Any]]], table: Callable[[], Table], console: Console) -> None:
+    if as_json:
+        print(json.dumps(rows(), indent=2))
     else:
-        console.print(datasets_table())
+        console.print(table())
 
 
-_COMMANDS = {"run": _run, "plan": _plan, "ledger": _ledger, "reproduce": _reproduce, "datasets": _datasets}
+_COMMANDS = {"run": _run, "plan": _plan, "ledger": _ledger, "reproduce": _reproduce, "datasets": _datasets, "methods": _methods}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -183,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not arguments:
             parser.print_help()
             return 2
-        namespace = parser.parse_args(_with_preset(arguments))
+        namespace = parser.parse_args(_expand(arguments))
         command = _COMMANDS[namespace.command]
         command(namespace[namespace.command], console)
     except SapfError as error:

@@ -18,9 +18,11 @@ from typing import Any
 from sapf_ray.errors import ConfigError
 
 ACCOUNTANTS = ("pld", "rdp")
-SCORES = ("per_sample_norm", "noisy_mean_gradient")
+SCORES = ("per_sample_norm", "noisy_mean_gradient", "random")
+DATA_FREE_SCORES = frozenset({"random"})
 CLIPPINGS = ("automatic", "flat")
-POOLS = ("qkv", "qkvo")
+POOLS = ("qkv", "qkvo", "qkv_no_middle", "cross_q")
+ADAPTERS = ("lora", "direct", "full")
 DTYPES = ("float32", "bfloat16")
 CLASSIFIERS = ("cnn", "resnet", "wrn", "resnext")
 FID_FEATURES = ("auto", "glyph", "inception")
@@ -121,8 +123,9 @@ class SaliencyConfig:
 
     Args:
         score: per_sample_norm (default: stands 5-20x more noise, design section 5) or noisy_mean_gradient
-            (paper, eqs. 6-8).
-        pool: Candidate pool: qkv (paper's text) or qkvo (with output projections, as the authors' code).
+            (paper, eqs. 6-8), or random (reads no data, costs no budget).
+        pool: Candidate pool: qkv (paper's text), qkvo (with output projections, as the authors' code),
+            qkv_no_middle (without the middle block, Table 2) or cross_q (cross-attention queries, Table 6).
         ratio: Share of the pool kept, in (0, 1]; ceil(ratio * K) matrices.
         noise_multiplier: Noise std over sensitivity of the one release. 25 instead of the paper's 5: with the
             per-sample-norm score it costs next to nothing and still ranks well (design section 5).
@@ -172,6 +175,8 @@ class FinetuneConfig:
         batch_size: Expected batch size B; the Poisson sample rate is B / N.
         micro_batch_size: Records per forward/backward pass on one worker (memory and speed only; no effect on the
             result); 0 finds it on random data when training starts.
+        adapter: lora (factors on the selected matrices), direct (the selected matrices themselves) or full (all
+            weights of the denoiser; wants saliency.ratio 1). The latter two train in float32 whatever model.dtype.
         lora_rank: r of the LoRA factors.
         train_lora_a: Train both factors; False freezes the Gaussian A and trains B only (FFA-LoRA, Sun et al. 2024).
         learning_rate: AdamW step size. 5e-4 is the authors' code; Table 13 does not give it.
@@ -194,6 +199,7 @@ class FinetuneConfig:
     steps: int = 1000
     batch_size: int = 4096
     micro_batch_size: int = 0
+    adapter: str = "lora"
     lora_rank: int = 4
     train_lora_a: bool = True
     learning_rate: float = 5e-4
@@ -215,6 +221,7 @@ class FinetuneConfig:
                       "checkpoint_every", "num_workers")
         _require(self.learning_rate > 0, "finetune.learning_rate", self.learning_rate, "must be above 0")
         _require(self.weight_decay >= 0, "finetune.weight_decay", self.weight_decay, "must be at least 0")
+        _one_of("finetune.adapter", self.adapter, ADAPTERS)
         _one_of("finetune.clipping", self.clipping, CLIPPINGS)
         _require(self.clipping_norm > 0, "finetune.clipping_norm", self.clipping_norm, "must be above 0")
         _require(self.clipping_gamma > 0, "finetune.clipping_gamma", self.clipping_gamma, "must be above 0")
@@ -348,6 +355,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "must be at least 0")
+        _require(self.finetune.adapter != "full" or self.saliency.ratio == 1, "saliency.ratio", self.saliency.ratio,
+                 "must be 1 where finetune.adapter is full: all weights are trained, none is selected")
 
 
 # How the work is spread, watched and retried: may differ between two starts of the same run.

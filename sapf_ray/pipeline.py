@@ -19,9 +19,11 @@ from sapf_ray.data.latents import build_latent_cache
 from sapf_ray.errors import BudgetError, RunDirectoryError
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.protocol import check_evaluation
+from sapf_ray.finetune.adapter import add_adapter
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.models.loading import load_pipeline, native_resolution, pick_device, resolve_model
+from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
@@ -84,6 +86,9 @@ def run(config: RunConfig, out: str, on_progress: Progress | None = None) -> Res
     model_path = resolve_model(config.model.path)
     source = open_source(config.data)
     plan = make_plan(config, source.n_train)
+    if config.finetune.adapter != "lora" and plan.finetune is not None:
+        denoiser = load_pipeline(model_path).unet
+        add_adapter(denoiser, list(candidate_pool(denoiser, config.saliency.pool)), config.finetune, config.seed)
     check_evaluation(config.evaluation)
     directory = RunDirectory(out)
     directory.claim(config)
@@ -196,7 +201,7 @@ def _learn(
     if not directory.selection.exists():
         with stage("selection"):
             selection = select(
-                config.model, cache, plan, config.saliency, key, stream, ledger, report("selection")
+                config.model, cache, plan, config.saliency, key, stream, ledger, report("selection"), config.seed
             )
             directory.write_json(directory.selection, selection.to_dict())
     selected = directory.read_json(directory.selection)

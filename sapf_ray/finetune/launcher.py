@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from sapf_ray import cluster
 from sapf_ray.errors import BudgetError, SapfError
-from sapf_ray.finetune.adapter import add_lora, save_adapter
+from sapf_ray.finetune.adapter import add_adapter, save_weights
 from sapf_ray.finetune.loop import FinetuneJob, TrainState, train
 from sapf_ray.models.loading import load_pipeline, pick_device
 
@@ -87,8 +87,8 @@ def finetune(
     with result.checkpoint.as_directory() as directory:
         state = TrainState.load(Path(directory) / STATE_FILE)
     pipe = load_pipeline(job.model.path, job.model.dtype)
-    add_lora(pipe.unet, job.matrices, job.config.lora_rank, job.seed, job.config.train_lora_a)
-    save_adapter(pipe.unet, adapter_dir, state.average)
+    add_adapter(pipe.unet, job.matrices, job.config, job.seed)
+    save_weights(pipe.unet, adapter_dir, state.average, job.config)
 
 
 def _fit(trainer: TorchTrainer) -> ray.train.Result:

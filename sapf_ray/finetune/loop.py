@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from sapf_ray.config import FinetuneConfig, ModelConfig
 from sapf_ray.data.latents import LatentCache
 from sapf_ray.errors import SapfError
-from sapf_ray.finetune.adapter import add_lora, load_factors
+from sapf_ray.finetune.adapter import add_adapter, load_factors, sample_gradients
+from sapf_ray.finetune.ghost import GhostGradients
 from sapf_ray.finetune.lora_gradients import LoraGradients
 from sapf_ray.finetune.micro_batch import find_micro_batch
 from sapf_ray.finetune.optimizer import ReleaseOptimizer
@@ -108,9 +109,9 @@ def train(
     assert job.plan.finetune is not None
     config, rank, world = job.config, dist.get_rank(), dist.get_world_size()
     objective = _Objective.load(job)
-    factors = add_lora(objective.denoiser, job.matrices, config.lora_rank, job.seed, config.train_lora_a)
+    factors = add_adapter(objective.denoiser, job.matrices, config, job.seed)
     objective.denoiser.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    gradients = LoraGradients(objective.denoiser, factors.values(), config.draws_per_record)
+    gradients = sample_gradients(objective.denoiser, factors, config)
     ledger = Ledger.open(job.ledger) if rank == 0 else None
     (event,) = [event for stage, event, _ in plan_events(job.plan) if stage == "finetune"]
 
@@ -171,7 +172,7 @@ class _Objective:
     @classmethod
     def load(cls, job: FinetuneJob) -> _Objective:
         """The denoiser alone goes on: VAE and text encoder have done their work in the latent cache."""
-        pipe = load_pipeline(job.model.path, job.model.dtype)
+        pipe = load_pipeline(job.model.path, job.model.dtype if job.config.adapter == "lora" else "float32")
         return cls(job, pipe.unet, training_scheduler(pipe), pipe.vae.config.scaling_factor)
 
     def losses(self, records: np.ndarray, step: int) -> Tensor:
@@ -198,12 +199,12 @@ class _Objective:
         return per_record_loss(self.denoiser, self.scheduler, moments, self.scaling_factor, embeddings, draws)
 
 
-def _common_micro_batch(objective: _Objective, gradients: LoraGradients) -> int:
+def _common_micro_batch(objective: _Objective, gradients: LoraGradients | GhostGradients) -> int:
     """The smallest of the ranks' best micro-batch sizes."""
     job = objective.job
     limit = min(1024, max(1, job.plan.batch_size // dist.get_world_size()))
     best = find_micro_batch(
-        lambda n: gradients.clipped_sums(objective.random_losses(n), torch.zeros_like), limit, job.device
+        lambda n: gradients.clipped_sums(objective.random_losses(n), torch.ones_like), limit, job.device
     )
     size = torch.tensor(best, device=job.device)
     dist.all_reduce(size, op=dist.ReduceOp.MIN)

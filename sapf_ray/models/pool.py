@@ -26,18 +26,25 @@ def candidate_pool(denoiser: nn.Module, kind: str = "qkv") -> dict[str, nn.Linea
 
     Args:
         denoiser: U-Net or diffusion transformer.
-        kind: ``qkv`` (paper section 3.2) or ``qkvo`` (with output projections, as the authors' code).
+        kind: ``qkv`` (paper section 3.2), ``qkvo`` (with output projections, as the authors' code),
+            ``qkv_no_middle`` (without the U-Net's middle block, paper Table 2) or ``cross_q`` (queries of
+            cross-attention only, paper Table 6).
 
     Raises:
         ConfigError: The model has no such matrix.
     """
-    parts = ("to_q", "to_k", "to_v") + (("to_out.0",) if kind == "qkvo" else ())
+    parts = {"qkvo": ("to_q", "to_k", "to_v", "to_out.0"), "cross_q": ("to_q",)}.get(kind, ("to_q", "to_k", "to_v"))
     pool: dict[str, nn.Linear] = {}
     for name, layer in attention_layers(denoiser):
+        if kind == "qkv_no_middle" and name.startswith("mid_block."):
+            continue
+        if kind == "cross_q" and not getattr(layer, "is_cross_attention", False):
+            continue
         for part in parts:
             matrix = layer.get_submodule(part)
             assert isinstance(matrix, nn.Linear), f"{name}.{part} is no linear layer"
             pool[f"{name}.{part}"] = matrix
     if not pool:
-        raise ConfigError("model.path", type(denoiser).__name__, "must have attention layers with to_q, to_k, to_v")
+        what = "cross-attention" if kind == "cross_q" else "attention"
+        raise ConfigError("model.path", type(denoiser).__name__, f"must have {what} layers with to_q, to_k, to_v")
     return pool

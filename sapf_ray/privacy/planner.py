@@ -28,7 +28,7 @@ from typing import Any
 from rich.table import Table
 from scipy.optimize import brentq
 
-from sapf_ray.config import RunConfig
+from sapf_ray.config import DATA_FREE_SCORES, RunConfig
 from sapf_ray.errors import ConfigError
 from sapf_ray.privacy.accountants import (
     PLD_INTERVAL,
@@ -69,7 +69,8 @@ class StagePlan:
 class PrivacyPlan:
     """All public numbers of the guarantee.
 
-    ``selection`` is None when no selection is released: with ratio 1 every matrix is kept, whatever the data.
+    ``selection`` is None when no selection is released: with ratio 1 every matrix is kept, whatever the data, and a
+    random selection does not look at them.
     Both stages are None when steps is 0: no sensitive image is read and ``composed_epsilon`` is 0.
     """
 
@@ -133,7 +134,7 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
         )
     delta = default_delta(n_records) if privacy.delta is None else privacy.delta
     rate = finetune.batch_size / n_records
-    selects = finetune.steps > 0 and config.saliency.ratio < 1
+    selects = finetune.steps > 0 and config.saliency.ratio < 1 and config.saliency.score not in DATA_FREE_SCORES
     noises = {"selection": config.saliency.noise_multiplier if selects else None, "finetune": None}
     if finetune.steps == 0:
         composed = 0.0
@@ -185,7 +186,7 @@ def plan_table(plan: PrivacyPlan) -> Table:
         table.add_column(name, justify="right")
     for name, stage in (("selection", plan.selection), ("fine-tuning", plan.finetune)):
         if stage is None:
-            why = "reads no sensitive image" if plan.steps == 0 else "not released: all matrices are kept"
+            why = "reads no sensitive image" if plan.steps == 0 else "no release: the choice reads no sensitive image"
             table.add_row(name, "0", "-", "-", why)
         else:
             share = "-" if stage.share is None else f"{stage.share:.2%}"

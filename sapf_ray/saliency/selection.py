@@ -87,12 +87,14 @@ def _score_shard(model: ModelConfig, cache: LatentCache, records: np.ndarray, ke
 
 def select(
     model: ModelConfig, cache: LatentCache, plan: PrivacyPlan, config: SaliencyConfig, key: NoiseKey, stream: str,
-    ledger: Ledger, on_progress: Callable[[int, int], None] | None = None,
+    ledger: Ledger, on_progress: Callable[[int, int], None] | None = None, seed: int = 0,
 ) -> Selection:
     """Scores the pool under DP and keeps the top ratio.
 
     Args:
-        plan: Its ``selection`` stage fixes noise and sample rate; None means the whole pool is kept unread.
+        plan: Its ``selection`` stage fixes noise and sample rate; None means that no record is read: the whole pool
+            is kept, or a random part of it.
+        seed: Public; of the random choice.
         stream: Fingerprint of (noise key, plan, data): makes a repeated release recognisable.
 
     Raises:
@@ -100,7 +102,10 @@ def select(
     """
     pool = candidate_pool(load_pipeline(model.path, model.dtype).unet, config.pool)
     if plan.selection is None:
-        return Selection(list(pool), {}, "all", len(pool), None)
+        if config.ratio == 1:
+            return Selection(list(pool), {}, "all", len(pool), None)
+        lots = torch.rand(len(pool), generator=torch.Generator().manual_seed(seed))
+        return Selection(top_matrices(list(pool), lots, config.ratio), {}, config.score, len(pool), None)
     records = poisson_sample(plan.n_records, plan.selection.sample_rate, key.stream("selection/sample"))
     shards = [records[i : i + config.shard_size] for i in range(0, len(records), config.shard_size)]
     task = _score_shard.options(name="score", num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task)

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
-from safetensors import SafetensorError
 
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.data.latents import encode_prompts
 from sapf_ray.errors import ClusterError, DataError, SapfError
+from sapf_ray.finetune.adapter import load_adapter
 from sapf_ray.models.loading import load_pipeline, pick_device, resolve_model
 from sapf_ray.synthesis.plan import SamplingPlan, Shard
 from sapf_ray.synthesis.sampler import sample_images
@@ -201,13 +201,7 @@ def _pipeline(job: Job) -> Any:
     """The public pipeline with the adapter merged into its weights."""
     pipe: Any = load_pipeline(job.model.path, job.model.dtype, pick_device(job.config.gpus_per_actor))
     if job.adapter_dir is not None:
-        try:
-            pipe.load_lora_weights(job.adapter_dir)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(f"{job.adapter_dir}: cannot be loaded as a LoRA adapter ({reason})") from error
-        pipe.fuse_lora(components=["unet"])
-        pipe.unload_lora_weights()
+        load_adapter(pipe, Path(job.adapter_dir))
     for module in (pipe.unet, pipe.vae):
         module.to(memory_format=torch.channels_last)  # what convolutions want, on CPU and on tensor cores
     return pipe
