@@ -271,6 +271,8 @@ class EvaluationConfig:
         fid_features: auto (Inception where weights are given, else glyph), glyph (reported as fid_glyph) or inception.
         inception_weights: Path of torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth).
         fid_reference: Real images that FID compares with: test, or train (as DPImageBench).
+        cache_dir: Where Inception features of the real images are kept (mode 0700, as sensitive as the images) for
+            the next run on the same images; by default nowhere.
         classifiers: Downstream classifiers whose accuracies are averaged: cnn, resnet, wrn, resnext.
         epochs: Epochs of a downstream classifier.
         batch_size: Images per classifier step.
@@ -283,6 +285,7 @@ class EvaluationConfig:
     fid_features: str = "auto"
     inception_weights: str | None = None
     fid_reference: str = "test"
+    cache_dir: str | None = None
     classifiers: list[str] = field(default_factory=lambda: ["cnn"])
     epochs: int = 20
     batch_size: int = 64
@@ -365,7 +368,7 @@ EXECUTION_ONLY = frozenset({
     "finetune.num_workers", "finetune.cpus_per_worker", "finetune.gpus_per_worker", "finetune.max_failures",
     "finetune.checkpoint_every",
     "synthesis.num_actors", "synthesis.cpus_per_actor", "synthesis.gpus_per_actor",
-    "evaluation.cpus_per_task", "evaluation.gpus_per_task",
+    "evaluation.cpus_per_task", "evaluation.gpus_per_task", "evaluation.cache_dir",
     "tracking.enabled", "tracking.uri", "tracking.experiment",
     "cluster.address", "cluster.num_cpus", "cluster.keep_cache",
     "data.n_records",

@@ -23,20 +23,19 @@ MOST_CPUS = 8.0
 @ray.remote(max_retries=3)
 def _score(
     part: str, synthetic_dir: str, source: ImageSource, resolution: int, config: EvaluationConfig, seed: int,
-    cache_dir: str | None, cpus: float,
+    cpus: float,
 ) -> dict[str, float]:
     torch.set_num_threads(max(1, int(cpus)))
     if part != FIDELITY:
         config = replace(config, classifiers=[part])
     return evaluate(
-        synthetic_dir, source, resolution, config, seed, pick_device(config.gpus_per_task), cache_dir,
+        synthetic_dir, source, resolution, config, seed, pick_device(config.gpus_per_task), config.cache_dir,
         fidelity=part == FIDELITY, accuracy=part != FIDELITY,
     )
 
 
 def evaluate_on_cluster(
-    synthetic_dir: Path | str, source: ImageSource, resolution: int, config: EvaluationConfig, seed: int,
-    cache_dir: Path | str | None = None,
+    synthetic_dir: Path | str, source: ImageSource, resolution: int, config: EvaluationConfig, seed: int
 ) -> dict[str, float]:
     """:func:`evaluate`, one Ray task per classifier and one for the FID.
 
@@ -50,10 +49,7 @@ def evaluate_on_cluster(
     source_ref = ray.put(source)
     # classifiers first: they take longest
     parts = [*dict.fromkeys(config.classifiers), FIDELITY]
-    directories = str(synthetic_dir), None if cache_dir is None else str(cache_dir)
-    refs = [
-        task.remote(part, directories[0], source_ref, resolution, config, seed, directories[1], cpus) for part in parts
-    ]
+    refs = [task.remote(part, str(synthetic_dir), source_ref, resolution, config, seed, cpus) for part in parts]
     scores: dict[str, float] = {}
     try:
         for found in ray.get(refs):
