@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-GAIN = 1.05  # a doubling that saves less time than this is not worth its memory
+GAIN = 1.05  # a larger size that saves less time than this is not worth its memory
+PATIENCE = 2  # doublings without a gain before the search ends: one may be the machine's noise
 SMALLEST = 8
 
 
@@ -27,7 +28,8 @@ def find_micro_batch(run: Callable[[int], object], limit: int, device: str) -> i
     """
     size = best = min(SMALLEST, limit)
     fastest = _seconds_per_record(run, best, device)
-    while size < limit:
+    in_vain = 0
+    while size < limit and in_vain < PATIENCE:
         size = min(2 * size, limit)
         try:
             seconds = _seconds_per_record(run, size, device)
@@ -35,14 +37,15 @@ def find_micro_batch(run: Callable[[int], object], limit: int, device: str) -> i
             torch.cuda.empty_cache()
             break
         if seconds * GAIN > fastest:
-            break
-        best, fastest = size, seconds
+            in_vain += 1
+        else:
+            best, fastest, in_vain = size, seconds, 0
     return best
 
 
 def _seconds_per_record(run: Callable[[int], object], size: int, device: str) -> float:
     times = []
-    for _ in range(3):  # the first also allocates and picks kernels
+    for _ in range(4):  # the first also allocates and picks kernels
         _wait(device)
         start = time.perf_counter()
         run(size)
