@@ -106,7 +106,7 @@ def test_rows_are_options_and_unknown_ones_are_refused():
     ]
     with pytest.raises(SapfError, match="must be one of dp-sapf"):
         find_method("dp-magic")
-    with pytest.raises(ConfigError, match="must be 1 where finetune.adapter is full"):
+    with pytest.raises(ConfigError, match=r"must be 1 where finetune\.adapter is full"):
         from_dict({"finetune": {"adapter": "full"}})
     assert [row["name"] for row in methods_json()] == list(METHODS)
     for name in METHODS:
