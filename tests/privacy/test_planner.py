@@ -156,7 +156,7 @@ def test_dict_is_the_json_contract_and_round_trips():
     ({}, "25"),
     ({"non_private": True}, "NOT PRIVATE"),
     ({"steps": 0}, "reads no sensitive image"),
-    ({"ratio": 1.0}, "all matrices"),
+    ({"ratio": 1.0}, "no release"),
 ])
 def test_table(kwargs, words):
     console = Console(record=True, width=140, file=io.StringIO())

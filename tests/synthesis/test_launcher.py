@@ -82,7 +82,7 @@ def test_a_damaged_adapter_is_one_line_through_ray(model, ray_cluster, tmp_path)
     broken = tmp_path / "adapter"
     broken.mkdir()
     (broken / "pytorch_lora_weights.safetensors").write_bytes(b"\x10\0\0\0")
-    with pytest.raises(DataError, match="cannot be loaded as a LoRA adapter") as caught:
+    with pytest.raises(DataError, match="cannot be loaded as an adapter") as caught:
         make(tmp_path / "out", model, replace(CONFIG, n_images=3), broken)
     assert "\n" not in str(caught.value) and str(broken) in str(caught.value)
     with pytest.raises(DataError, match="no such adapter"):
