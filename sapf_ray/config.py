@@ -43,6 +43,16 @@ def _positive_int(prefix: str, obj: object, *names: str, minimum: int = 1) -> No
         )
 
 
+def _above_zero(prefix: str, obj: object, *names: str) -> None:
+    for name in names:
+        _require(getattr(obj, name) > 0, f"{prefix}.{name}", getattr(obj, name), "must be above 0")
+
+
+def _not_negative(prefix: str, obj: object, *names: str) -> None:
+    for name in names:
+        _require(getattr(obj, name) >= 0, f"{prefix}.{name}", getattr(obj, name), "must be at least 0")
+
+
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     _require(value in allowed, name, value, "must be one of " + ", ".join(allowed))
 
@@ -156,14 +166,12 @@ class SaliencyConfig:
         _one_of("saliency.score", self.score, SCORES)
         _one_of("saliency.pool", self.pool, POOLS)
         _require(0 < self.ratio <= 1, "saliency.ratio", self.ratio, "must lie in (0, 1]")
-        _require(self.noise_multiplier > 0, "saliency.noise_multiplier", self.noise_multiplier, "must be above 0")
+        _above_zero("saliency", self, "noise_multiplier")
         _require(0 < self.sample_rate <= 1, "saliency.sample_rate", self.sample_rate, "must lie in (0, 1]")
         _one_of("saliency.clipping", self.clipping, CLIPPINGS)
-        _require(self.clipping_norm > 0, "saliency.clipping_norm", self.clipping_norm, "must be above 0")
-        _require(self.clipping_gamma > 0, "saliency.clipping_gamma", self.clipping_gamma, "must be above 0")
+        _above_zero("saliency", self, "clipping_norm", "clipping_gamma", "cpus_per_task")
+        _not_negative("saliency", self, "gpus_per_task")
         _positive_int("saliency", self, "shard_size", "micro_batch_size")
-        _require(self.cpus_per_task > 0, "saliency.cpus_per_task", self.cpus_per_task, "must be above 0")
-        _require(self.gpus_per_task >= 0, "saliency.gpus_per_task", self.gpus_per_task, "must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -219,15 +227,11 @@ class FinetuneConfig:
         _positive_int("finetune", self, "steps", "max_failures", "micro_batch_size", minimum=0)
         _positive_int("finetune", self, "batch_size", "lora_rank", "draws_per_record",
                       "checkpoint_every", "num_workers")
-        _require(self.learning_rate > 0, "finetune.learning_rate", self.learning_rate, "must be above 0")
-        _require(self.weight_decay >= 0, "finetune.weight_decay", self.weight_decay, "must be at least 0")
+        _above_zero("finetune", self, "learning_rate", "clipping_norm", "clipping_gamma")
+        _not_negative("finetune", self, "weight_decay", "cpus_per_worker", "gpus_per_worker")
         _one_of("finetune.adapter", self.adapter, ADAPTERS)
         _one_of("finetune.clipping", self.clipping, CLIPPINGS)
-        _require(self.clipping_norm > 0, "finetune.clipping_norm", self.clipping_norm, "must be above 0")
-        _require(self.clipping_gamma > 0, "finetune.clipping_gamma", self.clipping_gamma, "must be above 0")
         _require(0 <= self.ema_decay < 1, "finetune.ema_decay", self.ema_decay, "must lie in [0, 1)")
-        for name in ("cpus_per_worker", "gpus_per_worker"):
-            _require(getattr(self, name) >= 0, f"finetune.{name}", getattr(self, name), "must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -258,8 +262,8 @@ class SynthesisConfig:
         _positive_int("synthesis", self, "n_images", "steps", "batch_size", "shard_size")
         _positive_int("synthesis", self, "num_actors", minimum=0)
         _require(self.guidance_scale >= 1, "synthesis.guidance_scale", self.guidance_scale, "must be at least 1")
-        _require(self.cpus_per_actor > 0, "synthesis.cpus_per_actor", self.cpus_per_actor, "must be above 0")
-        _require(self.gpus_per_actor >= 0, "synthesis.gpus_per_actor", self.gpus_per_actor, "must be at least 0")
+        _above_zero("synthesis", self, "cpus_per_actor")
+        _not_negative("synthesis", self, "gpus_per_actor")
 
 
 @dataclass(frozen=True)
@@ -302,9 +306,8 @@ class EvaluationConfig:
         for name in self.classifiers:
             _one_of("evaluation.classifiers", name, CLASSIFIERS)
         _positive_int("evaluation", self, "epochs", "batch_size")
-        _require(self.learning_rate > 0, "evaluation.learning_rate", self.learning_rate, "must be above 0")
-        _require(self.cpus_per_task >= 0, "evaluation.cpus_per_task", self.cpus_per_task, "must be at least 0")
-        _require(self.gpus_per_task >= 0, "evaluation.gpus_per_task", self.gpus_per_task, "must be at least 0")
+        _above_zero("evaluation", self, "learning_rate")
+        _not_negative("evaluation", self, "cpus_per_task", "gpus_per_task")
 
 
 @dataclass(frozen=True)

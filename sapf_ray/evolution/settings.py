@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sapf_ray.config import _one_of, _positive_int, _require
+from sapf_ray.config import _above_zero, _not_negative, _one_of, _positive_int, _require
 
 SELECTIONS = ("sample", "rank")
 EMBEDDINGS = ("vae", "glyph", "inception")
@@ -86,8 +86,8 @@ class EvolutionConfig:
         _require(self.embedding != "inception" or self.inception_weights is not None, "evolution.inception_weights",
                  self.inception_weights, "must be a path when embedding is inception")
         _require(self.guidance_scale >= 1, "evolution.guidance_scale", self.guidance_scale, "must be at least 1")
-        _require(self.cpus_per_task > 0, "evolution.cpus_per_task", self.cpus_per_task, "must be above 0")
-        _require(self.gpus_per_task >= 0, "evolution.gpus_per_task", self.gpus_per_task, "must be at least 0")
+        _above_zero("evolution", self, "cpus_per_task")
+        _not_negative("evolution", self, "gpus_per_task")
 
     @property
     def candidates(self) -> int:
