@@ -16,6 +16,7 @@ import numpy as np
 import ray
 import torch
 
+from sapf_ray import cluster
 from sapf_ray.data.base import ImageSource
 from sapf_ray.models.loading import load_pipeline, native_resolution
 
@@ -108,7 +109,7 @@ def build_latent_cache(
     while pending:
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         shard = pending.pop(ready)
-        values, shard_labels = ray.get(ready)
+        values, shard_labels = cluster.result(ready)
         if moments is None:
             _touch_private(partial)
             moments = np.lib.format.open_memmap(partial, "w+", np.float32, (source.n_train, *values.shape[1:]))

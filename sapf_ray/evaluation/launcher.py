@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayTaskError
 
+from sapf_ray import cluster
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.data.base import ImageSource
-from sapf_ray.errors import SapfError
 from sapf_ray.evaluation.protocol import evaluate
 from sapf_ray.models.loading import pick_device
 
@@ -51,10 +50,7 @@ def evaluate_on_cluster(
     parts = [*dict.fromkeys(config.classifiers), FIDELITY]
     refs = [task.remote(part, str(synthetic_dir), source_ref, resolution, config, seed, cpus) for part in parts]
     scores: dict[str, float] = {}
-    try:
-        for found in ray.get(refs):
-            scores |= found
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, SapfError) else error) from None
+    for ref in refs:
+        scores |= cluster.result(ref)
     accuracies = [scores[f"accuracy_{name}"] for name in dict.fromkeys(config.classifiers)]
     return scores | {"accuracy": float(np.mean(accuracies))}

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayTaskError
 
+from sapf_ray import cluster
 from sapf_ray.errors import SapfError
 from sapf_ray.evolution.api import Api
 from sapf_ray.evolution.embedding import Embedding
@@ -155,12 +155,7 @@ def as_finished(references: list[Any]) -> Iterator[Any]:
     """Results in the order of arrival; a user's error inside a task is raised as itself."""
     while references:
         (ready,), references = ray.wait(references, num_returns=1)
-        try:
-            yield ray.get(ready)
-        except RayTaskError as error:
-            if isinstance(error.cause, SapfError):
-                raise error.cause from None
-            raise
+        yield cluster.result(ready)
 
 
 def save_array(path: Path, array: np.ndarray, mode: int = 0o644) -> None:

@@ -25,6 +25,7 @@ from sapf_ray.finetune.lora_gradients import LoraGradients
 from sapf_ray.saliency.layer_norms import check_supported
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+SampleGradients = LoraGradients | GhostGradients
 WHOLE_WEIGHTS = "denoiser_weights.safetensors"
 
 
@@ -48,7 +49,7 @@ def add_adapter(denoiser: nn.Module, matrices: list[str], config: FinetuneConfig
 
 def sample_gradients(
     denoiser: nn.Module, trainable: dict[str, nn.Parameter], config: FinetuneConfig
-) -> LoraGradients | GhostGradients:
+) -> SampleGradients:
     """The per-sample gradient engine that fits the adapter."""
     if config.adapter == "lora":
         return LoraGradients(denoiser, trainable.values(), config.draws_per_record)

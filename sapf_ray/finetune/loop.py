@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from sapf_ray.config import FinetuneConfig, ModelConfig
 from sapf_ray.data.latents import LatentCache
 from sapf_ray.errors import SapfError
-from sapf_ray.finetune.adapter import add_adapter, load_factors, sample_gradients
-from sapf_ray.finetune.ghost import GhostGradients
-from sapf_ray.finetune.lora_gradients import LoraGradients
+from sapf_ray.finetune.adapter import SampleGradients, add_adapter, load_factors, sample_gradients
 from sapf_ray.finetune.micro_batch import find_micro_batch
 from sapf_ray.finetune.optimizer import ReleaseOptimizer
 from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
@@ -199,7 +197,7 @@ class _Objective:
         return per_record_loss(self.denoiser, self.scheduler, moments, self.scaling_factor, embeddings, draws)
 
 
-def _common_micro_batch(objective: _Objective, gradients: LoraGradients | GhostGradients) -> int:
+def _common_micro_batch(objective: _Objective, gradients: SampleGradients) -> int:
     """The smallest of the ranks' best micro-batch sizes."""
     job = objective.job
     limit = min(1024, max(1, job.plan.batch_size // dist.get_world_size()))

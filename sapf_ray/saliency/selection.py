@@ -15,6 +15,7 @@ import ray
 import torch
 from diffusers import StableDiffusionPipeline
 
+from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SaliencyConfig
 from sapf_ray.data.latents import LatentCache
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
@@ -116,7 +117,7 @@ def select(
     added = 0
     while pending:
         (ready,), pending = ray.wait(pending, num_returns=1)
-        arrived[order[ready]] = ray.get(ready)
+        arrived[order[ready]] = cluster.result(ready)
         while added in arrived:  # in shard order: the float sum, and so the release, repeats exactly
             for running, part in zip(total, arrived.pop(added), strict=True):
                 running += part

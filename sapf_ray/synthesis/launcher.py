@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
+from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.data.latents import encode_prompts
-from sapf_ray.errors import ClusterError, DataError, SapfError
+from sapf_ray.errors import ClusterError, DataError
 from sapf_ray.finetune.adapter import load_adapter
 from sapf_ray.models.loading import load_pipeline, pick_device, resolve_model
 from sapf_ray.synthesis.plan import SamplingPlan, Shard
@@ -157,11 +158,7 @@ def _run_queue(job: Job, shards: list[Shard], count: int) -> Iterator[tuple[int,
         (ready,), _ = ray.wait(list(running), num_returns=1)
         actor = running.pop(ready)
         try:
-            finished = ray.get(ready)
-        except RayTaskError as error:
-            if isinstance(error.cause, SapfError):
-                raise error.cause from None
-            raise
+            finished = cluster.result(ready)
         except RayActorError as error:
             reason = str(error).strip().splitlines()[0]
             raise ClusterError(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data import open_source
 from sapf_ray.data.latents import LatentCache, build_latent_cache
+from sapf_ray.errors import DataError
 from sapf_ray.models.loading import load_pipeline
 
 
@@ -49,3 +51,17 @@ def test_half_a_cache_is_not_complete(built, tmp_path):
     _, _, directory, _ = built
     (tmp_path / "labels.npy").write_bytes((directory / "labels.npy").read_bytes())
     assert not LatentCache(str(tmp_path)).complete
+
+
+def test_an_image_that_breaks_inside_a_task_is_named_in_one_line(ray_cluster, tiny_pipeline, tmp_path):
+    for name in ("a", "b"):
+        for split, n in (("train", 3), ("test", 1)):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(np.full((9, 9, 3), 40 * i, np.uint8)).save(tmp_path / "images" / split / name / f"{i}.png")
+    source = open_source(DataConfig(source="image_folder", path=str(tmp_path / "images")))
+    broken = tmp_path / "images" / "train" / "b" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(DataError) as caught:
+        build_latent_cache(tmp_path / "latents", source, str(tiny_pipeline), "float32", "cpu", 4, {"num_cpus": 1})
+    assert type(caught.value) is DataError and str(broken) in str(caught.value) and "\n" not in str(caught.value)
