@@ -71,8 +71,9 @@ def methods_json() -> list[dict[str, Any]]:
 
 def methods_table() -> Table:
     """The table for people, as printed by ``sapf methods``."""
-    table = Table("method", "what", "in the paper", "sets")
+    table = Table("method", "what", "in the paper")
+    table.add_column("sets", overflow="fold")
     for name, row in METHODS.items():
-        sets = ", ".join(f"{key}={value}" for key, value in row.overrides.items())
+        sets = "\n".join(f"{key}={value}" for key, value in row.overrides.items())
         table.add_row(name, row.title + ("" if row.private else " (NOT PRIVATE)"), row.source, sets)
     return table
