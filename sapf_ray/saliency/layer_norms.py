@@ -211,17 +211,18 @@ def _layer_norm(layer: nn.Module, uses: Sequence[Use], trained: Collection[str],
 
 
 def _embedding(layer: nn.Module, uses: Sequence[Use], trained: Collection[str], k: int, cap: int) -> Tensor:
-    """Tokens with the same index share a row of the table: Gram products over pairs with equal index."""
+    """Tokens with the same index share a row of the table: each sees its row's whole sum, and counts for its part of it."""
     assert isinstance(layer, nn.Embedding)
     index = _side_by_side(fold_tokens(x.unsqueeze(-1), k) for x, _ in uses).squeeze(-1)
     g = _side_by_side(fold_tokens(y, k) for _, y in uses)
     n, tokens, d = g.shape
     norms = []
-    for rows in pieces(n, FLOAT * (tokens * d + 3 * tokens * tokens), cap):
+    for rows in pieces(n, FLOAT * (3 * tokens * d + 2 * tokens * tokens), cap):
         i, y = index[rows], g[rows].float()
         if layer.padding_idx is not None:
             y = y.masked_fill((i == layer.padding_idx).unsqueeze(-1), 0.0)  # that row gets no gradient
-        norms.append(_gram_sum(torch.bmm(y, y.mT).masked_fill_(i.unsqueeze(2) != i.unsqueeze(1), 0.0)))
+        same = (i.unsqueeze(2) == i.unsqueeze(1)).float()
+        norms.append((torch.bmm(same, y).square_().sum(2) / same.sum(2)).sum(1))
     return torch.cat(norms)
 
 
