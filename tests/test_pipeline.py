@@ -154,7 +154,11 @@ def test_ctrl_c_in_training_says_how_to_continue(folder, tiny_pipeline, tmp_path
     """Ray Train takes SIGINT for itself and exits with 0 unless kept off the main thread."""
     out = tmp_path / "run"
     words = command(folder, tiny_pipeline, out, "--finetune.steps", "5000", "--tracking.enabled", "false")
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(),
+        # a suite started in the background hands down an ignored SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 240
     while "finetune/step/1" not in releases(out / "ledger.jsonl"):
         assert process.poll() is None and time.monotonic() < deadline
