@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sapf_ray.config import _above_zero, _not_negative, _one_of, _positive_int, _require
+from sapf_ray.config.checks import above_zero, not_negative, one_of, positive_int, require
 
 SELECTIONS = ("sample", "rank")
 EMBEDDINGS = ("vae", "glyph", "inception")
@@ -73,21 +73,21 @@ class EvolutionConfig:
     gpus_per_task: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive_int("evolution", self, "iterations", "lookahead", minimum=0)
-        _positive_int("evolution", self, "n_images", "population", "variations", "steps", "batch_size", "shard_size")
-        _require(isinstance(self.keep_selected, bool), "evolution.keep_selected", self.keep_selected, "must be true or false")
-        _one_of("evolution.selection", self.selection, SELECTIONS)
-        _require(0 <= self.threshold < float("inf"), "evolution.threshold", self.threshold,
+        positive_int("evolution", self, "iterations", "lookahead", minimum=0)
+        positive_int("evolution", self, "n_images", "population", "variations", "steps", "batch_size", "shard_size")
+        require(isinstance(self.keep_selected, bool), "evolution.keep_selected", self.keep_selected, "must be true or false")
+        one_of("evolution.selection", self.selection, SELECTIONS)
+        require(0 <= self.threshold < float("inf"), "evolution.threshold", self.threshold,
                  "must be a finite number of at least 0")
-        _require(0 < self.strength_start <= 1, "evolution.strength_start", self.strength_start, "must lie in (0, 1]")
-        _require(0 < self.strength_end <= self.strength_start, "evolution.strength_end", self.strength_end,
+        require(0 < self.strength_start <= 1, "evolution.strength_start", self.strength_start, "must lie in (0, 1]")
+        require(0 < self.strength_end <= self.strength_start, "evolution.strength_end", self.strength_end,
                  f"must lie in (0, {self.strength_start:g}], not above strength_start")
-        _one_of("evolution.embedding", self.embedding, EMBEDDINGS)
-        _require(self.embedding != "inception" or self.inception_weights is not None, "evolution.inception_weights",
+        one_of("evolution.embedding", self.embedding, EMBEDDINGS)
+        require(self.embedding != "inception" or self.inception_weights is not None, "evolution.inception_weights",
                  self.inception_weights, "must be a path when embedding is inception")
-        _require(self.guidance_scale >= 1, "evolution.guidance_scale", self.guidance_scale, "must be at least 1")
-        _above_zero("evolution", self, "cpus_per_task")
-        _not_negative("evolution", self, "gpus_per_task")
+        require(self.guidance_scale >= 1, "evolution.guidance_scale", self.guidance_scale, "must be at least 1")
+        above_zero("evolution", self, "cpus_per_task")
+        not_negative("evolution", self, "gpus_per_task")
 
     @property
     def candidates(self) -> int:
