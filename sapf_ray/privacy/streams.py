@@ -36,7 +36,7 @@ from torch import Tensor
 from sapf_ray.errors import RunDirectoryError
 
 _KEY_BYTES = 32
-_NORMALS_PER_BLOCK = 1 << 20  # bounds the memory of a draw
+_NORMALS_PER_BLOCK = 1 << 20  # bounds the memory of a draw; part of what a seed means
 _MT_WORDS = 624
 
 
@@ -58,15 +58,15 @@ class NoiseStream:
 
     def normal(self, n: int) -> Tensor:
         """``n`` standard normals in float32, by the Box-Muller transform in float64."""
-        out = np.empty(n, dtype=np.float32)
+        out = torch.empty(n)
         for start in range(0, n, _NORMALS_PER_BLOCK):
             stop = min(start + _NORMALS_PER_BLOCK, n)
             half = (stop - start + 1) // 2
-            uniform = ((self.words(2 * half) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1)
-            radius, angle = np.sqrt(-2 * np.log(uniform[:half])), 2 * np.pi * uniform[half:]
-            pair = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-            out[start:stop] = pair[: stop - start]
-        return torch.from_numpy(out)
+            bits = torch.from_numpy((self.words(2 * half) >> np.uint64(11)).view(np.int64))
+            uniform = bits.double().add_(0.5).mul_(2.0**-53)  # in (0, 1)
+            radius, angle = uniform[:half].log().mul_(-2).sqrt_(), uniform[half:].mul_(2 * np.pi)
+            out[start:stop] = torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)])[: stop - start]
+        return out
 
 
 class NoiseKey:
