@@ -12,9 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import ResNet
 
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.errors import DataError
@@ -43,13 +41,15 @@ def _small_cnn(n_classes: int, side: int) -> nn.Module:
     )
 
 
-def _torchvision(builder: Callable[..., ResNet]) -> Callable[[int, int], nn.Module]:
+def _torchvision(name: str) -> Callable[[int, int], nn.Module]:
     def build(n_classes: int, side: int) -> nn.Module:
-        model = builder(weights=None, num_classes=n_classes)
+        import torchvision  # seconds, which the small network is spared
+
+        model = torchvision.models.get_model(name, weights=None, num_classes=n_classes)
         if side <= SMALL_IMAGE:
             # the ImageNet stem would shrink a 32-pixel image to 8 pixels before the first block
             model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-            model.maxpool = nn.Identity()  # type: ignore[assignment]
+            model.maxpool = nn.Identity()
         return model
 
     return build
@@ -57,9 +57,9 @@ def _torchvision(builder: Callable[..., ResNet]) -> Callable[[int, int], nn.Modu
 
 CLASSIFIERS: dict[str, Callable[[int, int], nn.Module]] = {
     "cnn": _small_cnn,
-    "resnet": _torchvision(torchvision.models.resnet18),
-    "wrn": _torchvision(torchvision.models.wide_resnet50_2),
-    "resnext": _torchvision(torchvision.models.resnext50_32x4d),
+    "resnet": _torchvision("resnet18"),
+    "wrn": _torchvision("wide_resnet50_2"),
+    "resnext": _torchvision("resnext50_32x4d"),
 }
 """Name → builder of (number of classes, image side in pixels). Nothing is downloaded."""
 

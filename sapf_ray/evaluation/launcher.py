@@ -13,7 +13,7 @@ from sapf_ray import cluster
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.data.base import ImageSource
 from sapf_ray.evaluation.protocol import evaluate
-from sapf_ray.models.loading import pick_device
+from sapf_ray.models.device import pick_device
 
 FIDELITY = "fidelity"
 MOST_CPUS = 8.0
@@ -44,7 +44,9 @@ def evaluate_on_cluster(
     # small networks, small batches: more than a few cores would wait for each other
     node = max(n["Resources"].get("CPU", 1.0) for n in ray.nodes() if n["Alive"])
     cpus = config.cpus_per_task or min(node, MOST_CPUS)
-    task = _score.options(name="evaluate", num_cpus=cpus, num_gpus=config.gpus_per_task)
+    task = _score.options(
+        name="evaluate", num_cpus=cpus, num_gpus=config.gpus_per_task, scheduling_strategy=cluster.SPREAD
+    )
     source_ref = ray.put(source)
     # classifiers first: they take longest
     parts = [*dict.fromkeys(config.classifiers), FIDELITY]

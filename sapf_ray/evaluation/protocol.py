@@ -15,7 +15,6 @@ from sapf_ray.config import EvaluationConfig
 from sapf_ray.data.base import ImageSource
 from sapf_ray.errors import DataError
 from sapf_ray.evaluation.downstream import train_and_score
-from sapf_ray.evaluation.fidelity import fid_name, frechet_distance
 from sapf_ray.synthesis.writer import read_manifest, read_synthetic
 
 
@@ -26,6 +25,8 @@ def check_evaluation(config: EvaluationConfig) -> None:
         DataError: Inception weights are wanted but cannot be used.
     """
     if config.enabled:
+        from sapf_ray.evaluation.fidelity import fid_name
+
         fid_name(config)
 
 
@@ -69,6 +70,8 @@ def evaluate(
     test = source.read("test", np.arange(source.n_test), resolution)
     scores: dict[str, float] = {}
     if fidelity:
+        from sapf_ray.evaluation.fidelity import frechet_distance  # seconds, which tasks that train a classifier are spared
+
         reference = test[0]
         if config.fid_reference == "train":
             reference, _ = source.read("train", np.arange(source.n_train), resolution)

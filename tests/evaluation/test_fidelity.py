@@ -10,8 +10,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from sapf_ray.config import DataConfig, EvaluationConfig
 from sapf_ray.data import open_source
 from sapf_ray.errors import DataError
-from sapf_ray.evaluation import check_evaluation, frechet_distance
-from sapf_ray.evaluation.fidelity import INCEPTION_WEIGHTS
+from sapf_ray.evaluation.fidelity import INCEPTION_WEIGHTS, frechet_distance
+from sapf_ray.evaluation.protocol import check_evaluation
 
 CONFIG = EvaluationConfig()
 

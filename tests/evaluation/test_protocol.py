@@ -6,9 +6,8 @@ import pytest
 from sapf_ray.config import DataConfig, EvaluationConfig
 from sapf_ray.data import open_source
 from sapf_ray.errors import DataError
-from sapf_ray.evaluation import evaluate
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
-from sapf_ray.evaluation.protocol import resize
+from sapf_ray.evaluation.protocol import evaluate, resize
 from sapf_ray.synthesis.plan import SamplingPlan
 from sapf_ray.synthesis.writer import write_manifest, write_shard
 
