@@ -1,27 +1,32 @@
 """What is trained: LoRA factors on the selected matrices (paper eq. 9, by peft), the matrices themselves, or all weights.
 
-LoRA is saved as diffusers loads it. Trained matrices are saved whole, by name, and replace those of the public model.
+LoRA is saved as diffusers' ``load_lora_weights`` reads it (a DiT pipeline has no such method; :func:`load_adapter` knows
+both). Matrices that were trained, or made random, are saved whole, by name, and replace those of the public model.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sapf_ray.config import FinetuneConfig
-from sapf_ray.errors import DataError
+from sapf_ray.errors import ConfigError, DataError
 from sapf_ray.finetune.ghost import GhostGradients
-from sapf_ray.finetune.lora_gradients import LoraGradients
+from sapf_ray.finetune.lora_gradients import LoraGradients, conv_limits
+from sapf_ray.models.conditioning import denoiser_of
+from sapf_ray.models.pool import Matrix, base_layer, candidate_pool
 from sapf_ray.saliency.layer_norms import check_supported
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -32,19 +37,45 @@ WHOLE_WEIGHTS = "denoiser_weights.safetensors"
 def add_adapter(denoiser: nn.Module, matrices: list[str], config: FinetuneConfig, seed: int) -> dict[str, nn.Parameter]:
     """Makes what ``config.adapter`` says trainable, all else frozen; trainable parameters by name, float32.
 
+    Matrices of the pool ``config.randomize`` that are not trained get their random values here.
+
     Raises:
-        ConfigError: A weight of a layer whose per-sample gradient norm is not known.
+        ConfigError: A weight of a layer whose per-sample gradients are not known.
     """
     if config.adapter == "lora":
-        return add_lora(denoiser, matrices, config.lora_rank, seed, config.train_lora_a)
-    denoiser.requires_grad_(False)
-    wanted = {f"{name}.weight" for name in matrices}
-    trainable = {n: p for n, p in denoiser.named_parameters() if config.adapter == "full" or n in wanted}
-    for parameter in trainable.values():
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-    check_supported(denoiser, trainable)
+        trainable = add_lora(denoiser, matrices, config.lora_rank, seed, config.train_lora_a)
+    else:
+        denoiser.requires_grad_(False)
+        wanted = {f"{name}.weight" for name in matrices}
+        trainable = {n: p for n, p in denoiser.named_parameters() if config.adapter == "full" or n in wanted}
+        for parameter in trainable.values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        check_supported(denoiser, trainable)
+    generator = torch.Generator().manual_seed(seed)
+    for entry in untrained(denoiser, config.randomize).values():
+        randomize(entry.weight, generator)
     return trainable
+
+
+def untrained(denoiser: nn.Module, pool: str) -> dict[str, Matrix]:
+    """The pool's matrices that :func:`add_adapter` left frozen; none of the pool ``none``."""
+    if pool == "none":
+        return {}
+    return {
+        name: entry for name, entry in candidate_pool(denoiser, pool).items()
+        if not entry.weight.requires_grad and base_layer(module := denoiser.get_submodule(name)) is module
+    }
+
+
+@torch.no_grad()
+def randomize(weight: Tensor, generator: torch.Generator) -> None:
+    """Normal values with the weight's own mean and standard deviation, drawn on the CPU in float32.
+
+    The paper ("random values", Figure 4) does not say which; keeping the scale keeps activations in range.
+    """
+    values = torch.randn(weight.shape, generator=generator)
+    weight.copy_(values.to(weight.device) * weight.float().std() + weight.float().mean())
 
 
 def sample_gradients(
@@ -57,50 +88,89 @@ def sample_gradients(
 
 
 def save_weights(denoiser: nn.Module, directory: Path, values: dict[str, Tensor], config: FinetuneConfig) -> None:
-    """Writes the trained values so that :func:`load_adapter` finds them; the directory is replaced as a whole."""
-    if config.adapter == "lora":
-        save_adapter(denoiser, directory, values)
-        return
+    """Writes trained values and random ones so that :func:`load_adapter` finds them; the directory is replaced as a whole.
+
+    Args:
+        denoiser: As :func:`add_adapter` left it.
+        values: Trained parameters by name, to write in place of the current ones (such as their moving average).
+    """
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in values.items()}, partial / WHOLE_WEIGHTS)
+    whole = {f"{name}.weight": entry.weight.detach() for name, entry in untrained(denoiser, config.randomize).items()}
+    if config.adapter == "lora":
+        load_factors(denoiser, values)
+        prefix = "unet" if isinstance(denoiser, UNet2DConditionModel) else "transformer"
+        factors = {f"{prefix}.{name}": value.contiguous() for name, value in get_peft_model_state_dict(denoiser).items()}
+        save_file(factors, partial / WEIGHTS, metadata={"format": "pt"})
+    else:
+        whole |= values
+    if whole:
+        save_file({name: value.contiguous() for name, value in whole.items()}, partial / WHOLE_WEIGHTS)
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(partial, directory)
 
 
-def load_adapter(pipe: StableDiffusionPipeline, directory: Path) -> None:
+def load_adapter(pipe: Any, directory: Path) -> None:
     """Puts trained values into the pipeline's own weights: LoRA is merged, whole matrices replace the public ones.
 
     Raises:
         DataError: Missing, damaged or of another model.
     """
+    denoiser = denoiser_of(pipe)
     try:
-        if (directory / WHOLE_WEIGHTS).exists():
-            load_factors(pipe.unet, load_file(directory / WHOLE_WEIGHTS))
-            return
-        pipe.load_lora_weights(directory)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        whole = (directory / WHOLE_WEIGHTS).exists()
+        if whole:
+            load_factors(denoiser, load_file(directory / WHOLE_WEIGHTS))
+        if not whole or (directory / WEIGHTS).exists():
+            merge_lora(denoiser, load_file(directory / WEIGHTS))
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{directory}: cannot be loaded as an adapter of this model ({reason})") from error
-    pipe.fuse_lora(components=["unet"])
-    pipe.unload_lora_weights()
+
+
+@torch.no_grad()
+def merge_lora(denoiser: nn.Module, factors: Mapping[str, Tensor]) -> None:
+    """Adds B A to each weight (scale 1), in float32.
+
+    Args:
+        factors: ``unet.NAME.lora_A.weight`` and ``unet.NAME.lora_B.weight``, or with ``transformer`` in front.
+
+    Raises:
+        ValueError: No factors.
+        AttributeError, KeyError, RuntimeError: A matrix that the model lacks, a missing factor, another shape.
+    """
+    end = ".lora_A.weight"
+    names = [key.removesuffix(end) for key in factors if key.endswith(end)]
+    if not names:
+        raise ValueError("no LoRA factors in it")
+    for name in names:
+        weight = denoiser.get_submodule(name.partition(".")[2]).weight
+        assert isinstance(weight, Tensor)
+        update = factors[f"{name}.lora_B.weight"].float().flatten(1) @ factors[name + end].float().flatten(1)
+        weight.copy_(weight.float() + update.view(weight.shape).to(weight.device))
 
 
 def add_lora(denoiser: nn.Module, matrices: list[str], rank: int, seed: int, train_a: bool = True) -> dict[str, nn.Parameter]:
     """Injects LoRA (A Gaussian, B zero, scale 1) and returns the trainable factors by name, float32.
 
     Args:
-        matrices: Dotted names of linear layers; nothing else becomes trainable.
+        matrices: Dotted names of linear layers or convolutions; nothing else becomes trainable.
         seed: Seeds A, so every worker starts from the same factors.
         train_a: False freezes A.
+
+    Raises:
+        ConfigError: LoRA on such a layer has no per-sample gradients here.
     """
+    for name in matrices:
+        if limits := conv_limits(denoiser.get_submodule(name)):
+            raise ConfigError("finetune.adapter", "lora", f"must be direct: {name} is {limits}")
+    exactly = "|".join(re.escape(name) for name in matrices)  # a list would match ends of names
     denoiser.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        denoiser.add_adapter(  # type: ignore[operator]
-            LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(matrices))
-        )
+        lora = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=exactly)
+        inject_adapter_in_model(lora, denoiser, "default")
     trainable: dict[str, nn.Parameter] = {}
     for name, parameter in denoiser.named_parameters():
         if "lora_" in name:
@@ -112,19 +182,8 @@ def add_lora(denoiser: nn.Module, matrices: list[str], rank: int, seed: int, tra
 
 
 def save_adapter(denoiser: nn.Module, directory: Path, values: dict[str, Tensor] | None = None) -> None:
-    """Writes ``directory`` so that ``pipe.load_lora_weights(directory)`` loads it; replaced as a whole.
-
-    Args:
-        values: Trainable factors to write in place of the current ones (such as their moving average).
-    """
-    if values is not None:
-        load_factors(denoiser, values)
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser))
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    StableDiffusionPipeline.save_lora_weights(partial, unet_lora_layers=layers, weight_name=WEIGHTS)
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(partial, directory)
+    """:func:`save_weights` of LoRA alone."""
+    save_weights(denoiser, directory, values or {}, FinetuneConfig())
 
 
 def load_factors(denoiser: nn.Module, values: dict[str, Tensor]) -> None:

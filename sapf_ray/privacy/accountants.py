@@ -30,6 +30,8 @@ import numpy as np
 from dp_accounting import dp_event
 from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld.common import DifferentialPrivacyParameters
+from dp_accounting.pld.privacy_loss_distribution import from_privacy_parameters
 from dp_accounting.privacy_accountant import NeighboringRelation, PrivacyAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
@@ -47,11 +49,36 @@ RDP_ORDERS: tuple[float, ...] = (
     *(1 + x / 10 for x in range(1, 100)), *range(11, 64), 80, 96, 128, 192, 256, 384, 512, 1024,
 )
 
+
+@attr.s(frozen=True, slots=True, auto_attribs=True)
+class ExponentialTopKDpEvent(DpEvent):
+    """Draws of the exponential mechanism that together cost what one Gaussian release with this noise multiplier costs.
+
+    That is how both accountants price it; :mod:`sapf_ray.saliency.mechanisms` has the proof.
+    """
+
+    noise_multiplier: float
+
+
+@attr.s(frozen=True, slots=True, auto_attribs=True)
+class ApproximateDpEvent(DpEvent):
+    """A mechanism of which only (epsilon, delta)-DP is known.
+
+    Its dominating pair (Kairouz, Oh, Viswanath, ICML 2015, section 3): with probability delta everything is revealed,
+    else it is randomised response with epsilon.
+    """
+
+    epsilon: float
+    delta: float
+
+
 _EVENT_TYPES: dict[str, type[DpEvent]] = {
     "Gaussian": dp_event.GaussianDpEvent,
     "PoissonSampled": dp_event.PoissonSampledDpEvent,
     "SelfComposed": dp_event.SelfComposedDpEvent,
     "Composed": dp_event.ComposedDpEvent,
+    "ExponentialTopK": ExponentialTopKDpEvent,
+    "ApproximateDp": ApproximateDpEvent,
     "NonPrivate": dp_event.NonPrivateDpEvent,
     "NoOp": dp_event.NoOpDpEvent,
 }
@@ -63,20 +90,60 @@ class _WithoutConvergenceNotice(logging.Filter):
         return not str(record.msg).startswith("_compute_log_a_frac failed to converge")
 
 
+class _SapfPldAccountant(PLDAccountant):
+    """Knows the events of this module too."""
+
+    def compose(self, event: DpEvent, count: int = 1) -> _SapfPldAccountant:
+        if isinstance(event, ApproximateDpEvent):
+            parameters = DifferentialPrivacyParameters(event.epsilon, event.delta)
+            loss = from_privacy_parameters(parameters, self._value_discretization_interval)
+            self._pld = self._pld.compose(loss.self_compose(count))  # type: ignore[has-type]
+            return self
+        return super().compose(_as_gaussian(event), count)
+
+
 class _QuietRdpAccountant(RdpAccountant):
-    """For some (q, sigma) the series of the lowest fractional orders does not converge; dp-accounting then
+    """Knows the events of this module too, and is quiet.
+
+    For some (q, sigma) the series of the lowest fractional orders does not converge; dp-accounting then
     leaves the order out, which can only raise epsilon, and logs a warning that tells a user nothing to act on.
-    Leaving those orders out for every event would cost up to 80 % in epsilon where they do converge."""
+    Leaving those orders out for every event would cost up to 80 % in epsilon where they do converge.
+
+    (epsilon, delta)-DP has no finite Renyi divergence. Its delta is taken off the target instead: the hockey-stick
+    divergence of a composition is at most the sum of these deltas plus that of the randomised responses and the rest."""
 
     _notice = _WithoutConvergenceNotice()
+    _revealed = 0.0  # probability that some event reveals everything
 
     def compose(self, event: DpEvent, count: int = 1) -> _QuietRdpAccountant:
+        if isinstance(event, ApproximateDpEvent):
+            self._rdp = self._rdp + count * _randomized_response_rdp(event.epsilon, np.asarray(RDP_ORDERS))  # type: ignore[has-type]
+            self._revealed += count * event.delta
+            return self
         logger = logging.getLogger("absl")
         logger.addFilter(self._notice)
         try:
-            return super().compose(event, count)
+            return super().compose(_as_gaussian(event), count)
         finally:
             logger.removeFilter(self._notice)
+
+    def get_epsilon(self, target_delta: float) -> float:
+        return self.get_epsilon_and_optimal_order(target_delta)[0]
+
+    def get_epsilon_and_optimal_order(self, target_delta: float) -> tuple[float, float]:
+        """Epsilon and the order that gives it; epsilon is infinite where the events' own deltas exceed the target."""
+        rest = target_delta - self._revealed
+        return compute_epsilon(RDP_ORDERS, self._rdp, rest) if rest > 0 else (math.inf, RDP_ORDERS[0])
+
+
+def _as_gaussian(event: DpEvent) -> DpEvent:
+    return dp_event.GaussianDpEvent(event.noise_multiplier) if isinstance(event, ExponentialTopKDpEvent) else event
+
+
+def _randomized_response_rdp(epsilon: float, orders: np.ndarray) -> np.ndarray:
+    """Renyi divergence of randomised response, the largest that epsilon-DP allows (Mironov 2017, Proposition 5)."""
+    both = np.logaddexp(orders * epsilon, (1 - orders) * epsilon)
+    return (both - np.logaddexp(0, epsilon)) / (orders - 1)
 
 
 def make_accountant(name: str, pld_interval: float = PLD_INTERVAL) -> PrivacyAccountant:
@@ -88,7 +155,7 @@ def make_accountant(name: str, pld_interval: float = PLD_INTERVAL) -> PrivacyAcc
             looser and cheaper one.
     """
     if name == "pld":
-        return PLDAccountant(ADJACENCY, pld_interval)
+        return _SapfPldAccountant(ADJACENCY, pld_interval)
     if name == "rdp":
         return _QuietRdpAccountant(RDP_ORDERS, ADJACENCY)
     raise ValueError(f"accountant {name!r}: must be one of {', '.join(ACCOUNTANTS)}")
@@ -100,6 +167,16 @@ def gaussian_event(noise_multiplier: float, sample_rate: float = 1.0) -> DpEvent
         return dp_event.NonPrivateDpEvent()
     event = dp_event.GaussianDpEvent(noise_multiplier)
     return event if sample_rate == 1 else dp_event.PoissonSampledDpEvent(sample_rate, event)
+
+
+def exponential_event(noise_multiplier: float) -> DpEvent:
+    """The event of a whole top-k selection by the exponential mechanism (:class:`ExponentialTopKDpEvent`)."""
+    return ExponentialTopKDpEvent(noise_multiplier) if noise_multiplier else dp_event.NonPrivateDpEvent()
+
+
+def approximate_event(epsilon: float, delta: float) -> DpEvent:
+    """The event of a mechanism that is (epsilon, delta)-DP; ``inf`` is no privacy."""
+    return ApproximateDpEvent(epsilon, delta) if math.isfinite(epsilon) else dp_event.NonPrivateDpEvent()
 
 
 def group_events(events: Events) -> dict[DpEvent, int]:
@@ -144,13 +221,15 @@ def stage_shares(stages: Mapping[str, Sequence[tuple[DpEvent, int]]], delta: flo
     None when a stage has no noise or nothing is released, for then there is no total to share.
     """
     rdp: dict[str, np.ndarray] = {}
+    whole = _QuietRdpAccountant(RDP_ORDERS, ADJACENCY)
     for name, events in stages.items():
-        accountant = _QuietRdpAccountant(RDP_ORDERS, ADJACENCY)
+        part = _QuietRdpAccountant(RDP_ORDERS, ADJACENCY)
         for event, count in group_events(events).items():
-            accountant.compose(event, count)
-        rdp[name] = accountant.rdp
-    total = sum(rdp.values(), np.zeros(len(RDP_ORDERS)))
-    epsilon, order = compute_epsilon(RDP_ORDERS, total, delta)
+            part.compose(event, count)
+            whole.compose(event, count)
+        rdp[name] = part.rdp
+    total = whole.rdp
+    epsilon, order = whole.get_epsilon_and_optimal_order(delta)
     if not math.isfinite(epsilon) or not total.any():
         return None
     index = RDP_ORDERS.index(order)
@@ -196,7 +275,7 @@ def event_from_json(data: Mapping[str, Any]) -> DpEvent:
             value = [event_from_json(part) for part in value]
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise ValueError(f"{data['type']}.{name} = {value!r}: must be a finite number of at least 0")
-        elif name == "sampling_probability" and value > 1:
+        elif name in ("sampling_probability", "delta") and value > 1:
             raise ValueError(f"{data['type']}.{name} = {value!r}: must be at most 1")
         elif name == "count" and not isinstance(value, int):
             raise ValueError(f"{data['type']}.{name} = {value!r}: must be an integer")

@@ -322,6 +322,10 @@ def describe_event(event: DpEvent) -> str:
         return f"{describe_event(event.event)}, Poisson sample {data['sampling_probability']:.6g}"
     if data["type"] == "Gaussian":
         return f"Gaussian, noise {data['noise_multiplier']:g}"
+    if data["type"] == "ExponentialTopK":
+        return f"exponential mechanism, all draws together as private as Gaussian, noise {data['noise_multiplier']:g}"
+    if data["type"] == "ApproximateDp":
+        return f"propose-test-release, ε = {data['epsilon']:g}, δ = {data['delta']:.4g}"
     return json.dumps(data)
 
 

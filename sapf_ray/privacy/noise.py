@@ -1,4 +1,4 @@
-"""Clipping and the one Gaussian draw of a release; both stages use these functions and no others.
+"""Clipping and the one draw of a release; both stages use these functions and no others.
 
 Example::
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,3 +103,40 @@ def _noisy(total: Tensor, std: float, generator: NoiseStream | torch.Generator) 
         noise = torch.randn(total.shape, generator=generator, dtype=torch.float32, device=generator.device)
         noise = noise.to(total.device)
     return (total.to(torch.float32) + std * noise).to(total.dtype)
+
+
+def uniform(n: int, stream: NoiseStream) -> Tensor:
+    """``n`` uniform float64 in the open interval (0, 1)."""
+    return torch.from_numpy(((stream.words(n) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
+def add_gumbel_noise(total: Tensor, noise_multiplier: float, sensitivity: float, stream: NoiseStream) -> Tensor:
+    """``total`` in float64 plus Gumbel noise of scale ``noise_multiplier * sensitivity``.
+
+    The positions of its largest entries are draws of the exponential mechanism; the values are no release.
+
+    Raises:
+        ValueError: The sum is not finite, or a multiplier or sensitivity is not above 0.
+    """
+    return _wide(total, noise_multiplier, sensitivity) - noise_multiplier * sensitivity * (
+        -uniform(total.numel(), stream).view(total.shape).log()
+    ).log()
+
+
+def add_laplace_noise(total: Tensor, noise_multiplier: float, sensitivity: float, stream: NoiseStream) -> Tensor:
+    """``total`` in float64 plus Laplace noise of scale ``noise_multiplier * sensitivity``.
+
+    Raises:
+        ValueError: The sum is not finite, or a multiplier or sensitivity is not above 0.
+    """
+    centred = uniform(total.numel(), stream).view(total.shape) - 0.5
+    noise = -centred.sign() * (1 - 2 * centred.abs()).log()
+    return _wide(total, noise_multiplier, sensitivity) + noise_multiplier * sensitivity * noise
+
+
+def _wide(total: Tensor, noise_multiplier: float, sensitivity: float) -> Tensor:
+    if not (noise_multiplier > 0 and sensitivity > 0):
+        raise ValueError(f"noise_multiplier = {noise_multiplier!r}, sensitivity = {sensitivity!r}: must be above 0")
+    if not bool(torch.isfinite(total).all()):
+        raise ValueError("the sum is not finite: noise would not hide that")
+    return total.double()

@@ -2,7 +2,8 @@
 
 Given epsilon, delta, N, batch size, steps and the selection's noise, :func:`make_plan` finds the smallest
 fine-tuning noise multiplier (rounded up to 4 significant digits) with which selection and fine-tuning
-together stay within epsilon (paper, section 3.4). It touches no data: N is public by convention.
+together stay within epsilon (paper, section 3.4), or the smallest noise of an evolution's histograms. It
+touches no data: N is public by convention.
 
 Example::
 
@@ -28,12 +29,14 @@ from typing import Any
 from rich.table import Table
 from scipy.optimize import brentq
 
-from sapf_ray.config import DATA_FREE_SCORES, RunConfig
+from sapf_ray.config import DATA_FREE_SCORES, ITERATIVE_SCORES, RunConfig, SaliencyConfig
 from sapf_ray.errors import ConfigError
 from sapf_ray.privacy.accountants import (
     PLD_INTERVAL,
     DpEvent,
+    approximate_event,
     compose_epsilon,
+    exponential_event,
     gaussian_event,
     stage_shares,
 )
@@ -46,22 +49,31 @@ _MIN_NOISE_MULTIPLIER = 1e-2
 
 @dataclass(frozen=True)
 class StagePlan:
-    """``count`` Gaussian releases of one kind.
+    """``count`` releases of one kind.
 
     Args:
-        noise_multiplier: Noise std over the clipping norm; 0 in non-private runs.
+        noise_multiplier: Noise std over the clipping norm; 0 in non-private runs. Of an exponential selection: of the
+            Gaussian release that costs as much; of propose-test-release: scale of the Laplace noise, 1 / its epsilon.
         sample_rate: Poisson rate of each release; 1 reads all records.
         count: Number of releases.
         share: Fraction of the total RDP at the optimal order (paper, section 3.4); None in non-private runs.
+        mechanism: ``gaussian``, or another of :mod:`sapf_ray.saliency.mechanisms`.
+        delta: Spent by propose-test-release alone, beside its epsilon.
     """
 
     noise_multiplier: float
     sample_rate: float
     count: int
     share: float | None
+    mechanism: str = "gaussian"
+    delta: float = 0.0
 
     def event(self) -> DpEvent:
         """The event of one of the releases."""
+        if self.mechanism == "exponential":
+            return exponential_event(self.noise_multiplier)
+        if self.mechanism == "propose_test_release":
+            return approximate_event(1 / self.noise_multiplier if self.noise_multiplier else math.inf, self.delta)
         return gaussian_event(self.noise_multiplier, self.sample_rate)
 
 
@@ -71,7 +83,8 @@ class PrivacyPlan:
 
     ``selection`` is None when no selection is released: with ratio 1 every matrix is kept, whatever the data, and a
     random selection does not look at them.
-    Both stages are None when steps is 0: no sensitive image is read and ``composed_epsilon`` is 0.
+    Both are None when steps is 0. Then ``batch_size`` and ``sample_rate`` are 0, and either the images come from an
+    ``evolution`` or no sensitive image is read and ``composed_epsilon`` is 0.
     """
 
     epsilon: float
@@ -87,6 +100,11 @@ class PrivacyPlan:
     non_private: bool = False
     adjacency: str = ADD_OR_REMOVE_ONE
     evolution: StagePlan | None = None
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether any sensitive image is read."""
+        return any(getattr(self, name) is not None for name in STAGES)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``sapf plan --json``. JSON has no infinity: a non-private run's
@@ -128,23 +146,27 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
     privacy, finetune = config.privacy, config.finetune
     if n_records < 3:
         raise ConfigError("data.n_records", n_records, "must be at least 3")
-    if finetune.batch_size > n_records:
+    if finetune.steps > 0 and finetune.batch_size > n_records:
         raise ConfigError(
             "finetune.batch_size", finetune.batch_size, f"must be at most the number of training records, {n_records}"
         )
     delta = default_delta(n_records) if privacy.delta is None else privacy.delta
-    rate = finetune.batch_size / n_records
+    batch_size = finetune.batch_size if finetune.steps > 0 else 0
+    rate = batch_size / n_records
     selects = finetune.steps > 0 and config.saliency.ratio < 1 and config.saliency.score not in DATA_FREE_SCORES
-    noises = {"selection": config.saliency.noise_multiplier if selects else None, "finetune": None}
-    if finetune.steps == 0:
+    planned = {"selection": _selection_stage(config.saliency, delta, privacy.non_private)} if selects else {}
+    noise: float | None = None
+    evolution = None
+    if config.evolution.enabled:
+        evolution, composed = _evolution_stage(config, delta)
+    elif finetune.steps == 0:
         composed = 0.0
     elif privacy.non_private:
-        noises = {"selection": 0.0 if selects else None, "finetune": 0.0}
-        composed = math.inf
+        noise, composed = 0.0, math.inf
     else:
         before: tuple[tuple[DpEvent, int], ...] = ()
-        if noises["selection"] is not None:
-            before = ((gaussian_event(noises["selection"], config.saliency.sample_rate), 1),)
+        if selects:
+            before = ((planned["selection"].event(), planned["selection"].count),)
             _check_selection_fits(config, delta)
         noise = smallest_noise(before, rate, finetune.steps, privacy.epsilon, delta, privacy.accountant)
         if noise is None:
@@ -153,19 +175,54 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
                 f"cannot be met by {finetune.steps} steps at any noise multiplier up to {MAX_NOISE_MULTIPLIER:g}; "
                 f"raise privacy.epsilon or saliency.noise_multiplier",
             )
-        noises["finetune"] = noise
         composed = _epsilon(before, noise, rate, finetune.steps, delta, privacy.accountant)
-    rates = {"selection": (config.saliency.sample_rate, 1), "finetune": (rate, finetune.steps)}
-    planned = {name: StagePlan(noise, *rates[name], None) for name, noise in noises.items() if noise is not None}
+    if noise is not None:
+        planned["finetune"] = StagePlan(noise, rate, finetune.steps, None)
     shares = stage_shares({name: [(stage.event(), stage.count)] for name, stage in planned.items()}, delta)
     if shares is not None:
         planned = {name: dataclasses.replace(stage, share=shares[name]) for name, stage in planned.items()}
     return PrivacyPlan(
         epsilon=privacy.epsilon, delta=delta, accountant=privacy.accountant, n_records=n_records,
-        batch_size=finetune.batch_size, sample_rate=rate, steps=finetune.steps,
+        batch_size=batch_size, sample_rate=rate, steps=finetune.steps,
         selection=planned.get("selection"), finetune=planned.get("finetune"),
-        composed_epsilon=composed, non_private=privacy.non_private,
+        composed_epsilon=composed, non_private=privacy.non_private, evolution=evolution,
     )
+
+
+def evolution_stage(
+    epsilon: float, delta: float, iterations: int, accountant: str, non_private: bool = False
+) -> StagePlan:
+    """An evolution's noisy histograms: each on the full pass, of L2 sensitivity 1.
+
+    Their composition costs what one Gaussian release with noise ``sigma / sqrt(iterations)`` costs (Lin et al.,
+    Private Evolution, ICLR 2024).
+
+    Args:
+        iterations: Histograms, at least 1.
+        non_private: No noise at all; epsilon is then infinite.
+
+    Raises:
+        ConfigError: No noise multiplier keeps them within epsilon.
+    """
+    noise = 0.0 if non_private else smallest_noise((), 1.0, iterations, epsilon, delta, accountant)
+    if noise is None:
+        raise ConfigError(
+            "privacy.epsilon", epsilon,
+            f"cannot be met by {iterations} histograms at any noise multiplier up to {MAX_NOISE_MULTIPLIER:g}; "
+            "raise privacy.epsilon or lower evolution.iterations",
+        )
+    return StagePlan(noise_multiplier=noise, sample_rate=1.0, count=iterations, share=None if non_private else 1.0)
+
+
+def _evolution_stage(config: RunConfig, delta: float) -> tuple[StagePlan, float]:
+    """The stage and what it composes to."""
+    privacy = config.privacy
+    stage = evolution_stage(
+        privacy.epsilon, delta, config.evolution.iterations, privacy.accountant, privacy.non_private
+    )
+    if privacy.non_private:
+        return stage, math.inf
+    return stage, _epsilon((), stage.noise_multiplier, stage.sample_rate, stage.count, delta, privacy.accountant)
 
 
 def plan_events(plan: PrivacyPlan) -> list[tuple[str, DpEvent, int]]:
@@ -176,15 +233,17 @@ def plan_events(plan: PrivacyPlan) -> list[tuple[str, DpEvent, int]]:
 
 def plan_table(plan: PrivacyPlan) -> Table:
     """The plan for people, as printed by ``sapf plan``."""
-    spent = "infinite, NOT PRIVATE" if plan.non_private and plan.finetune else f"{plan.composed_epsilon:.4f}"
+    spent = "infinite, NOT PRIVATE" if plan.non_private and plan.reads_images else f"{plan.composed_epsilon:.4f}"
+    batch = f"; expected batch size {plan.batch_size:,}" if plan.finetune is not None else ""
     table = Table(
         title=f"Privacy plan: ε = {plan.epsilon:g} at δ = {plan.delta:.3g}, add/remove one of {plan.n_records:,} images",
-        caption=f"composes to ε = {spent} ({plan.accountant.upper()}); expected batch size {plan.batch_size:,}",
+        caption=f"composes to ε = {spent} ({plan.accountant.upper()}){batch}",
     )
     table.add_column("stage")
     for name in ("releases", "sample rate", "noise multiplier", "share of the budget"):
         table.add_column(name, justify="right")
-    for name, stage in (("selection", plan.selection), ("fine-tuning", plan.finetune)):
+    rows = [("selection", plan.selection), ("fine-tuning", plan.finetune)]
+    for name, stage in rows if plan.evolution is None else [("evolution", plan.evolution)]:
         if stage is None:
             why = "reads no sensitive image" if plan.steps == 0 else "no release: the choice reads no sensitive image"
             table.add_row(name, "0", "-", "-", why)
@@ -194,12 +253,28 @@ def plan_table(plan: PrivacyPlan) -> Table:
     return table
 
 
+def _selection_stage(saliency: SaliencyConfig, delta: float, non_private: bool = False) -> StagePlan:
+    """The selection's releases: one, or as many as an iterative score takes."""
+    tested = saliency.mechanism == "propose_test_release"
+    return StagePlan(
+        noise_multiplier=0.0 if non_private else saliency.noise_multiplier, sample_rate=saliency.sample_rate,
+        count=saliency.rounds if saliency.score in ITERATIVE_SCORES else 1, share=None, mechanism=saliency.mechanism,
+        delta=saliency.delta_share * delta if tested else 0.0,
+    )
+
+
 def _check_selection_fits(config: RunConfig, delta: float) -> None:
     privacy, saliency = config.privacy, config.saliency
-    spent = compose_epsilon(gaussian_event(saliency.noise_multiplier, saliency.sample_rate), delta, privacy.accountant)
+
+    def spends(noise: float) -> float:
+        stage = _selection_stage(dataclasses.replace(saliency, noise_multiplier=noise), delta)
+        return compose_epsilon([(stage.event(), stage.count)], delta, privacy.accountant)
+
+    spent = spends(saliency.noise_multiplier)
     if spent < privacy.epsilon:
         return
-    fits = smallest_noise((), saliency.sample_rate, 1, privacy.epsilon / 2, delta, privacy.accountant)
+    guess = _root(lambda noise: 2 * spends(noise) / privacy.epsilon, 4 / privacy.epsilon)
+    fits = None if guess is None else _smallest_on_grid(lambda noise: 2 * spends(noise) <= privacy.epsilon, guess)
     advice = f"; from {fits:g} on it takes at most half" if fits is not None else ""
     raise ConfigError(
         "saliency.noise_multiplier", saliency.noise_multiplier,

@@ -150,29 +150,29 @@ def _conv2d(layer: nn.Module, uses: Sequence[Use], trained: Collection[str], k: 
     width = min(channels, max(1, (cap // (2 * FLOAT) - fixed) // per_channel))
     for records in pieces(rows // k, FLOAT * (fixed + per_channel * width), cap // 2):
         part = slice(records.start * k, records.stop * k)
-        g = _side_by_side(_split(y[part].float().flatten(2), layer.groups, k) for _, y in uses)
+        g = _side_by_side(channel_tokens(y[part].float().flatten(2), layer.groups, k) for _, y in uses)
         squared = torch.zeros(len(g), device=g.device)
         for c in range(0, channels, width):  # squared norms add up over blocks of input channels
-            a = _side_by_side(_unfold(layer, x[part], slice(c, c + width), k) for x, _ in uses)
+            a = _side_by_side(patches(layer, x[part], slice(c, c + width), k) for x, _ in uses)
             squared = squared + token_squared_norms(a, g, cap // 2)
             del a
         total[records] += squared.unflatten(0, (-1, layer.groups)).sum(1)
     return total
 
 
-def _split(x: Tensor, groups: int, k: int) -> Tensor:
+def channel_tokens(x: Tensor, groups: int, k: int) -> Tensor:
     """(n·k, groups·d, L) to (n·groups, k·L, d): each group of a record is a matrix of its own."""
     x = x.unflatten(1, (groups, -1)).unflatten(0, (-1, k))  # n k G d L
     return x.permute(0, 2, 1, 4, 3).flatten(0, 1).flatten(1, 2)
 
 
-def _unfold(layer: nn.Conv2d, x: Tensor, block: slice, k: int) -> Tensor:
+def patches(layer: nn.Conv2d, x: Tensor, block: slice, k: int) -> Tensor:
     """(n·groups, k·L, d) patches of a block of each group's input channels, as the convolution sees them."""
     x = x.unflatten(1, (layer.groups, -1))[:, :, block].flatten(1, 2).float()
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)  # also "same", which can be uneven
     x = F.unfold(x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
-    return _split(x, layer.groups, k)
+    return channel_tokens(x, layer.groups, k)
 
 
 def _affine(

@@ -5,18 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from opacus import GradSampleModule
+from torch import nn
 
+from sapf_ray.errors import ConfigError
 from sapf_ray.finetune.adapter import add_lora
 from sapf_ray.finetune.lora_gradients import LoraGradients
 from sapf_ray.finetune.micro_batch import find_micro_batch
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.noise import clip_factors
+from tests.networks import dit_case
 from tests.tiny import tiny_unet
 
 
-def adapted_unet(train_a: bool = True, dtype: torch.dtype = torch.float32, every: int = 3):
+def adapted_unet(train_a: bool = True, dtype: torch.dtype = torch.float32, every: int = 3, pool: str = "qkv"):
     unet = tiny_unet().eval().to(dtype)
-    factors = add_lora(unet, list(candidate_pool(unet))[::every], 3, seed=1, train_a=train_a)
+    factors = add_lora(unet, list(candidate_pool(unet, pool))[::every], 3, seed=1, train_a=train_a)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():  # B starts at zero, where A's gradient vanishes
         for name, p in factors.items():
@@ -49,8 +52,10 @@ def per_record(unet, factors, parts, k: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("train_a", [True, False])
 @pytest.mark.parametrize("k", [1, 2])
-def test_clipped_sums_match_one_record_at_a_time(train_a, k):
-    unet, factors = adapted_unet(train_a)
+@pytest.mark.parametrize("pool,every", [("qkv", 3), ("all", 1)])
+def test_clipped_sums_match_one_record_at_a_time(train_a, k, pool, every):
+    unet, factors = adapted_unet(train_a, every=every, pool=pool)
+    assert pool != "all" or sum(p.dim() == 4 for p in factors.values()) > 20
     parts = batch(6)
     expected = per_record(unet, factors, parts, k)
     expected_losses = losses(unet, parts, k)
@@ -85,14 +90,15 @@ def test_matches_opacus_hooks():
     torch.testing.assert_close(torch.cat([s.flatten() for s in sums]), expected.sum(0), rtol=1e-4, atol=1e-6)
 
 
-def test_bfloat16_forward_keeps_small_updates_and_float32_gradients():
-    unet, factors = adapted_unet(dtype=torch.bfloat16)
+@pytest.mark.parametrize("pool", ["qkv", "all"])
+def test_bfloat16_forward_keeps_small_updates_and_float32_gradients(pool):
+    unet, factors = adapted_unet(dtype=torch.bfloat16, pool=pool)
     with torch.no_grad():
         for name, p in factors.items():
             if "lora_B" in name:
                 p.mul_(1e-3)  # s B A is now below the rounding of W in bfloat16
     parts = batch(3, torch.bfloat16)
-    reference, same = adapted_unet()
+    reference, same = adapted_unet(pool=pool)
     with torch.no_grad():
         for name, p in same.items():
             p.copy_(factors[name])
@@ -141,6 +147,29 @@ def test_remove_gives_peft_its_forward_back_and_dropout_is_refused():
     assert all(p.grad is not None for p in factors.values())
     with pytest.raises(ValueError, match="not LoRA factors"):
         LoraGradients(unet, [unet.conv_in.weight])
+
+
+def test_transformer_whose_time_embedding_is_used_twice():
+    case = dit_case(3)
+    factors = add_lora(case.model, list(candidate_pool(case.model, "all")), 2, seed=0)
+    for p in factors.values():
+        nn.init.normal_(p, std=0.3)
+    rows = case.gradients(list(factors.values()))
+    sampler = LoraGradients(case.model, factors.values())
+    case.losses()[:2].sum().backward()  # broken off: these gradients must not reach the next records
+    sums = sampler.clipped_sums(case.losses(), lambda norms: clip_factors(norms, 0.1, "flat"))
+    flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    expected = clip_factors(flat.norm(dim=1), 0.1, "flat") @ flat
+    torch.testing.assert_close(torch.cat([s.flatten() for s in sums]), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [
+    {"groups": 2}, {"dilation": 2}, {"padding": "same"}, {"padding": 1, "padding_mode": "circular"},
+])
+def test_convolutions_without_known_gradients_are_refused_before_training(options):
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, **options))
+    with pytest.raises(ConfigError, match=r"finetune\.adapter = 'lora': must be direct: 0 is a convolution with groups"):
+        add_lora(net, ["0"], 2, seed=0)
 
 
 def test_micro_batch_grows_until_memory_or_speed_ends_it():

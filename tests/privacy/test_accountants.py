@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapf_ray.privacy.accountants import (
+    approximate_event,
     compose_epsilon,
     event_from_json,
     event_to_json,
+    exponential_event,
     gaussian_event,
     group_events,
     make_accountant,
@@ -133,6 +135,8 @@ def test_shares_have_no_meaning_without_noise():
     gaussian_event(0.0),
     dp_event.SelfComposedDpEvent(gaussian_event(2.0, 0.1), 7),
     dp_event.ComposedDpEvent([gaussian_event(2.0), dp_event.NonPrivateDpEvent()]),
+    exponential_event(5.0),
+    approximate_event(0.2, 1e-7),
 ])
 def test_events_survive_json(event):
     assert event_from_json(json.loads(json.dumps(event_to_json(event)))) == event
@@ -143,11 +147,52 @@ def test_events_survive_json(event):
     {"type": "Gaussian", "noise_multiplier": "1"}, {"type": "Gaussian", "noise_multiplier": math.inf},
     {"type": "Gaussian", "noise_multiplier": 1.0, "more": 1},
     {"type": "PoissonSampled", "sampling_probability": 1.5, "event": {"type": "NonPrivate"}},
+    {"type": "ApproximateDp", "epsilon": 1.0, "delta": 2.0},
     {"type": "SelfComposed", "count": 1.5, "event": {"type": "NonPrivate"}},
 ])
 def test_json_that_is_no_event_is_refused(data):
     with pytest.raises(ValueError):
         event_from_json(data)
+
+
+def test_exponential_top_k_is_priced_as_its_gaussian():
+    for accountant in ("pld", "rdp"):
+        ours, gaussian = (compose_epsilon([(e, 2)], DELTA, accountant) for e in (exponential_event(3.0), gaussian_event(3.0)))
+        assert ours == gaussian
+        assert compose_epsilon(exponential_event(0.0), DELTA, accountant) == math.inf
+
+
+def test_approximate_dp_alone_costs_its_own_numbers():
+    event = approximate_event(0.7, DELTA / 2)
+    assert compose_epsilon(event, DELTA / 2, "pld") == pytest.approx(0.7, abs=2e-4)
+    assert compose_epsilon(event, DELTA / 4, "pld") == math.inf == compose_epsilon(event, DELTA / 4, "rdp")
+    assert compose_epsilon(approximate_event(math.inf, 0.0), DELTA, "pld") == math.inf
+    # k-fold composition of randomised response by hand: 1 - delta' is what stays hidden
+    epsilon, k, target = 0.3, 5, 0.02
+    p = 1 / (1 + math.exp(-epsilon))
+    loss = [(math.comb(k, i) * p ** i * (1 - p) ** (k - i), epsilon * (2 * i - k)) for i in range(k + 1)]
+
+    def hockey_stick(e: float) -> float:
+        return sum(w * max(0.0, 1 - math.exp(e - x)) for w, x in loss)
+
+    found = compose_epsilon([(approximate_event(epsilon, 0.0), k)], target, "pld", 1e-5)
+    assert hockey_stick(found) == pytest.approx(target, rel=1e-3)
+    with_delta = compose_epsilon([(approximate_event(epsilon, 1e-3), k)], target, "pld", 1e-5)
+    hidden = (1 - 1e-3) ** k
+    assert 1 - hidden + hidden * hockey_stick(with_delta) == pytest.approx(target, rel=1e-3)
+
+
+@pytest.mark.parametrize("epsilon,delta", [(0.1, 0.0), (1.0, DELTA / 10), (4.0, DELTA / 100)])
+def test_rdp_of_approximate_dp_is_an_upper_bound_that_falls_with_its_numbers(epsilon, delta):
+    rest = (gaussian_event(2.0, 0.1), 100)
+    both = [(approximate_event(epsilon, delta), 1), rest]
+    alone = compose_epsilon([rest], DELTA, "rdp")
+    pld, rdp = (compose_epsilon(both, DELTA, accountant) for accountant in ("pld", "rdp"))
+    assert pld <= rdp * (1 + 1e-6) and alone < rdp <= 1.05 * (alone + epsilon)
+    more = [(approximate_event(epsilon, delta), 2), rest]
+    assert rdp < compose_epsilon(more, DELTA, "rdp") and pld < compose_epsilon(more, DELTA, "pld")
+    shares = stage_shares({"selection": [(approximate_event(epsilon, delta), 1)], "finetune": [rest]}, DELTA)
+    assert sum(shares.values()) == pytest.approx(1) and shares["selection"] > 0
 
 
 def test_unknown_names_are_refused():

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chi2
+from scipy.stats import chi2, gumbel_r, kstest, laplace
 
-from sapf_ray.privacy.noise import add_gaussian_noise, clip_factors, clipped_sum
+from sapf_ray.privacy.noise import add_gaussian_noise, add_gumbel_noise, add_laplace_noise, clip_factors, clipped_sum
 from sapf_ray.privacy.streams import NoiseKey
 
 KEY = NoiseKey(bytes(range(32)))
@@ -147,3 +147,27 @@ def test_clipping_formulas():
 def test_clipping_without_a_bound_is_refused(kwargs):
     with pytest.raises(ValueError):
         clip_factors(torch.ones(2), **{"clipping_norm": 1.0, "mode": "automatic", "gamma": 0.1, **kwargs})
+
+
+@pytest.mark.parametrize("add,distribution", [(add_gumbel_noise, gumbel_r), (add_laplace_noise, laplace)])
+def test_noise_of_choices_has_its_distribution_and_broken_twins_do_not(add, distribution):
+    total = torch.linspace(-3, 3, 20_000).view(100, 200)
+
+    def fits(noisy: torch.Tensor) -> bool:
+        noise = ((noisy - total.double()) / (SIGMA * SENSITIVITY)).flatten()
+        return bool(kstest(noise.numpy(), distribution.cdf).pvalue > 1e-6)
+
+    def drawn(by=add, noise=SIGMA, sensitivity=SENSITIVITY) -> torch.Tensor:
+        return by(total, noise, sensitivity, KEY.stream("choice"))
+
+    noisy = drawn()
+    assert fits(noisy) and noisy.dtype == torch.float64 and torch.equal(noisy, drawn())
+    other = add_laplace_noise if add is add_gumbel_noise else add_gumbel_noise
+    gaussian = release(total, KEY.stream("choice")).double()
+    for broken in (total.double(), drawn(noise=SIGMA / 2), drawn(sensitivity=1.0), drawn(by=other), gaussian):
+        assert not fits(broken)
+    for wrong in ((0.0, 1.0), (1.0, 0.0), (math.nan, 1.0)):
+        with pytest.raises(ValueError, match="above 0"):
+            add(total, *wrong, KEY.stream("choice"))
+    with pytest.raises(ValueError, match="finite"):
+        add(torch.tensor([math.nan]), 1.0, 1.0, KEY.stream("choice"))

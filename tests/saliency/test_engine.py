@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from diffusers.models.attention_processor import FusedAttnProcessor2_0
@@ -9,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sapf_ray.config import SaliencyConfig
-from sapf_ray.models.pool import attention_layers, candidate_pool
-from sapf_ray.saliency.engine import PoolCapture, WeightRows, gradient_norms
+from sapf_ray.config import PER_MATRIX_SCORES, SaliencyConfig
+from sapf_ray.models.pool import WeightRows, attention_layers, candidate_pool
+from sapf_ray.saliency.engine import PoolCapture, gradient_norms
 from sapf_ray.saliency.layer_norms import MAX_TEMPORARY_BYTES
-from sapf_ray.saliency.scores import SCORES, clipped_contribution, n_selected, top_matrices
+from sapf_ray.saliency.scores import SCORES, clipped_contribution
 from tests.allocations import Allocations, NoSync
 from tests.networks import CASES, Case, tiny_dit
 
@@ -59,9 +61,45 @@ def test_both_routes_give_the_norm_of_the_instantiated_gradient(tokens, d_in, d_
 @pytest.mark.parametrize("kind", sorted(CASES))
 def test_norms_and_clipped_sums_match_the_oracle(kind, k, cap):
     case = frozen_case(kind, 4, k)
-    pool = candidate_pool(case.model, "qkvo")
-    assert len(pool) == {"unet": 32, "dit": 8}[kind]
-    check_against_oracle(case, pool, capture_of(case, pool, keep=True, max_temporary_bytes=cap))
+    for matrices, size in (("qkvo", {"unet": 32, "dit": 8}), ("all", {"unet": 83, "dit": 21})):
+        pool = candidate_pool(case.model, matrices)
+        assert len(pool) == size[kind]
+        check_against_oracle(case, pool, capture_of(case, pool, keep=True, max_temporary_bytes=cap))
+
+
+@pytest.mark.parametrize("cap", [2048, MAX_TEMPORARY_BYTES])
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_weighted_norms_match_the_oracle(kind, cap):
+    case = frozen_case(kind, 3, 2)
+    pool = candidate_pool(case.model, "all")
+    capture = capture_of(case, pool, weighted=True, max_temporary_bytes=cap)
+    weights = [layer.weight for layer in pool.values()]
+    expected = torch.stack([
+        torch.stack([(w * g).abs().sum() for w, g in zip(weights, row, strict=True)]) for row in case.gradients(weights)
+    ])
+    torch.testing.assert_close(capture.norms(), expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_closed_matrices_are_zero_in_the_forward_pass_and_keep_their_gradients(kind):
+    case = frozen_case(kind, 3)
+    pool = candidate_pool(case.model, "all")
+    closed = [name for i, name in enumerate(pool) if i % 5 == 2]
+    with PoolCapture(pool, keep=True, closed=closed) as capture:
+        losses = case.losses()
+        losses.sum().backward()
+    weighted = capture_of(case, pool, weighted=True, closed=closed)
+    originals = {name: layer.weight.clone() for name, layer in pool.items()}
+    for name in closed:
+        pool[name].weight.zero_()
+    torch.testing.assert_close(losses, case.losses(), rtol=1e-5, atol=1e-6)
+    check_against_oracle(case, pool, capture)
+    rows = case.gradients([layer.weight for layer in pool.values()])
+    expected = torch.stack([
+        torch.stack([(w * g).abs().sum() for w, g in zip(originals.values(), row, strict=True)]) for row in rows
+    ])
+    torch.testing.assert_close(weighted.norms(), expected, rtol=1e-4, atol=1e-7)
+    assert (weighted.norms()[:, [name in closed for name in pool]] > 0).any()  # a matrix can come back
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -98,17 +136,14 @@ def test_fused_projections_give_the_norms_of_the_separate_ones(kind):
     case = frozen_case(kind, 3)
     separate = candidate_pool(case.model)
     expected = capture_of(case, separate, keep=True)
-    fused: dict[str, nn.Linear | WeightRows] = {}
-    for name, layer in attention_layers(case.model):
+    for _, layer in attention_layers(case.model):
         layer.fuse_projections()
         layer.set_processor(FusedAttnProcessor2_0())
-        parts = ["to_k", "to_v"] if layer.is_cross_attention else ["to_q", "to_k", "to_v"]
-        whole = layer.to_kv if layer.is_cross_attention else layer.to_qkv
-        whole.requires_grad_(False)
-        if layer.is_cross_attention:
-            fused[f"{name}.to_q"] = layer.to_q
-        width = whole.out_features // len(parts)
-        fused |= {f"{name}.{part}": WeightRows(whole, slice(i * width, (i + 1) * width)) for i, part in enumerate(parts)}
+    case.model.requires_grad_(False)
+    fused = candidate_pool(case.model)
+    assert sum(isinstance(entry, WeightRows) for entry in fused.values()) == {"unet": 20, "dit": 6}[kind]
+    everything = candidate_pool(case.model, "all")
+    assert not any(name.endswith(("to_kv", "to_qkv")) for name in everything) and set(fused) <= set(everything)
     assert list(fused) == list(separate)
     actual = capture_of(case, fused, keep=True)
     torch.testing.assert_close(actual.norms(), expected.norms(), rtol=2e-5, atol=1e-8)
@@ -125,7 +160,7 @@ def test_bf16_forward_has_float32_norms_of_its_own_tensors():
     case = Case(case.model, [x.bfloat16() if x.is_floating_point() else x for x in case.batch], case.row_losses)
     capture = capture_of(case, candidate_pool(case.model), keep=True)
     assert capture.norms().dtype == torch.float32
-    for name, (a, g) in capture._captured.items():
+    for name, ((a, g),) in capture._captured.items():
         assert a.dtype == g.dtype == torch.bfloat16
         exact = (g.double().mT @ a.double()).flatten(1).norm(dim=1).float()
         torch.testing.assert_close(capture._norms[name], exact, rtol=1e-5, atol=0)
@@ -174,10 +209,27 @@ def test_trainable_weights_odd_batches_and_inputs_changed_in_place_are_refused()
         y.backward()
 
 
-def test_layer_used_twice_and_layer_without_gradient_are_refused():
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("layer", [nn.Linear(3, 3), nn.Conv2d(3, 3, 3, padding=1)])
+def test_layer_used_twice_has_the_gradient_of_both_uses(layer, weighted):
+    torch.manual_seed(0)
+    net = nn.Sequential(layer, nn.Tanh(), layer).requires_grad_(False)
+    x = torch.randn(4, 3, 3, 3)
+    case = Case(net, (x,), lambda net, x: net(x).square().flatten(1).sum(1), 2)
+    with PoolCapture({"w": layer}, keep=True, rows_per_record=2, weighted=weighted) as capture:
+        (case.losses().sum() + 0 * layer(x).sum()).backward()
+    rows = [g for (g,) in case.gradients([layer.weight])]
+    expected = torch.stack([(layer.weight * g).abs().sum() if weighted else g.norm() for g in rows])
+    torch.testing.assert_close(capture.norms()[:, 0], expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(capture.clipped_sum(torch.tensor([1.0, 0.5]))[0], rows[0] + 0.5 * rows[1])
+
+
+def test_second_backward_pass_and_layer_without_gradient_are_refused():
     layer = nn.Linear(3, 3).requires_grad_(False)
-    with pytest.raises(RuntimeError, match="twice"), PoolCapture({"w": layer}) as capture:
-        layer(layer(torch.ones(2, 1, 3))).sum().backward()
+    with pytest.raises(RuntimeError, match="second backward"), PoolCapture({"w": layer}) as capture:
+        loss = layer(torch.ones(2, 1, 3)).sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
     with PoolCapture({"w": layer}) as capture:
         pass
     with pytest.raises(RuntimeError, match="no gradient"):
@@ -192,12 +244,15 @@ def test_one_record_moves_the_sum_by_at_most_the_clipping_norm(name, clipping):
     pool = candidate_pool(case.model)
     config = SaliencyConfig(score=name, clipping=clipping, clipping_norm=0.25)
     for scale in (1e-3, 1.0, 1e6):
-        capture = capture_of(case, pool, scale, keep=SCORES[name].keep_gradients)
+        capture = capture_of(case, pool, scale, keep=SCORES[name].keep_gradients, weighted=SCORES[name].weighted)
         contribution = clipped_contribution(SCORES[name], capture, config)
         norm = torch.cat([part.flatten() for part in contribution]).norm()
         assert norm <= 0.25 * (1 + 1e-5)
         if scale == 1e6:
             assert norm > 0.249
+        if name in PER_MATRIX_SCORES:
+            (values,) = clipped_contribution(SCORES[name], capture, config, math.inf)
+            assert values.min() >= 0 and values.max() <= 0.25 * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(SCORES))
@@ -207,7 +262,8 @@ def test_record_with_infinite_gradient_contributes_nothing(name):
     for rows in (2, 1):
         case = frozen_case("unet", 2)
         case = Case(case.model, [part[:rows] for part in case.batch], case.row_losses)
-        capture = capture_of(case, candidate_pool(case.model), weights[:rows], keep=SCORES[name].keep_gradients)
+        options = {"keep": SCORES[name].keep_gradients, "weighted": SCORES[name].weighted}
+        capture = capture_of(case, candidate_pool(case.model), weights[:rows], **options)
         totals.append(clipped_contribution(SCORES[name], capture, SaliencyConfig(score=name)))
     for both, one in zip(*totals, strict=True):
         torch.testing.assert_close(both, one, rtol=1e-4, atol=1e-7)
@@ -223,11 +279,3 @@ def test_record_with_infinite_input_is_left_out_of_the_clipped_sum():
     assert capture.norms().isfinite().flatten().tolist() == [True, False, True]
     (total,) = capture.clipped_sum(torch.tensor([1.0, 0.0, 1.0]))
     assert total.isfinite().all()
-
-
-def test_top_matrices_ceil_and_ties():
-    names = ["a", "b", "c", "d"]
-    assert top_matrices(names, torch.tensor([1.0, 3.0, 3.0, 2.0]), 0.25) == ["b"]
-    assert top_matrices(names, torch.tensor([1.0, 3.0, 3.0, 2.0]), 0.3) == ["b", "c"]
-    assert top_matrices(names, torch.tensor([1.0, -3.0, 3.0, 2.0]), 1.0) == names
-    assert [n_selected(k, 0.3) for k in (10, 60, 96, 1)] == [3, 18, 29, 1]

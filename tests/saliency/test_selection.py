@@ -48,8 +48,8 @@ def test_shards_do_not_change_the_release(ray_cluster, tiny_pipeline, cache, tmp
     for i, shard_size in enumerate((15, 40)):
         config, plan, ledger = setup(tmp_path / str(i), score=score, shard_size=shard_size)
         results.append(select(model, cache, plan, config, key, "s", ledger))
-        (event,) = ledger.events()
-        assert (event.stage, event.release, event.replay) == ("selection", "selection", False)
+        names = [f"selection/{r}" for r in range(config.rounds)] if SCORES[score].iterative else ["selection"]
+        assert [(e.stage, e.release, e.replay) for e in ledger.events()] == [("selection", name, False) for name in names]
     assert results[0].matrices == results[1].matrices
     assert len(results[0].matrices) == math.ceil(0.3 * 24) and results[0].pool_size == 24
     for name, value in results[0].scores.items():
@@ -84,7 +84,7 @@ def test_event_is_on_disk_before_noise_exists(ray_cluster, tiny_pipeline, cache,
         assert len(Ledger.open(tmp_path / "a" / "ledger.jsonl").events()) == 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sapf_ray.saliency.selection.add_gaussian_noise", crash)
+    monkeypatch.setattr("sapf_ray.saliency.mechanisms.add_gaussian_noise", crash)
     with pytest.raises(KeyboardInterrupt):
         select(ModelConfig(path=str(tiny_pipeline)), cache, plan, config, NoiseKey.create(1), "s", ledger)
 
