@@ -42,16 +42,23 @@ class ModelConfig:
     """The public model.
 
     Args:
-        path: A bundled name (glyphs-tiny), a local diffusers directory, or a hub id.
+        path: A name of ``sapf models`` (glyphs-tiny, sd-v1-5, ...), a local diffusers directory, or a hub id.
         dtype: Precision of the frozen weights and of forward passes: float32 or bfloat16.
+        class_labels: Of a class-conditional model (DiT): one label id per class, in the data set's order; by default the
+            labels whose names stand in the prompts.
     """
 
     path: str = "glyphs-tiny"
     dtype: str = "float32"
+    class_labels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.path), "model.path", self.path, "must name a bundled model, a directory or a hub id")
         one_of("model.dtype", self.dtype, DTYPES)
+        if self.class_labels is not None:
+            object.__setattr__(self, "class_labels", tuple(self.class_labels))  # YAML has lists only
+            ids = list(self.class_labels)
+            require(min(ids, default=-1) >= 0, "model.class_labels", ids, "must be label ids from 0 on")
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,18 @@
-"""The latent cache: VAE posterior moments and prompt embeddings, computed once.
+"""The latent cache: VAE posterior moments and conditions (prompt embeddings or label ids), computed once.
 
 The moments are as sensitive as the images: files are mode 0600 inside the run directory's private
-folder, and the run deletes them at its end (design rule 8). Moments rather than samples are kept, so
-that training still draws a fresh latent each time.
+folder, or in one that the runs of a grid share, and are deleted at the end (design rule 8). Moments rather
+than samples are kept, so that training still draws a fresh latent each time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +21,10 @@ import ray
 import torch
 
 from sapf_ray import cluster
+from sapf_ray.data.arrays import save_array
 from sapf_ray.data.base import ImageSource
-from sapf_ray.models.loading import load_pipeline, native_resolution
+from sapf_ray.models.conditioning import encode_conditions
+from sapf_ray.models.loading import load_pipeline, native_resolution, resolve_model
 
 
 @dataclass(frozen=True)
@@ -27,21 +33,21 @@ class LatentCache:
 
     Attributes:
         directory: Holds ``moments.npy`` (N, 2C, h, w) float32, ``labels.npy`` (N,) int64,
-            ``embeddings.npy`` (classes, L, d) float32.
+            ``conditions.npy`` (classes, L, d) float32 prompt embeddings, or (classes,) int64 label ids.
     """
 
     directory: str
 
     @property
     def complete(self) -> bool:
-        return all((Path(self.directory) / f"{name}.npy").is_file() for name in ("moments", "labels", "embeddings"))
+        return all((Path(self.directory) / f"{name}.npy").is_file() for name in ("moments", "labels", "conditions"))
 
     def read(self, records: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Moments (n, 2C, h, w) and prompt embeddings (n, L, d) of the given records."""
+        """Moments (n, 2C, h, w) and conditions (n, ...) of the given records."""
         moments = np.load(Path(self.directory) / "moments.npy", mmap_mode="r")
         labels = np.load(Path(self.directory) / "labels.npy", mmap_mode="r")
-        embeddings = np.load(Path(self.directory) / "embeddings.npy")
-        return torch.from_numpy(moments[records]), torch.from_numpy(embeddings[labels[records]])
+        conditions = np.load(Path(self.directory) / "conditions.npy")
+        return torch.from_numpy(moments[records]), torch.from_numpy(conditions[labels[records]])
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -49,21 +55,28 @@ class LatentCache:
         moments = np.load(Path(self.directory) / "moments.npy", mmap_mode="r")
         return (moments.shape[1] // 2, *moments.shape[2:])
 
-    @property
-    def embedding_shape(self) -> tuple[int, int]:
-        """(L, d) of a prompt's embedding."""
-        length, width = np.load(Path(self.directory) / "embeddings.npy", mmap_mode="r").shape[1:]
-        return length, width
+    def any_conditions(self, n: int) -> torch.Tensor:
+        """(n, ...) conditions in the shape of the records'; reads no record."""
+        condition = np.load(Path(self.directory) / "conditions.npy")[:1]
+        return torch.from_numpy(condition).repeat(n, *[1] * (condition.ndim - 1))
 
 
-@torch.no_grad()
-def encode_prompts(pipe: object, prompts: tuple[str, ...]) -> torch.Tensor:
-    """(len(prompts), L, d) float32 text-encoder states; public."""
-    tokens = pipe.tokenizer(  # type: ignore[attr-defined]
-        list(prompts), padding="max_length", truncation=True, max_length=pipe.tokenizer.model_max_length,  # type: ignore[attr-defined]
-        return_tensors="pt",
-    )
-    return pipe.text_encoder(tokens.input_ids.to(pipe.device))[0].float().cpu()  # type: ignore[attr-defined]
+def shared_directory(
+    root: Path, source: ImageSource, model: str, dtype: str, class_labels: Sequence[int] | None = None
+) -> Path:
+    """Folder in ``root`` for the latents of these images: the same for all runs that may share them."""
+    what = json.dumps([source.fingerprint(), source.prompts, resolve_model(model), dtype, class_labels])
+    return root / hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _only_builder(directory: Path) -> Iterator[None]:
+    """Makes the folder, mode 0700, and keeps other processes from building there at the same time."""
+    directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory.mkdir(exist_ok=True, mode=0o700)
+    with open(directory / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @ray.remote(max_retries=3)
@@ -81,25 +94,36 @@ def _encode_shard(source: ImageSource, model: str, dtype: str, device: str, reco
 def build_latent_cache(
     directory: Path, source: ImageSource, model: str, dtype: str, device: str, shard_size: int,
     resources: dict[str, float], on_progress: Callable[[int, int], None] | None = None,
+    class_labels: Sequence[int] | None = None,
 ) -> LatentCache:
     """Encodes all training images, one Ray task per shard, into ``directory``.
 
     Args:
         shard_size: Records per task; the driver holds one shard at a time.
         resources: ``num_cpus`` / ``num_gpus`` of a task.
+        class_labels: ``model.class_labels``.
     """
     cache = LatentCache(str(directory))
-    if cache.complete:
-        return cache
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _only_builder(directory):
+        if not cache.complete:
+            _build(directory, source, model, dtype, device, shard_size, resources, on_progress, class_labels)
+    return cache
+
+
+def _build(
+    directory: Path, source: ImageSource, model: str, dtype: str, device: str, shard_size: int,
+    resources: dict[str, float], on_progress: Callable[[int, int], None] | None, class_labels: Sequence[int] | None,
+) -> None:
     pipe = load_pipeline(model, dtype)
-    _save(directory / "embeddings.npy", encode_prompts(pipe, source.prompts).numpy())
+    save_array(directory / "conditions.npy", encode_conditions(pipe, source.prompts, class_labels).numpy(), mode=0o600)
     del pipe
     shards = np.array_split(np.arange(source.n_train), max(1, -(-source.n_train // shard_size)))
     # ImageSource may be large (a list of 300,000 paths): by reference, not pickled into every task
     source_ref = ray.put(source)
     pending = {
-        _encode_shard.options(name="encode", **resources).remote(source_ref, model, dtype, device, shard): shard
+        _encode_shard.options(name="encode", scheduling_strategy=cluster.SPREAD, **resources).remote(
+            source_ref, model, dtype, device, shard
+        ): shard
         for shard in shards
     }
     moments: np.memmap | None = None
@@ -120,18 +144,9 @@ def build_latent_cache(
     assert moments is not None
     moments.flush()
     del moments
-    _save(directory / "labels.npy", labels)
+    save_array(directory / "labels.npy", labels, mode=0o600)
     os.replace(partial, directory / "moments.npy")
-    return cache
 
 
 def _touch_private(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    partial = path.with_suffix(".partial.npy")
-    _touch_private(partial)
-    with open(partial, "wb") as f:
-        np.save(f, array)
-    os.replace(partial, path)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from sapf_ray.models.conditioning import condition_arguments, predict
 from sapf_ray.privacy.streams import NoiseKey
-
-TOKENS_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,21 @@ class Draws:
 
 
 def draw(
-    key: NoiseKey, purpose: str, step: int, records: np.ndarray, k: int, latent_shape: tuple[int, ...], timesteps: int
+    key: NoiseKey, purpose: str, step: int, records: np.ndarray, k: int, latent_shape: tuple[int, ...], timesteps: int,
+    part: tuple[float, float] = (0.0, 1.0),
 ) -> Draws:
     """Draws that depend on (key, purpose, step, record) only, never on how records are spread over workers.
 
     So a step re-executed by another number of workers is the same step.
+
+    Args:
+        records: (n,) int64.
+        k: Draws per record.
+        latent_shape: (C, h, w).
+        timesteps: T, length of the diffusion.
+        part: Where in it timesteps are drawn, as shares of T; 0 is the clean end.
     """
+    first, last = math.floor(part[0] * timesteps), math.ceil(part[1] * timesteps)
     generator = torch.Generator()
     flat = int(np.prod(latent_shape))
     normal = torch.empty(len(records), k + 1, *latent_shape)
@@ -38,7 +46,7 @@ def draw(
     for row, seed in enumerate(key.seeds(purpose, step, records)):
         generator.manual_seed(int(seed))
         normal[row] = torch.randn((k + 1) * flat, generator=generator).view(k + 1, *latent_shape)
-        t[row] = torch.randint(0, timesteps, (k,), generator=generator)
+        t[row] = torch.randint(first, last, (k,), generator=generator)
     return Draws(normal[:, 0], normal[:, 1:], t)
 
 
@@ -47,37 +55,23 @@ def training_scheduler(pipe: object) -> DDPMScheduler:
     return DDPMScheduler.from_config(pipe.scheduler.config)  # type: ignore[attr-defined]
 
 
-def prompt_context(embeddings: Tensor) -> dict[str, Tensor]:
-    """Keyword arguments of a U-Net for prompt embeddings (n, L, d).
-
-    On CPU the tokens are filled up with masked zeros to a multiple of 16: attention over CLIP's 77 takes up to
-    twice the time of attention over 80. A masked token has weight 0 and gradient 0, so values and per-sample
-    gradients stay what they are.
-    """
-    missing = -embeddings.shape[1] % TOKENS_MULTIPLE
-    if embeddings.device.type != "cpu" or missing == 0:
-        return {"encoder_hidden_states": embeddings}
-    keep = torch.ones(embeddings.shape[0], embeddings.shape[1] + missing, dtype=torch.bool)
-    keep[:, embeddings.shape[1] :] = False
-    return {"encoder_hidden_states": F.pad(embeddings, (0, 0, 0, missing)), "encoder_attention_mask": keep}
-
-
 def per_record_loss(
-    denoiser: nn.Module, scheduler: DDPMScheduler, moments: Tensor, scaling_factor: float, embeddings: Tensor, draws: Draws
+    denoiser: nn.Module, scheduler: DDPMScheduler, moments: Tensor, scaling_factor: float, conditions: Tensor, draws: Draws
 ) -> Tensor:
     """Denoising loss of each record, averaged over its draws and over latent elements.
 
     Args:
         moments: (n, 2C, h, w) mean and log-variance of the VAE posterior.
         scaling_factor: The VAE's latent scale.
-        embeddings: (n, L, d) prompt embeddings.
+        conditions: (n, ...) of the records, on the denoiser's device, see :mod:`sapf_ray.models.conditioning`.
         draws: Randomness for the n records on any device.
 
     Returns:
         (n,) float32. Row i depends on record i alone, so its gradient is the per-sample gradient.
     """
     n, k = draws.timesteps.shape
-    device, dtype = embeddings.device, embeddings.dtype
+    device = conditions.device
+    dtype = conditions.dtype if conditions.is_floating_point() else next(denoiser.parameters()).dtype
     mean, log_variance = moments.to(device, torch.float32).chunk(2, dim=1)
     std = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))  # the clamp of diffusers' DiagonalGaussianDistribution
     latents = (mean + std * draws.posterior.to(device)) * scaling_factor
@@ -90,6 +84,6 @@ def per_record_loss(
         target = scheduler.get_velocity(latents, noise, timesteps)
     elif scheduler.config.prediction_type == "sample":
         target = latents
-    context = prompt_context(embeddings.repeat_interleave(k, dim=0))
-    predicted = denoiser(noisy.to(dtype), timesteps, **context, return_dict=False)[0]
-    return (predicted.float() - target).square().flatten(1).mean(1).view(n, k).mean(1)
+    arguments = condition_arguments(conditions.repeat_interleave(k, dim=0))
+    predicted = predict(denoiser, noisy.to(dtype), timesteps, arguments)
+    return (predicted - target).square().flatten(1).mean(1).view(n, k).mean(1)

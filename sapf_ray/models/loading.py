@@ -1,26 +1,40 @@
-"""Loads a public diffusion pipeline: bundled, from a local diffusers directory, or by hub id.
+"""Loads a public diffusion pipeline: bundled, by a short name of the catalog, from a local directory, or by hub id.
 
-One path for all of them: the bundled ``glyphs-tiny`` is an ordinary diffusers directory.
+One path for all of them: the bundled models are ordinary diffusers directories.
 
 >>> pipe = load_pipeline("glyphs-tiny")
->>> type(pipe).__name__
-'StableDiffusionPipeline'
+>>> type(pipe).__name__, type(load_pipeline("glyphs-dit-tiny")).__name__
+('StableDiffusionPipeline', 'DiTPipeline')
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, DiTPipeline, DiTTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
-from sapf_ray.errors import ClusterError, DataError
+from sapf_ray.config import ModelConfig
+from sapf_ray.errors import DataError
+from sapf_ray.models.catalog import CATALOG
+from sapf_ray.models.conditioning import check_text_model, denoiser_of, label_ids
 
 BUNDLED_DIR = Path(__file__).parent / "bundled"
+
+FAMILIES: dict[str, tuple[Any, str, Any, dict[str, Any]]] = {
+    "StableDiffusionPipeline": (
+        StableDiffusionPipeline, "unet", UNet2DConditionModel, {"safety_checker": None, "requires_safety_checker": False}
+    ),
+    "DiTPipeline": (DiTPipeline, "transformer", DiTTransformer2DModel, {}),
+}
+"""``_class_name`` of model_index.json → pipeline, its denoiser's folder and class, and what loading it needs besides."""
 
 
 def bundled_models() -> list[str]:
@@ -29,7 +43,7 @@ def bundled_models() -> list[str]:
 
 
 def resolve_model(path: str) -> str:
-    """A bundled name or local directory as an absolute path; anything else is left as a hub id.
+    """A bundled name or local directory as an absolute path, a short name of the catalog as its hub id; a hub id stays.
 
     Raises:
         DataError: A local directory that is not a diffusers pipeline, or whose weights are truncated.
@@ -38,11 +52,14 @@ def resolve_model(path: str) -> str:
     if not local.exists():
         local = Path(path).expanduser()
     if not local.exists():
+        if path in CATALOG and CATALOG[path].hub_id:
+            return CATALOG[path].hub_id
         if path.count("/") == 1 and not path.startswith((".", "/", "~")):
             return path
+        known = [name for name, row in CATALOG.items() if row.hub_id]
         raise DataError(
-            f"model.path = {path!r}: no such directory; give a diffusers directory, a hub id (owner/name) "
-            f"or one of the bundled models: {', '.join(bundled_models())}"
+            f"model.path = {path!r}: no such directory; give a diffusers directory, a hub id (owner/name), one of the bundled "
+            f"models ({', '.join(bundled_models())}) or of the known ones ({', '.join(known)})"
         )
     check_pipeline_directory(local)
     return str(local.resolve())
@@ -65,47 +82,74 @@ def check_pipeline_directory(directory: Path) -> None:
             raise DataError(f"{weights}: truncated or damaged weights ({error}); copy the file again") from error
 
 
-def load_pipeline(path: str, dtype: str = "float32", device: str = "cpu") -> StableDiffusionPipeline:
+def check_model(model: ModelConfig, prompts: Sequence[str]) -> nn.Module:
+    """Checks from config files alone, no weights read, that the model is of a known family and knows the classes.
+
+    Returns:
+        The denoiser on the meta device: names and shapes of its weights.
+
+    Raises:
+        DataError: A model that cannot be found or is of another family.
+        ConfigError: ``model.class_labels`` is needed, or does not fit.
+    """
+    index, (_, folder, denoiser_class, _) = _family(model.path)
+    try:
+        config = denoiser_class.load_config(resolve_model(model.path), subfolder=folder)
+        with torch.device("meta"):
+            denoiser = denoiser_class.from_config(config)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(model.path, error) from error
+    if index["_class_name"] == "DiTPipeline":
+        names = {int(number): text for number, text in (index.get("id2label") or {}).items()}
+        label_ids(names, denoiser.config.num_embeds_ada_norm, prompts, model.class_labels)
+    else:
+        check_text_model(model.class_labels)
+    return denoiser
+
+
+def load_pipeline(path: str, dtype: str = "float32", device: str = "cpu") -> Any:
     """The public pipeline, in evaluation mode, all weights frozen.
 
     Args:
-        path: Bundled name, directory or hub id.
+        path: Bundled or catalog name, directory or hub id.
         dtype: ``float32`` or ``bfloat16``.
         device: Torch device string.
 
     Raises:
         DataError: The model cannot be found or read.
     """
-    resolved = resolve_model(path)
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+    _, (pipeline_class, _, _, options) = _family(path)
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            resolved, dtype=getattr(torch, dtype), safety_checker=None, requires_safety_checker=False,
-        )
+        pipe = pipeline_class.from_pretrained(resolve_model(path), dtype=getattr(torch, dtype), **options)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"model.path = {path!r}: cannot be loaded as a Stable Diffusion pipeline ({reason})") from error
+        raise _unreadable(path, error) from error
     pipe.set_progress_bar_config(disable=True)
-    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-        module.requires_grad_(False).eval()
+    for module in (denoiser_of(pipe), pipe.vae, getattr(pipe, "text_encoder", None)):
+        if module is not None:
+            module.requires_grad_(False).eval()
     return pipe.to(device)
 
 
-def native_resolution(pipe: StableDiffusionPipeline) -> int:
+def _family(path: str) -> tuple[dict[str, Any], tuple[Any, str, Any, dict[str, Any]]]:
+    """The content of model_index.json, and the row of ``FAMILIES`` it names."""
+    try:
+        index = DiffusionPipeline.load_config(resolve_model(path))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    name = str(index.get("_class_name"))
+    if name not in FAMILIES:
+        raise DataError(f"model.path = {path!r}: is a {name}; must be one of {', '.join(FAMILIES)}")
+    return index, FAMILIES[name]
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    reason = str(error).strip().splitlines()[0]
+    return DataError(f"model.path = {path!r}: cannot be loaded as one of {', '.join(FAMILIES)} ({reason})")
+
+
+def native_resolution(pipe: Any) -> int:
     """Side of the images the pipeline makes, in pixels."""
-    return int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
-
-
-def pick_device(gpus: float) -> str:
-    """``cuda`` where a worker was given a GPU, else ``cpu``.
-
-    Raises:
-        ClusterError: A GPU was asked for and this machine shows none.
-    """
-    if gpus <= 0:
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise ClusterError(f"{gpus} GPUs were asked for, but torch sees no CUDA device on this node")
-    return "cuda"
+    return int(denoiser_of(pipe).config.sample_size) * 2 ** (len(pipe.vae.config.block_out_channels) - 1)

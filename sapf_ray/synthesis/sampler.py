@@ -11,27 +11,27 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from sapf_ray.models.denoising import prompt_context
+from sapf_ray.models.conditioning import condition_arguments, denoiser_of, predict, to_denoiser
 
 
 @torch.no_grad()
 def sample_images(
     pipe: Any,
-    embeddings: Tensor,
-    unconditional: Tensor,
+    conditions: Tensor,
+    null: Tensor,
     seeds: Sequence[int] | np.ndarray,
     steps: int,
     guidance_scale: float,
 ) -> np.ndarray:
-    """One image per row of ``embeddings``. Pure: the pipeline's own scheduler and generators are not touched.
+    """One image per row of ``conditions``. Pure: the pipeline's own scheduler and generators are not touched.
 
     Each image starts from noise drawn on the CPU from its own seed: neither its neighbours in the batch nor the
     device change what it starts from.
 
     Args:
-        pipe: StableDiffusionPipeline (its U-Net, VAE and scheduler); images come out at its native resolution R.
-        embeddings: (n, L, d) prompt embeddings.
-        unconditional: (1, L, d) embedding of the empty prompt; not used at guidance 1.
+        pipe: The public pipeline (its denoiser, VAE and scheduler); images come out at its native resolution R.
+        conditions: (n, ...) of the images, see :mod:`sapf_ray.models.conditioning`.
+        null: (1, ...) null condition; not used at guidance 1.
         seeds: n seeds in [0, 2**63).
         steps: Solver steps.
         guidance_scale: 1 is none.
@@ -39,28 +39,25 @@ def sample_images(
     Returns:
         uint8 (n, R, R, 3).
     """
-    unet = pipe.unet
-    scheduler = solver(pipe)
-    scheduler.set_timesteps(steps, device=unet.device)
-    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-    latents = initial_noise(seeds, shape).to(unet.device) * scheduler.init_noise_sigma
-    return decode_images(pipe, denoise(pipe, scheduler, latents, embeddings, unconditional, guidance_scale))
+    denoiser, scheduler = denoiser_of(pipe), solver(pipe)
+    scheduler.set_timesteps(steps, device=denoiser.device)
+    shape = (denoiser.config.in_channels, denoiser.config.sample_size, denoiser.config.sample_size)
+    latents = initial_noise(seeds, shape).to(denoiser.device) * scheduler.init_noise_sigma
+    return decode_images(pipe, denoise(pipe, scheduler, latents, conditions, null, guidance_scale))
 
 
 @torch.no_grad()
 def denoise(
-    pipe: Any, scheduler: Any, latents: Tensor, embeddings: Tensor, unconditional: Tensor, guidance_scale: float
+    pipe: Any, scheduler: Any, latents: Tensor, conditions: Tensor, null: Tensor, guidance_scale: float
 ) -> Tensor:
     """Runs ``scheduler`` over all its timesteps, from ``latents`` (n, C, h, w) at the first; the scaled clean latents."""
-    unet, guided = pipe.unet, guidance_scale != 1.0
-    device, dtype = unet.device, unet.dtype
-    context = embeddings.to(device, dtype)
+    denoiser, guided = denoiser_of(pipe), guidance_scale != 1.0
     if guided:
-        context = torch.cat([unconditional.to(device, dtype).expand_as(context), context])
-    conditions = prompt_context(context)
+        conditions = torch.cat([null.to(conditions.device).expand_as(conditions), conditions])
+    arguments = condition_arguments(to_denoiser(conditions, denoiser.device, denoiser.dtype))
     for t in scheduler.timesteps:
         model_input = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-        predicted = unet(model_input.to(dtype), t, **conditions).sample.float()
+        predicted = predict(denoiser, model_input.to(denoiser.dtype), t, arguments)
         if guided:
             free, conditional = predicted.chunk(2)
             predicted = free + guidance_scale * (conditional - free)

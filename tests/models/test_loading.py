@@ -1,4 +1,4 @@
-"""Loading and the candidate pool: early, one-line errors; SD-v1-5's pool by structure, without weights."""
+"""Loading and the candidate pool: early, one-line errors."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from accelerate import init_empty_weights
-from diffusers import UNet2DConditionModel
 
 from sapf_ray.errors import ClusterError, ConfigError, DataError
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
-from sapf_ray.models.loading import load_pipeline, native_resolution, pick_device, resolve_model
+from sapf_ray.models.device import pick_device
+from sapf_ray.models.loading import load_pipeline, native_resolution, resolve_model
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.streams import NoiseKey
-from sapf_ray.saliency.scores import n_selected
 from tests.tiny import save_tiny_pipeline
 
 
@@ -52,20 +50,6 @@ def test_gpu_that_is_not_there():
             pick_device(1)
 
 
-def test_stable_diffusion_1_5_has_96_matrices_of_68_73_million_parameters():
-    """The published config of stable-diffusion-v1-5's U-Net, on the meta device."""
-    with init_empty_weights():
-        unet = UNet2DConditionModel(
-            sample_size=64, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
-            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, cross_attention_dim=768, attention_head_dim=8,
-        )
-    pool = candidate_pool(unet)
-    assert len(pool) == 96 and n_selected(96, 0.3) == 29
-    assert sum(layer.weight.numel() for layer in pool.values()) / 1e6 == pytest.approx(68.73, abs=0.01)
-    assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(859.5, abs=0.1)
-
-
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_record_loss_depends_on_the_record_alone(tmp_path, prediction):
     """No mixing across the batch: a record's loss is the same alone and among others, and the mean over its draws."""
@@ -90,7 +74,7 @@ def test_masked_tokens_change_neither_values_nor_per_sample_gradients():
     """77 tokens are filled up to 80 on CPU; the U-Net must not see it."""
     import torch
 
-    from sapf_ray.models.denoising import prompt_context
+    from sapf_ray.models.conditioning import condition_arguments
     from sapf_ray.models.pool import candidate_pool
     from sapf_ray.saliency.engine import PoolCapture
     from tests.tiny import tiny_unet
@@ -98,9 +82,9 @@ def test_masked_tokens_change_neither_values_nor_per_sample_gradients():
     unet = tiny_unet().requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(0)
     x, states = torch.randn(3, 4, 4, 4, generator=generator), torch.randn(3, 13, 16, generator=generator)
-    context = prompt_context(states)
+    context = condition_arguments(states)
     assert context["encoder_hidden_states"].shape == (3, 16, 16) and int(context["encoder_attention_mask"].sum()) == 39
-    assert "encoder_attention_mask" not in prompt_context(torch.zeros(3, 32, 16))
+    assert "encoder_attention_mask" not in condition_arguments(torch.zeros(3, 32, 16))
     outputs, norms = [], []
     for conditions in ({"encoder_hidden_states": states}, context):
         with PoolCapture(candidate_pool(unet)) as capture:

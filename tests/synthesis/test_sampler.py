@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sapf_ray.data.latents import encode_prompts
+from sapf_ray.models.conditioning import encode_conditions, null_condition
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.synthesis.sampler import initial_noise, sample_images, solver
 
@@ -16,7 +16,7 @@ def pipe(tiny_pipeline):
 
 @pytest.fixture(scope="module")
 def context(pipe):
-    return encode_prompts(pipe, ("a b", "c d", "e f", "g h")), encode_prompts(pipe, ("",))
+    return encode_conditions(pipe, ("a b", "c d", "e f", "g h")), null_condition(pipe)
 
 
 SEEDS = [3, 2**63 - 1, 5, 7]

@@ -1,0 +1,1 @@
+"""Parts of :mod:`jobs.pretrain_public`."""

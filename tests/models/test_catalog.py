@@ -1,0 +1,41 @@
+"""The catalog agrees with what ships, and its names lead to models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sapf_ray.cli import main
+from sapf_ray.config import ModelConfig
+from sapf_ray.data.catalog import CATALOG as DATA_SETS
+from sapf_ray.errors import DataError
+from sapf_ray.models.catalog import CATALOG
+from sapf_ray.models.loading import bundled_models, check_model, resolve_model
+
+PROMPTS = DATA_SETS["digits"].prompts
+
+
+def test_every_bundled_model_has_a_row_that_tells_the_truth():
+    assert sorted(name for name, row in CATALOG.items() if not row.hub_id) == bundled_models()
+    for name in bundled_models():
+        denoiser, row = check_model(ModelConfig(name), PROMPTS), CATALOG[name]
+        assert sum(p.numel() for p in denoiser.parameters()) / 1e6 == pytest.approx(row.parameters, abs=0.006)
+        assert denoiser.config.sample_size * 4 == row.resolution
+        assert (row.conditioning == "labels") == hasattr(denoiser.config, "num_embeds_ada_norm")
+
+
+def test_short_names_are_hub_ids():
+    assert resolve_model("realistic-v6") == "SG161222/Realistic_Vision_V6.0_B1_noVAE"
+    assert all(resolve_model(name) == row.hub_id for name, row in CATALOG.items() if row.hub_id)
+    with pytest.raises(DataError, match=r"glyphs-tiny.*sd-v1-5"):
+        resolve_model("sd-v9")
+
+
+def test_listing_prints_every_row(capsys):
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(CATALOG) and rows[0]["bundled"] and not rows[-1]["bundled"]
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in CATALOG)
