@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from sapf_ray.config import ModelConfig
-from sapf_ray.data.latents import encode_prompts
+from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.denoising import training_scheduler
-from sapf_ray.models.loading import load_pipeline, pick_device
+from sapf_ray.models.device import pick_device
+from sapf_ray.models.loading import load_pipeline
 from sapf_ray.synthesis.sampler import decode_images, denoise, initial_noise, sample_images, solver
 
 
@@ -36,7 +37,7 @@ class Api(Protocol):
 
 @dataclass(frozen=True)
 class DiffusionApi:
-    """Any Stable-Diffusion-shaped pipeline; images uint8 (n, R, R, 3) at its native resolution R.
+    """Any text-to-image or class-conditional pipeline that loads; images uint8 (n, R, R, 3) at its native resolution R.
 
     Args:
         model: The public model.
@@ -71,7 +72,7 @@ class DiffusionApi:
 
 @torch.no_grad()
 def vary_images(
-    pipe: Any, images: np.ndarray, embeddings: Tensor, unconditional: Tensor, seeds: np.ndarray, strength: float,
+    pipe: Any, images: np.ndarray, conditions: Tensor, null: Tensor, seeds: np.ndarray, strength: float,
     steps: int, guidance_scale: float,
 ) -> np.ndarray:
     """Each image noised up to diffusion time ``strength * T`` and denoised again under its prompt.
@@ -79,10 +80,10 @@ def vary_images(
     The time is set exactly, not rounded to one of ``steps`` solver steps, so slowly falling strengths differ.
 
     Args:
-        pipe: StableDiffusionPipeline.
+        pipe: The public pipeline.
         images: uint8 (n, R, R, 3), R the pipeline's native resolution.
-        embeddings: (n, L, d) prompt embeddings.
-        unconditional: (1, L, d) embedding of the empty prompt; not used at guidance 1.
+        conditions: (n, ...) of the images, see :mod:`sapf_ray.models.conditioning`.
+        null: (1, ...) null condition; not used at guidance 1.
         seeds: n seeds in [0, 2**63); image i depends on seed i alone.
         strength: In (0, 1).
         steps: Solver steps of a whole trajectory; ceil(strength * steps) are taken.
@@ -91,7 +92,7 @@ def vary_images(
     Returns:
         uint8 (n, R, R, 3).
     """
-    device = pipe.unet.device
+    device = denoiser_of(pipe).device
     noising, scheduler = training_scheduler(pipe), solver(pipe)
     first = max(1, round(strength * (noising.config.num_train_timesteps - 1)))
     count = max(1, int(np.ceil(strength * steps)))
@@ -102,7 +103,7 @@ def vary_images(
     clean = latent_means(pipe, images) * pipe.vae.config.scaling_factor
     noise = initial_noise(seeds, tuple(clean.shape[1:])).to(device)  # type: ignore[arg-type]
     latents = noising.add_noise(clean, noise, torch.full((len(clean),), first, device=device))
-    return decode_images(pipe, denoise(pipe, scheduler, latents, embeddings, unconditional, guidance_scale))
+    return decode_images(pipe, denoise(pipe, scheduler, latents, conditions, null, guidance_scale))
 
 
 @torch.no_grad()
@@ -121,7 +122,7 @@ def public_pipeline(model: ModelConfig, device: str) -> Any:
 @lru_cache(maxsize=1)
 def _loaded(model: ModelConfig, prompts: tuple[str, ...], device: str) -> tuple[Any, Tensor, Tensor]:
     pipe = public_pipeline(model, device)
-    return pipe, encode_prompts(pipe, prompts), encode_prompts(pipe, ("",))
+    return pipe, encode_conditions(pipe, prompts, model.class_labels), null_condition(pipe)
 
 
 def _in_batches(size: int, n: int, make: Any) -> np.ndarray:

@@ -10,7 +10,13 @@ import numpy as np
 
 from sapf_ray.evolution.generation import Generation
 from sapf_ray.synthesis.plan import SamplingPlan
-from sapf_ray.synthesis.writer import is_complete, remove_foreign, write_manifest, write_shard
+from sapf_ray.synthesis.writer import MANIFEST, is_complete, remove_foreign, write_manifest, write_shard
+
+
+def is_written(out_dir: Path | str, n_images: int, n_classes: int, spec: str, seed: int, shard_size: int) -> bool:
+    """Whether :func:`write_data_set` of the same arguments has come to its end there, and all is still whole."""
+    out, plan = Path(out_dir), SamplingPlan(n_images, n_classes, shard_size, seed)
+    return (out / MANIFEST).exists() and all(is_complete(out, plan, shard, spec) for shard in plan.shards)
 
 
 def write_data_set(

@@ -2,7 +2,7 @@
 
 Example::
 
-    embed = make_embedding(config, ModelConfig())
+    embed = make_embedding(EvolutionConfig(embedding="glyph"), ModelConfig(), batch_size=50)
     embed(images).shape         # (n, d) float32 from uint8 (n, R, R, 3)
 
 References:
@@ -21,12 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapf_ray.config import ModelConfig
+from sapf_ray.config import EvolutionConfig, ModelConfig
 from sapf_ray.errors import DataError
 from sapf_ray.evolution.api import latent_means, public_pipeline
-from sapf_ray.evolution.settings import EvolutionConfig
+from sapf_ray.models.device import pick_device
 from sapf_ray.models.glyph_features import load_glyph_features
-from sapf_ray.models.loading import pick_device
 
 MAX_LATENT_SIDE = 16
 
@@ -84,16 +83,19 @@ class InceptionEmbedding:
         return _batched(lambda images: net(_pixels(images, device))[0], samples, self.batch_size)
 
 
-EMBEDDINGS: dict[str, Callable[[EvolutionConfig, ModelConfig], Embedding]] = {
-    "vae": lambda c, model: VaeEmbedding(model, c.batch_size, c.gpus_per_task),
-    "glyph": lambda c, model: GlyphEmbedding(c.batch_size, c.gpus_per_task),
-    "inception": lambda c, model: InceptionEmbedding(str(c.inception_weights), c.batch_size, c.gpus_per_task),
+EMBEDDINGS: dict[str, Callable[[EvolutionConfig, ModelConfig, int], Embedding]] = {
+    "vae": lambda c, model, batch_size: VaeEmbedding(model, batch_size, c.gpus_per_task),
+    "glyph": lambda c, model, batch_size: GlyphEmbedding(batch_size, c.gpus_per_task),
+    "inception": lambda c, model, batch_size: InceptionEmbedding(str(c.inception_weights), batch_size, c.gpus_per_task),
 }
 """Name in ``evolution.embedding`` → constructor."""
 
 
-def make_embedding(config: EvolutionConfig, model: ModelConfig) -> Embedding:
+def make_embedding(config: EvolutionConfig, model: ModelConfig, batch_size: int) -> Embedding:
     """The embedding that the config names. Reads no record; call it before a run spends anything.
+
+    Args:
+        batch_size: Images per forward pass.
 
     Raises:
         DataError: Inception weights that cannot be used.
@@ -105,7 +107,7 @@ def make_embedding(config: EvolutionConfig, model: ModelConfig) -> Embedding:
             check_inception_weights(str(config.inception_weights))
         except DataError as error:
             raise DataError(str(error).replace("evaluation.inception_weights", "evolution.inception_weights")) from error
-    return EMBEDDINGS[config.embedding](config, model)
+    return EMBEDDINGS[config.embedding](config, model, batch_size)
 
 
 @torch.no_grad()

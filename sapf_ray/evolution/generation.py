@@ -7,7 +7,6 @@ directory must be visible to every node that runs a task.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ import ray
 import torch
 
 from sapf_ray import cluster
+from sapf_ray.config import EvolutionConfig
+from sapf_ray.data.arrays import save_array
 from sapf_ray.errors import SapfError
 from sapf_ray.evolution.api import Api
 from sapf_ray.evolution.embedding import Embedding
 from sapf_ray.evolution.population import kept_slots, slot_seeds
-from sapf_ray.evolution.settings import EvolutionConfig
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,9 @@ def _missing(generation: Generation, kind: str, submit: Callable[[int], Any]) ->
 
 def task_options(task: Any, name: str, config: EvolutionConfig) -> Any:
     """The task with the resources that the config gives to one that runs a network."""
-    return task.options(name=name, num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task)
+    return task.options(
+        name=name, num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task, scheduling_strategy=cluster.SPREAD
+    )
 
 
 def as_finished(references: list[Any]) -> Iterator[Any]:
@@ -156,14 +158,3 @@ def as_finished(references: list[Any]) -> Iterator[Any]:
     while references:
         (ready,), references = ray.wait(references, num_returns=1)
         yield cluster.result(ready)
-
-
-def save_array(path: Path, array: np.ndarray, mode: int = 0o644) -> None:
-    """Writes a .npy file that is whole and on disk, or not there."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as f:
-        np.save(f, array)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)

@@ -20,12 +20,13 @@ import numpy as np
 import ray
 import torch
 
+from sapf_ray import cluster
+from sapf_ray.config import EvolutionConfig
+from sapf_ray.data.arrays import save_array
 from sapf_ray.data.base import ImageSource
 from sapf_ray.errors import DataError
-from sapf_ray.evolution.accounting import STAGE
 from sapf_ray.evolution.embedding import Embedding
-from sapf_ray.evolution.generation import as_finished, save_array, task_options
-from sapf_ray.evolution.settings import EvolutionConfig
+from sapf_ray.evolution.generation import as_finished, task_options
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.noise import add_gaussian_noise
 from sapf_ray.privacy.planner import StagePlan
@@ -33,6 +34,7 @@ from sapf_ray.privacy.streams import NoiseKey
 
 _DISTANCES_PER_CHUNK = 1 << 22  # 32 MiB of float64
 SENSITIVITY = 1.0
+STAGE = "evolution"
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def all_votes(
 ) -> np.ndarray:
     """Exact votes int64 (m,) of all records: sensitive. One Ray task per shard; sums of integers, in any order."""
     shared = ray.put(candidates)
-    task = _vote.options(name="vote", num_cpus=config.cpus_per_task)
+    task = _vote.options(name="vote", num_cpus=config.cpus_per_task, scheduling_strategy=cluster.SPREAD)
     total = np.zeros(len(candidates), np.int64)
     shards = range(len(records.shards))
     for part in as_finished([task.remote(shared, n_classes, records, i, config.cpus_per_task) for i in shards]):

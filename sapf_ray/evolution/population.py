@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sapf_ray.evolution.settings import EvolutionConfig
+from sapf_ray.config import EvolutionConfig
 from sapf_ray.synthesis.plan import image_seed
 
 Select = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
@@ -45,12 +45,13 @@ def threshold_votes(noisy: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def next_parents(
-    weights: np.ndarray, n_classes: int, config: EvolutionConfig, seed: int, iteration: int
+    weights: np.ndarray, n_classes: int, config: EvolutionConfig, n_images: int, seed: int, iteration: int
 ) -> np.ndarray:
     """The parent of every slot of the next generation, each of its slot's class.
 
     Args:
         weights: (m,) thresholded noisy votes of the present generation.
+        n_images: Slots of the last generation.
         iteration: The one that released the votes, in [0, config.iterations). After the last, there are
             ``n_images`` slots, one child or survivor each; before, each parent selected takes
             ``variations + keep_selected`` slots.
@@ -59,7 +60,7 @@ def next_parents(
         int64 (slots,), indices into the present generation.
     """
     last = iteration == config.iterations - 1
-    slots = config.n_images if last else config.candidates * n_classes
+    slots = n_images if last else config.candidates * n_classes
     parents = np.empty(slots, np.int64)
     for label in range(n_classes):
         of_class = weights[label::n_classes]

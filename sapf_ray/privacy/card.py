@@ -41,7 +41,7 @@ def privacy_card(
     if reproducible is None:
         reproducible = config.privacy.reproducible_seed is not None
     spent = ledger.epsilon_spent()
-    private = not plan.non_private or plan.steps == 0
+    private = not plan.non_private or not plan.reads_images
     sections = [
         f"# Privacy card\n\nSensitive data: **{data_name}** ({plan.n_records:,} training images). "
         f"Public model: **{model_name}**.",
@@ -49,7 +49,7 @@ def privacy_card(
         _guarantee(plan, spent, private),
         _numbers(plan, ledger, spent),
         _events(ledger.events()),
-        _public(),
+        _public(config),
         _not_private(config, diagnostics),
         _randomness(reproducible),
         _limits(),
@@ -59,12 +59,12 @@ def privacy_card(
 
 def _verdict(private: bool, reproducible: bool, spent: float, plan: PrivacyPlan) -> str:
     if not private:
-        return ("> **NOT PRIVATE.** This run added no noise. Its model and images may reveal training images. "
+        return ("> **NOT PRIVATE.** This run added no noise. What it made may reveal training images. "
                 "It is a ceiling for research comparisons and must not be released.")
     if reproducible:
         return ("> **NOT FOR RELEASE.** Noise and sampling came from a seed written in the configuration. Whoever "
                 "knows the seed can remove the noise. The numbers below hold only against those who do not.")
-    if plan.steps == 0:
+    if not plan.reads_images:
         return "> No sensitive image was used: the images come from the public model alone."
     return f"> Differentially private: ε = {spent:.4g} at δ = {plan.delta:.3g}, adding or removing one image."
 
@@ -73,15 +73,16 @@ def _guarantee(plan: PrivacyPlan, spent: float, private: bool) -> str:
     text = "## What the guarantee means\n\n"
     if not private:
         return text + "There is none: ε is infinite."
-    if plan.steps == 0:
+    if not plan.reads_images:
         return text + "The synthetic images do not depend on the sensitive data set, so they reveal nothing about it."
+    made = "adapter, the synthetic images" if plan.finetune is not None else "synthetic images"
     factor = math.exp(spent) if spent < 700 else math.inf
     return text + (
         f"Taking any one image out of the training images, or adding one, makes no outcome of this run more than "
         f"e^ε = {factor:,.4g} times as likely as before, except with a probability of δ = {plan.delta:.3g}; this "
         f"bounds what anyone, whatever else they know, can learn about one image's presence or content. The "
         f"guarantee is for one *image*: for a person with k images reckon with kε and a larger δ. It covers the "
-        f"adapter, the synthetic images and all that is computed from them. The smaller ε, the stronger: ε of 1 or "
+        f"{made} and all that is computed from them. The smaller ε, the stronger: ε of 1 or "
         f"less is commonly called strong, while from about 10 on the bound by itself promises little."
     )
 
@@ -99,8 +100,11 @@ def _numbers(plan: PrivacyPlan, ledger: Ledger, spent: float) -> str:
         ("δ", f"{plan.delta:.4g}"),
         ("Neighbouring data sets", "one image added or removed"),
         ("Images, N", f"{plan.n_records:,}"),
-        ("Expected batch size, steps", f"{plan.batch_size:,}, {plan.steps:,}"),
     ]
+    if plan.finetune is not None:
+        rows.append(("Expected batch size, steps", f"{plan.batch_size:,}, {plan.steps:,}"))
+    if plan.evolution is not None:
+        rows.append(("Noisy histograms, one vote an image", f"{plan.evolution.count:,}"))
     return "## Numbers\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
@@ -125,12 +129,15 @@ def _events(events: list[LedgerEvent]) -> str:
     )
 
 
-def _public() -> str:
+def _public(config: RunConfig) -> str:
+    networks = "the public model and its weights"
+    if config.evolution.enabled:
+        networks += f", and those of the network that compares images ({config.evolution.embedding})"
     return (
         "## Assumed to be public\n\n"
         "- the number of training images, N;\n"
         "- the names of the classes and the prompts made from them, and that synthetic classes are equally frequent;\n"
-        "- the image size, the public model and its weights, which must not have been trained on these images;\n"
+        f"- the image size, {networks}, which must not have been trained on these images;\n"
         "- every value of the configuration. Hyper-parameters chosen by looking at the sensitive images would cost "
         "further privacy, which this card does not count."
     )

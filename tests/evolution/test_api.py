@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sapf_ray.config import ModelConfig
-from sapf_ray.data.latents import encode_prompts
 from sapf_ray.evolution.api import DiffusionApi, decode_images, latent_means, public_pipeline, vary_images
+from sapf_ray.models.conditioning import encode_conditions, null_condition
 from sapf_ray.models.denoising import training_scheduler
 from sapf_ray.synthesis.sampler import initial_noise, sample_images, solver
 
@@ -32,7 +32,7 @@ def apart(a, b):
 
 def test_random_is_what_synthesis_makes(api):
     pipe = public_pipeline(api.model, "cpu")
-    context, empty = encode_prompts(pipe, PROMPTS)[LABELS], encode_prompts(pipe, ("",))
+    context, empty = encode_conditions(pipe, PROMPTS)[LABELS], null_condition(pipe)
     expected = sample_images(pipe, context, empty, SEEDS, steps=6, guidance_scale=2.0)
     assert np.abs(api.random(LABELS, SEEDS).astype(int) - expected).max() <= 1
 
@@ -81,7 +81,7 @@ def test_the_prompt_and_guidance_reach_a_variation(tiny_pipeline, api, parents):
 
 def test_variation_is_noising_and_then_the_solver(api, parents):
     pipe = public_pipeline(api.model, "cpu")
-    context, empty = encode_prompts(pipe, PROMPTS)[LABELS], encode_prompts(pipe, ("",))
+    context, empty = encode_conditions(pipe, PROMPTS)[LABELS], null_condition(pipe)
     ours = vary_images(pipe, parents, context, empty, SEEDS, 0.5, steps=10, guidance_scale=1.0)
     scheduler = solver(pipe)
     scheduler.set_timesteps(timesteps=[500, 400, 300, 200, 100])

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from sapf_ray.config import DataConfig, ModelConfig
+from sapf_ray.config import DataConfig, EvolutionConfig, ModelConfig, SynthesisConfig
 from sapf_ray.data import open_source
-from sapf_ray.evolution import EvolutionConfig, evolution_stage, make_parts, write_data_set
+from sapf_ray.evolution import is_written, make_parts, write_data_set
 from sapf_ray.evolution.evolve import evolve
 from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.planner import evolution_stage
 from sapf_ray.privacy.streams import NoiseKey
-from sapf_ray.synthesis import read_synthetic
+from sapf_ray.synthesis.writer import read_synthetic
 from tests.evolution.toy import DELTA, plan_of
 
 
 def test_digits_to_parquet(ray_cluster, tiny_pipeline, tmp_path):
     source, model = open_source(DataConfig()), ModelConfig(path=str(tiny_pipeline))
-    config = EvolutionConfig(
-        iterations=2, n_images=23, population=2, lookahead=2, steps=3, batch_size=10, shard_size=400, strength_end=0.5,
-    )
+    config = EvolutionConfig(iterations=2, population=2, lookahead=2, strength_end=0.5)
+    sampling = SynthesisConfig(n_images=23, steps=3, batch_size=10, shard_size=400)
     stage = evolution_stage(10.0, DELTA, 2, "rdp")
     ledger = Ledger.create(tmp_path / "ledger.jsonl", plan_of(10.0, source.n_train))
     final = evolve(
-        make_parts(config, model, source.prompts), source, 8, config, stage, NoiseKey.create(1), "s", ledger,
-        tmp_path / "evolution", tmp_path / "private", seed=0,
+        make_parts(config, sampling, model, source.prompts), source, 8, config, sampling, stage, NoiseKey.create(1), "s",
+        ledger, tmp_path / "evolution", tmp_path / "private", seed=0,
     )
+    assert not is_written(tmp_path / "synthetic", 23, 10, "spec", seed=0, shard_size=10)
     manifest = write_data_set(
         final, tmp_path / "synthetic", source.class_names, source.prompts, "spec", "epsilon = 10", seed=0, shard_size=10,
     )
@@ -34,7 +35,10 @@ def test_digits_to_parquet(ray_cluster, tiny_pipeline, tmp_path):
     assert ledger.epsilon_spent() <= 10 and len(ledger.events()) == 2
     first = tmp_path / "synthetic" / manifest["shards"][0]["file"]
     inode = first.stat().st_ino
+    assert is_written(tmp_path / "synthetic", 23, 10, "spec", seed=0, shard_size=10)
     write_data_set(final, tmp_path / "synthetic", source.class_names, source.prompts, "spec", "", seed=0, shard_size=10)
     assert first.stat().st_ino == inode  # whole: kept
     write_data_set(final, tmp_path / "synthetic", source.class_names, source.prompts, "other", "", seed=0, shard_size=10)
     assert first.stat().st_ino != inode
+    first.write_bytes(first.read_bytes()[:-9])
+    assert not is_written(tmp_path / "synthetic", 23, 10, "other", seed=0, shard_size=10)

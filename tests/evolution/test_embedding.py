@@ -5,12 +5,10 @@ import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sapf_ray.config import ModelConfig
+from sapf_ray.config import EVOLUTION_EMBEDDINGS, EvolutionConfig, ModelConfig
 from sapf_ray.errors import DataError
-from sapf_ray.evolution import EvolutionConfig
 from sapf_ray.evolution.api import latent_means
 from sapf_ray.evolution.embedding import EMBEDDINGS, VaeEmbedding, make_embedding
-from sapf_ray.evolution.settings import EMBEDDINGS as NAMES
 from sapf_ray.models.loading import load_pipeline
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
@@ -18,7 +16,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
 
 @pytest.mark.parametrize(("name", "dimension"), [("vae", 64), ("glyph", 96)])
 def test_a_row_depends_on_its_image_alone(tiny_pipeline, name, dimension):
-    embed = make_embedding(EvolutionConfig(embedding=name, batch_size=3), ModelConfig(path=str(tiny_pipeline)))
+    embed = make_embedding(EvolutionConfig(embedding=name), ModelConfig(path=str(tiny_pipeline)), batch_size=3)
     rows = embed(IMAGES)
     assert rows.shape == (7, dimension) and rows.dtype == np.float32 and np.isfinite(rows).all()
     assert np.allclose(rows[2:3], embed(IMAGES[2:3]), atol=1e-5)
@@ -37,13 +35,13 @@ def test_large_latents_are_averaged_down(tiny_pipeline):
 
 
 def test_every_name_of_the_config_has_an_embedding():
-    assert sorted(EMBEDDINGS) == sorted(NAMES)
+    assert sorted(EMBEDDINGS) == sorted(EVOLUTION_EMBEDDINGS)
 
 
 def test_inception_weights_are_checked_before_anything_is_read(tmp_path):
     config = EvolutionConfig(embedding="inception", inception_weights=str(tmp_path / "no.pth"))
     with pytest.raises(DataError, match=r"^evolution\.inception_weights = .*no such file"):
-        make_embedding(config, ModelConfig())
+        make_embedding(config, ModelConfig(), batch_size=2)
 
 
 @pytest.mark.long
@@ -55,6 +53,6 @@ def test_inception_features(tmp_path, monkeypatch):
         patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *a, **k: None)
         state = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()
     torch.save(state, tmp_path / "inception.pth")
-    config = EvolutionConfig(embedding="inception", inception_weights=str(tmp_path / "inception.pth"), batch_size=2)
-    rows = make_embedding(config, ModelConfig())(IMAGES[:3])
+    config = EvolutionConfig(embedding="inception", inception_weights=str(tmp_path / "inception.pth"))
+    rows = make_embedding(config, ModelConfig(), batch_size=2)(IMAGES[:3])
     assert rows.shape == (3, 2048) and np.isfinite(rows).all()

@@ -8,15 +8,15 @@ import shutil
 import numpy as np
 import pytest
 
+from sapf_ray.config import EvolutionConfig, SynthesisConfig
 from sapf_ray.errors import BudgetError, ConfigError, RunDirectoryError, SapfError
-from sapf_ray.evolution import AUG_PE, PE, EvolutionConfig
 from sapf_ray.evolution import evolve as evolve_module
 from sapf_ray.evolution.population import threshold_votes
 from sapf_ray.privacy.streams import NoiseKey
-from tests.evolution.toy import PointApi, Toy, UnreadableSource, all_samples, distance_to_centres
+from tests.evolution.toy import AUG_PE, PE, PointApi, Toy, UnreadableSource, all_samples, distance_to_centres
 
 CONFIG = EvolutionConfig(
-    iterations=3, n_images=61, population=20, lookahead=2, strength_start=0.5, strength_end=0.1, shard_size=45, threshold=1.0,
+    iterations=3, population=20, lookahead=2, strength_start=0.5, strength_end=0.1, threshold=1.0,
 )
 
 
@@ -30,10 +30,11 @@ def undisturbed(ray_cluster, tmp_path_factory):
 
 @pytest.mark.parametrize("row", [PE, AUG_PE], ids=["pe", "aug_pe"])
 def test_populations_move_to_the_records(ray_cluster, tmp_path, row):
-    config = dataclasses.replace(CONFIG, iterations=5, n_images=90, **{**row, "lookahead": min(row["lookahead"], 2)})
-    fresh = all_samples(Toy(tmp_path / "fresh", dataclasses.replace(config, iterations=0)).run())
-    evolved = all_samples(Toy(tmp_path / "evolved", config).run())
-    noisy = all_samples(Toy(tmp_path / "noisy", config, epsilon=0.01).run())
+    config = dataclasses.replace(CONFIG, iterations=5, **{**row, "lookahead": min(row["lookahead"], 2)})
+    sampling = SynthesisConfig(n_images=90, shard_size=45)
+    fresh = PointApi().random(np.arange(90) % 3, np.arange(90))
+    evolved = all_samples(Toy(tmp_path / "evolved", config, sampling=sampling).run())
+    noisy = all_samples(Toy(tmp_path / "noisy", config, epsilon=0.01, sampling=sampling).run())
     assert distance_to_centres(fresh) > 4.5  # where a point falls at random
     assert distance_to_centres(evolved) < 1.0
     assert distance_to_centres(noisy) > 3.0  # the votes did it, and noise takes it away
@@ -70,14 +71,9 @@ def test_a_finished_run_reads_nothing_and_pays_nothing_again(undisturbed):
     assert again == final and len(toy.ledger.events()) == 3
 
 
-def test_without_iterations_no_record_is_read(ray_cluster, tmp_path):
-    toy = Toy(tmp_path, dataclasses.replace(CONFIG, iterations=0), source=UnreadableSource())
-    assert all_samples(toy.run()).shape == (61, 2) and toy.ledger.events() == []
-
-
 def test_the_number_of_tasks_changes_nothing(undisturbed, tmp_path):
     for shard_size in (13, 1000):
-        other = Toy(tmp_path / str(shard_size), dataclasses.replace(CONFIG, shard_size=shard_size)).run()
+        other = Toy(tmp_path / str(shard_size), CONFIG, sampling=SynthesisConfig(n_images=61, shard_size=shard_size)).run()
         assert np.array_equal(all_samples(other), all_samples(undisturbed[1]))
 
 
@@ -203,8 +199,8 @@ def test_other_settings_in_the_same_directory_are_refused(undisturbed):
 
 
 def test_fewer_images_than_classes_and_a_plan_for_other_iterations_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"evolution\.n_images"):
-        Toy(tmp_path / "a", dataclasses.replace(CONFIG, n_images=2), source=UnreadableSource()).run()
+    with pytest.raises(ConfigError, match=r"synthesis\.n_images"):
+        Toy(tmp_path / "a", CONFIG, sampling=SynthesisConfig(n_images=2), source=UnreadableSource()).run()
     toy = Toy(tmp_path / "b", CONFIG, source=UnreadableSource())
     toy.config = dataclasses.replace(CONFIG, iterations=4)
     with pytest.raises(ConfigError, match="3 full passes"):

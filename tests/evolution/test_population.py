@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from sapf_ray.evolution import AUG_PE, EvolutionConfig
+from sapf_ray.config import EvolutionConfig
 from sapf_ray.evolution.population import (
     SELECTIONS,
     by_rank,
@@ -15,6 +15,7 @@ from sapf_ray.evolution.population import (
     threshold_votes,
 )
 from sapf_ray.synthesis.plan import SamplingPlan
+from tests.evolution.toy import AUG_PE
 
 RNG = np.random.default_rng
 
@@ -49,9 +50,9 @@ def test_rank_without_any_vote_is_a_random_choice():
 @pytest.mark.parametrize("selection", sorted(SELECTIONS))
 @pytest.mark.parametrize("keep", [False, True])
 def test_parents_are_of_the_slots_class_and_as_many_as_planned(selection, keep):
-    config = EvolutionConfig(iterations=3, population=4, variations=2, keep_selected=keep, selection=selection, n_images=37)
+    config = EvolutionConfig(iterations=3, population=4, variations=2, keep_selected=keep, selection=selection)
     weights = RNG(0).exponential(size=config.candidates * 5)
-    middle, last = (next_parents(weights, 5, config, seed=1, iteration=i) for i in (0, 2))
+    middle, last = (next_parents(weights, 5, config, 37, seed=1, iteration=i) for i in (0, 2))
     assert len(middle) == 4 * (2 + keep) * 5 and len(last) == 37
     for parents in (middle, last):
         assert np.array_equal(parents % 5, np.arange(len(parents)) % 5)
@@ -65,13 +66,13 @@ def test_votes_of_one_class_do_not_move_another():
     weights = RNG(0).exponential(size=20)
     other = weights.copy()
     other[1::2] = other[1::2][::-1]
-    first, second = (next_parents(w, 2, config, 1, 0) for w in (weights, other))
+    first, second = (next_parents(w, 2, config, 60, 1, 0) for w in (weights, other))
     assert np.array_equal(first[::2], second[::2]) and not np.array_equal(first[1::2], second[1::2])
 
 
 def test_iterations_choose_independently_and_repeatably():
     config = EvolutionConfig(iterations=9, population=30)
-    a, again, b = (next_parents(np.ones(60), 2, config, 1, i) for i in (0, 0, 1))
+    a, again, b = (next_parents(np.ones(60), 2, config, 60, 1, i) for i in (0, 0, 1))
     assert np.array_equal(a, again) and not np.array_equal(a, b)
 
 

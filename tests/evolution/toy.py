@@ -7,16 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
+from sapf_ray.config import EvolutionConfig, SynthesisConfig
 from sapf_ray.data.base import ImageSource
-from sapf_ray.evolution import EvolutionConfig, Parts, evolution_stage
+from sapf_ray.evolution import Parts
 from sapf_ray.evolution.evolve import evolve
 from sapf_ray.evolution.generation import Generation
+from sapf_ray.methods import METHODS
 from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.privacy.planner import PrivacyPlan, evolution_stage
 from sapf_ray.privacy.streams import NoiseKey
 
 DELTA = 1e-5
 KEY = NoiseKey.create(7)
+PE, AUG_PE = (
+    {key.removeprefix("evolution."): value for key, value in METHODS[name].overrides.items() if key.startswith("evolution.")}
+    for name in ("pe", "aug-pe")
+)
+SAMPLING = SynthesisConfig(n_images=61, shard_size=45)
 CENTRES = np.array([[4.0, 0.0], [-3.0, 3.0], [0.0, -5.0]])
 
 
@@ -72,7 +79,7 @@ class UnreadableSource(PointSource):
 
 def plan_of(epsilon: float, n: int = 400, accountant: str = "rdp") -> PrivacyPlan:
     return PrivacyPlan(
-        epsilon=epsilon, delta=DELTA, accountant=accountant, n_records=n, batch_size=n, sample_rate=1.0, steps=0,
+        epsilon=epsilon, delta=DELTA, accountant=accountant, n_records=n, batch_size=0, sample_rate=0.0, steps=0,
         selection=None, finetune=None, composed_epsilon=epsilon,
     )
 
@@ -84,6 +91,7 @@ class Toy:
     root: Path
     config: EvolutionConfig
     epsilon: float = 20.0
+    sampling: SynthesisConfig = SAMPLING
     source: ImageSource | None = None
     key: NoiseKey = KEY
 
@@ -95,8 +103,9 @@ class Toy:
 
     def run(self, seed: int = 3, on_progress=None, stream: str = "s") -> Generation:
         return evolve(
-            Parts(PointApi(), PointEmbedding()), self.source or PointSource(), 8, self.config, self.stage, self.key, stream,
-            self.ledger, self.root / "evolution", self.root / "private" / "records", seed, on_progress,
+            Parts(PointApi(), PointEmbedding()), self.source or PointSource(), 8, self.config, self.sampling,
+            self.stage, self.key, stream, self.ledger, self.root / "evolution", self.root / "private" / "records", seed,
+            on_progress,
         )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sapf_ray.config import EvaluationConfig, RunConfig
+from sapf_ray.config import EvaluationConfig, EvolutionConfig, RunConfig
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
@@ -16,6 +16,9 @@ from .test_planner import DIGITS, small
 def card(tmp_path, config: RunConfig, **kwargs) -> str:
     plan = make_plan(config, DIGITS)
     ledger = Ledger.create(tmp_path / "ledger.jsonl", plan)
+    if plan.evolution:
+        for i in range(plan.evolution.count):
+            ledger.record(f"evolution/histogram/{i}", plan.evolution.event(), "s", "evolution")
     if plan.finetune:
         spend_all(ledger)
         ledger.record("finetune/step/0", plan.finetune.event(), "s", "finetune")
@@ -56,3 +59,26 @@ def test_release_run_without_evaluation(tmp_path):
 def test_run_without_fine_tuning(tmp_path, kwargs):
     text = card(tmp_path, small(steps=0, **kwargs))
     assert "No sensitive image was used" in text and "NOT PRIVATE" not in text and "None." in text
+
+
+def evolving(**privacy) -> RunConfig:
+    evolution = EvolutionConfig(enabled=True, iterations=3, embedding="glyph")
+    return dataclasses.replace(small(steps=0, **privacy), evolution=evolution)
+
+
+def test_evolution_is_a_use_of_the_images(tmp_path):
+    config = evolving()
+    plan = make_plan(config, DIGITS)
+    text = card(tmp_path, config)
+    for words in (
+        f"> Differentially private: ε = {plan.composed_epsilon:.4g} at", "It covers the synthetic images and all",
+        f"| evolution | Gaussian, noise {plan.evolution.noise_multiplier:g} | 3 | 0 |",
+        "| Noisy histograms, one vote an image | 3 |", "the network that compares images (glyph)",
+    ):
+        assert words in text, words
+    assert "No sensitive image was used" not in text and "adapter" not in text and "batch size" not in text
+
+
+def test_evolution_without_noise_is_marked(tmp_path):
+    text = card(tmp_path, evolving(non_private=True))
+    assert text.index("NOT PRIVATE") < 200 and "infinite" in text and "No sensitive image was used" not in text

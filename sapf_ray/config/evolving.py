@@ -1,9 +1,4 @@
-"""What a user can set about Private Evolution; validation in the style of :mod:`sapf_ray.config`.
-
-PE and Aug-PE are one algorithm with two rows of settings::
-
-    EvolutionConfig(**PE)        # sample parents by votes, one variation each, lookahead 8
-    EvolutionConfig(**AUG_PE)    # the best-voted survive beside 3 variations each; no lookahead
+"""Private Evolution: the stage that takes the place of selection, fine-tuning and sampling.
 
 References:
     1. Lin, Gopi, Kulkarni, Nori, Yekhanin. Differentially private synthetic data via foundation model APIs 1:
@@ -14,22 +9,25 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from sapf_ray.config.checks import above_zero, not_negative, one_of, positive_int, require
 
-SELECTIONS = ("sample", "rank")
-EMBEDDINGS = ("vae", "glyph", "inception")
+EVOLUTION_SELECTIONS = ("sample", "rank")
+EVOLUTION_EMBEDDINGS = ("vae", "glyph", "inception")
 
 
 @dataclass(frozen=True)
 class EvolutionConfig:
     """Private Evolution: the public model's images, steered by the private records' noisy votes.
 
+    Number and sampling of images are those of ``synthesis``: ``n_images`` of the final data set (any number: more
+    images are more variations of the same winners, which costs no privacy), ``steps`` of a fresh image (a variation
+    takes ``strength`` times as many), ``guidance_scale``, ``batch_size``, and ``shard_size``, which is also the
+    number of images or records of one Ray task.
+
     Args:
-        iterations: T, number of noisy histograms released; 0 returns the public model's images and reads no record.
-        n_images: Images of the final data set, labels uniform over the classes. Any number: more images are more
-            variations of the same winners, which costs no privacy.
+        enabled: Evolve instead of fine-tuning; wants finetune.steps 0, and leaves ``saliency`` unused.
+        iterations: T, number of noisy histograms released, each over all records; at least 1.
         population: Parents selected per class and iteration. Each candidate's noise competes with about
             N / (classes * candidates per class) votes, so small data sets need small populations.
         variations: Variations made of each parent.
@@ -45,16 +43,12 @@ class EvolutionConfig:
         embedding: Space of the nearest-neighbour votes: vae (latent mean of the public model), glyph (the shipped
             feature network) or inception (needs ``inception_weights``).
         inception_weights: Path of torch-fidelity's Inception weights.
-        steps: DPM-Solver++ steps of a fresh image; a variation takes ``strength`` times as many.
-        guidance_scale: Classifier-free guidance scale; 1 is none.
-        batch_size: Images per forward pass.
-        shard_size: Images or records per Ray task (the unit of work and of resuming).
         cpus_per_task: CPU cores one task takes.
         gpus_per_task: GPUs one image or embedding task takes; may be a fraction.
     """
 
+    enabled: bool = False
     iterations: int = 7
-    n_images: int = 60_000
     population: int = 200
     variations: int = 1
     keep_selected: bool = False
@@ -65,27 +59,23 @@ class EvolutionConfig:
     strength_end: float = 0.4
     embedding: str = "vae"
     inception_weights: str | None = None
-    steps: int = 25
-    guidance_scale: float = 2.0
-    batch_size: int = 50
-    shard_size: int = 100
     cpus_per_task: float = 1.0
     gpus_per_task: float = 0.0
 
     def __post_init__(self) -> None:
-        positive_int("evolution", self, "iterations", "lookahead", minimum=0)
-        positive_int("evolution", self, "n_images", "population", "variations", "steps", "batch_size", "shard_size")
-        require(isinstance(self.keep_selected, bool), "evolution.keep_selected", self.keep_selected, "must be true or false")
-        one_of("evolution.selection", self.selection, SELECTIONS)
+        for name in ("enabled", "keep_selected"):
+            require(isinstance(getattr(self, name), bool), f"evolution.{name}", getattr(self, name), "must be true or false")
+        positive_int("evolution", self, "iterations", "population", "variations")
+        positive_int("evolution", self, "lookahead", minimum=0)
+        one_of("evolution.selection", self.selection, EVOLUTION_SELECTIONS)
         require(0 <= self.threshold < float("inf"), "evolution.threshold", self.threshold,
                  "must be a finite number of at least 0")
         require(0 < self.strength_start <= 1, "evolution.strength_start", self.strength_start, "must lie in (0, 1]")
         require(0 < self.strength_end <= self.strength_start, "evolution.strength_end", self.strength_end,
                  f"must lie in (0, {self.strength_start:g}], not above strength_start")
-        one_of("evolution.embedding", self.embedding, EMBEDDINGS)
+        one_of("evolution.embedding", self.embedding, EVOLUTION_EMBEDDINGS)
         require(self.embedding != "inception" or self.inception_weights is not None, "evolution.inception_weights",
                  self.inception_weights, "must be a path when embedding is inception")
-        require(self.guidance_scale >= 1, "evolution.guidance_scale", self.guidance_scale, "must be at least 1")
         above_zero("evolution", self, "cpus_per_task")
         not_negative("evolution", self, "gpus_per_task")
 
@@ -98,10 +88,3 @@ class EvolutionConfig:
         """Variation strength of an iteration in [0, iterations)."""
         share = iteration / max(1, self.iterations - 1)
         return self.strength_start + (self.strength_end - self.strength_start) * share
-
-
-# What only says how the work is spread; belongs into config.EXECUTION_ONLY.
-EXECUTION_ONLY = frozenset({"cpus_per_task", "gpus_per_task"})
-
-PE: dict[str, Any] = {"selection": "sample", "variations": 1, "keep_selected": False, "lookahead": 8}
-AUG_PE: dict[str, Any] = {"selection": "rank", "variations": 3, "keep_selected": True, "lookahead": 0}

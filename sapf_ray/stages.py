@@ -1,0 +1,111 @@
+"""What every stage of a run leans on: its clock, the ledger, and the run's secret noise."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sapf_ray.config import RunConfig, config_hash
+from sapf_ray.data.base import ImageSource
+from sapf_ray.errors import BudgetError, RunDirectoryError
+from sapf_ray.memory import peak_memory
+from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.privacy.streams import NoiseKey
+from sapf_ray.rundir import RunDirectory, write_atomic
+
+GENERATIONS = "evolution"  # folder of the run directory, there while images evolve
+
+
+@dataclass
+class Stages:
+    """Time and peak memory of stages; keeps those of earlier starts for stages that are skipped."""
+
+    run: RunDirectory
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, dict[str, float]] = field(default_factory=lambda: {"peak_memory_mb": {}, "peak_gpu_memory_mb": {}})
+
+    def __post_init__(self) -> None:
+        if self.run.timings.exists():
+            self.seconds = self.run.read_json(self.run.timings)
+        if self.run.memory.exists():
+            self.memory = self.run.read_json(self.run.memory)
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        with peak_memory() as peak:
+            yield
+        self.seconds[name] = round(time.monotonic() - start, 2)
+        self.run.write_json(self.run.timings, self.seconds)
+        for key, value in (("peak_memory_mb", peak.main), ("peak_gpu_memory_mb", peak.gpu)):
+            if value:
+                self.memory[key][name] = round(value, 1)
+        self.run.write_json(self.run.memory, self.memory)
+
+
+def privacy_note(plan: PrivacyPlan, spent: float) -> str:
+    """The data set card's paragraph; the run's privacy card has the whole story."""
+    if not plan.reads_images:
+        return "The model was not fine-tuned: no sensitive image was read."
+    if plan.non_private:
+        return "**Not private**: sensitive images were used without noise. Do not share these images."
+    return (
+        f"Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding or removing one of "
+        f"{plan.n_records:,} training images ({plan.accountant.upper()} accountant). The run's `privacy_card.md` lists every "
+        "use of the sensitive images."
+    )
+
+
+def open_ledger(directory: RunDirectory, plan: PrivacyPlan) -> Ledger:
+    """The run's ledger: begun now, or the one that an earlier start of the same plan began.
+
+    Raises:
+        RunDirectoryError: It is of another plan, or gone while results that it paid for are there.
+    """
+    if directory.ledger.exists():
+        ledger = Ledger.open(directory.ledger)
+        if ledger.plan != plan:
+            raise RunDirectoryError(
+                f"{directory.ledger}: was begun under another plan (data size or version of sapf changed?); "
+                "start a new run in another directory"
+            )
+        return ledger
+    results = (directory.selection, directory.checkpoints, directory.adapter, directory.root / GENERATIONS)
+    made = [path for path in results if path.exists()]
+    if made:
+        raise RunDirectoryError(
+            f"{directory.ledger}: gone, but {made[0].name} was made from what it paid for; restore it, or start a new run in "
+            "another directory"
+        )
+    directory.write_json(directory.plan, plan.to_dict())
+    return Ledger.create(directory.ledger, plan)
+
+
+def noise_of(
+    config: RunConfig, directory: RunDirectory, plan: PrivacyPlan, source: ImageSource, ledger: Ledger
+) -> tuple[NoiseKey, str]:
+    """The run's secret key and the fingerprint of all that its noise belongs to, before anything sensitive is used."""
+    if ledger.events() and not directory.noise_key.exists():
+        raise BudgetError(
+            f"{directory.noise_key}: gone, but {directory.ledger.name} shows releases already paid for; they cannot be "
+            "replayed without it and the budget does not pay them twice; start a new run in another directory"
+        )
+    directory.prepare_private()
+    key = NoiseKey.load_or_create(directory.noise_key, config.privacy.reproducible_seed)
+    return key, key.stream_id(_same_data(directory, source), plan.to_dict(), config_hash(config))
+
+
+def _same_data(directory: RunDirectory, source: ImageSource) -> str:
+    """The data's fingerprint; refuses to continue on other data, where old noise must not meet new sums."""
+    fingerprint = source.fingerprint()
+    path = directory.private / "data_fingerprint"
+    if path.exists() and path.read_text() != fingerprint:
+        raise RunDirectoryError(
+            f"--out {directory.root}: the data set changed since this run began; start a new run in another directory"
+        )
+    write_atomic(path, fingerprint)
+    path.chmod(0o600)
+    return fingerprint
