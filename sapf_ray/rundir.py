@@ -44,6 +44,7 @@ class RunDirectory:
         self.card = self.root / "privacy_card.md"
         self.plots = self.root / "plots"
         self.timings = self.root / "timings.json"
+        self.memory = self.root / "peak_memory.json"
         self.mlflow = self.root / "mlflow_run.json"
         # sensitive or secret; never uploaded, deleted at the end of the run
         self.private = self.root / "private"
@@ -80,7 +81,7 @@ class RunDirectory:
             ) from error
         resumed = self.config.exists()
         if resumed:
-            self._check_same(config)
+            self.check_same(config)
         else:
             write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False))
         return resumed
@@ -98,7 +99,8 @@ class RunDirectory:
         except (yaml.YAMLError, TypeError, AttributeError) as error:
             raise RunDirectoryError(f"{self.config}: damaged ({str(error).splitlines()[0]})") from error
 
-    def _check_same(self, config: RunConfig) -> None:
+    def check_same(self, config: RunConfig) -> None:
+        """Raises RunDirectoryError where the directory holds a run with another result-bearing config."""
         old, new = result_keys(self.read_config()), result_keys(config)
         for key in new:
             if old.get(key) != new[key]:

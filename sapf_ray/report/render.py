@@ -34,7 +34,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": "$|$", "<": "$<$", ">": "$>$",
     "ε": r"$\varepsilon$", "σ": r"$\sigma$", "δ": r"$\delta$", "α": r"$\alpha$", "≈": r"$\approx$", "≤": r"$\leq$",
-    "≥": r"$\geq$", "×": r"$\times$", "·": r"$\cdot$", "√": r"$\surd$", "²": "$^2$", "∞": r"$\infty$",
+    "≥": r"$\geq$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "√": r"$\surd$", "²": "$^2$", "∞": r"$\infty$",
 }
 
 
@@ -48,6 +48,7 @@ class Column:
         format: Format spec of numbers, e.g. ``.2f``; other values are shown as they are.
         paper_key: Key of the paper's value; the cell then reads "ours | paper".
         labels: What to show for a value, except in CSV; other values are shown as they are.
+        spread_key: Key of our value's standard deviation; shown behind it where there is one.
     """
 
     key: str
@@ -55,6 +56,12 @@ class Column:
     format: str = ""
     paper_key: str | None = None
     labels: Mapping[str, str] | None = None
+    spread_key: str | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the row that the column shows."""
+        return [key for key in (self.key, self.spread_key, self.paper_key) if key is not None]
 
     @property
     def title(self) -> str:
@@ -64,6 +71,8 @@ class Column:
     def cell(self, row: Mapping[str, Any]) -> str:
         """The cell as text."""
         ours = self._format(row.get(self.key))
+        if self.spread_key is not None and not _missing(row.get(self.spread_key)):
+            ours += f" ± {self._format(row[self.spread_key])}"
         return ours if self.paper_key is None else f"{ours} | {self._format(row.get(self.paper_key))}"
 
     def _format(self, value: Any) -> str:
@@ -134,7 +143,7 @@ class Report:
 
     def to_csv(self) -> str:
         """One line of column keys, then values at full precision; no caption and no notes."""
-        keys = [key for column in self.columns for key in (column.key, column.paper_key) if key is not None]
+        keys = [key for column in self.columns for key in column.keys]
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(keys)

@@ -49,8 +49,8 @@ def result_table(result: Result) -> Table:
         return value if isinstance(value, str) else f"{value:.4g}"
 
     table.add_row("ε spent / planned", f"{number(spent)} / {number(planned)}  (δ = {metrics['delta']:.3g}, add/remove one image)")
-    if result.plan.non_private:
-        table.add_row("", "[bold red]NOT PRIVATE: trained without noise[/]")
+    if result.plan.non_private and result.plan.reads_images:
+        table.add_row("", "[bold red]NOT PRIVATE: sensitive images were used without noise[/]")
     for key, name, form in _SCORES:
         if key in metrics:
             table.add_row(name, format(metrics[key], form))

@@ -109,3 +109,12 @@ def test_an_empty_report_renders():
     assert empty.to_csv() == "a\n"
     assert_balanced(empty.to_latex())
     assert text(empty, 80)
+
+
+def test_spread_stands_behind_our_value_and_in_its_own_csv_column():
+    column = Column("accuracy", "accuracy %", ".1f", paper_key="paper", spread_key="sd")
+    rows = [{"accuracy": 71.04, "sd": 1.26, "paper": 74.6}, {"accuracy": 50.0, "sd": None, "paper": None}, {}]
+    assert [column.cell(row) for row in rows] == ["71.0 ± 1.3 | 74.6", "50.0 | -", "- | -"]
+    report = Report("demo", "demo", (column,), rows[:1])
+    assert report.render("csv").splitlines() == ["accuracy,sd,paper", "71.04,1.26,74.6"]
+    assert r"71.0 $\pm$ 1.3" in report.render("latex")

@@ -1,0 +1,38 @@
+"""Named starting points: one YAML file of config keys each."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from sapf_ray.errors import SapfError
+
+PRESETS = resources.files("sapf_ray") / "presets"
+
+
+def presets() -> list[str]:
+    """Names that ``--preset`` takes."""
+    return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name.endswith(".yaml"))
+
+
+def preset_path(name: str) -> str:
+    """The preset's file.
+
+    Raises:
+        SapfError: No such preset.
+    """
+    if name not in presets():
+        raise SapfError(f"--preset {name}: unknown; must be one of {', '.join(presets())}")
+    return str(PRESETS / f"{name}.yaml")
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """A preset's overrides as nested dicts.
+
+    Raises:
+        SapfError: No such preset.
+    """
+    with open(preset_path(name)) as f:
+        return yaml.safe_load(f)

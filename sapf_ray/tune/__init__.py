@@ -1,0 +1,1 @@
+"""Grids: many runs described by one YAML file, on Ray Tune."""

@@ -1,0 +1,232 @@
+"""`sapf tune` from the file to the table: read, validate, plan, run, summarize.
+
+Everything that can be wrong with a cell is told before the first one starts. The grid is one MLflow run and its
+cells are that run's children.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from sapf_ray import cluster
+from sapf_ray.config import RunConfig, config_hash, flatten, from_dict, to_dict
+from sapf_ray.errors import RunDirectoryError, SapfError
+from sapf_ray.report.render import Report
+from sapf_ray.rundir import RunDirectory, write_atomic
+from sapf_ray.tracking import Tracker, tracking_uri
+from sapf_ray.tune.plans import PlannedCell, check_disk, estimate, is_finished, plan_cells, totals
+from sapf_ray.tune.run import RETRIES, Outcome, run_cells, unfinished_runs
+from sapf_ray.tune.space import Overrides, Space, load_space, make_cells
+from sapf_ray.tune.summary import grid_report, privacy_notes, write_report
+
+REAL = "real training images"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A space with all its cells validated and planned.
+
+    Attributes:
+        out: Holds one run directory per cell, and the summary.
+    """
+
+    space: Space
+    planned: list[PlannedCell]
+    out: Path
+
+
+def open_grid(
+    name: str, out: str | None = None, smoke: bool = False, overrides: Overrides | None = None,
+    only: Mapping[str, str] | None = None, strict: bool = False,
+) -> Grid:
+    """Reads a space and plans its cells; reads no image and writes nothing.
+
+    Args:
+        name: Of the space, or its path.
+        out: Directory of the runs; ``runs/<space>`` unless given.
+        smoke: Apply the space's smoke block.
+        overrides: Dotted config keys.
+        only: Axis to label: these cells only.
+        strict: Data sets and models must be there.
+
+    Raises:
+        SapfError: One line that names the file, or the cell and the field.
+    """
+    space = load_space(name, smoke)
+    directory = Path(out or f"runs/{space.name}").expanduser()
+    if directory.exists() and not directory.is_dir():
+        raise RunDirectoryError(f"--out {directory}: is a file, must be a directory")
+    if RunDirectory(directory).config.exists():
+        raise RunDirectoryError(f"--out {directory}: is the directory of a single run; use another one")
+    planned = plan_cells(make_cells(space, overrides, only), strict)
+    for item in planned:
+        is_finished(item.cell, directory)  # raises where another config's run is there
+    return Grid(space, planned, directory)
+
+
+def dry_run_table(grid: Grid) -> Table:
+    """Every cell with its method, budget, noise and time; below, what all of them cost together."""
+    times = estimate(grid.planned, grid.out)
+    todo = [item for item in grid.planned if not is_finished(item.cell, grid.out)]
+    hours = sum(times[item.cell.name].seconds for item in todo) / 3600
+    left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    table = Table(title=f"{grid.space.title or grid.space.name}: {len(grid.planned)} cells, {len(todo)} to run")
+    for header in ("cell", "method"):
+        table.add_column(header, overflow="fold")
+    for header in ("ε", "σ_s", "σ", "minutes"):
+        table.add_column(header, justify="right")
+    table.add_column("time is")
+    for item in grid.planned:
+        plan, time = item.plan, times[item.cell.name]
+        trained = plan.finetune or plan.evolution
+        table.add_row(
+            item.cell.name, item.cell.method or "-",
+            "0" if not plan.reads_images else "∞, no noise" if plan.non_private else f"{plan.epsilon:g}",
+            f"{plan.selection.noise_multiplier:.4g}" if plan.selection else "-",
+            f"{trained.noise_multiplier:.4g}" if trained else "-",
+            f"{time.seconds / 60:.1f}", time.source,
+        )
+    table.caption = "\n".join([
+        *privacy_notes(grid.planned),
+        f"About {left} for what is left, one cell after another; `guess` is from rates of another machine (two CPU "
+        "cores for the bundled models, the paper's Table 12 for others), so right to an order of magnitude.",
+    ])
+    table.caption_justify = "left"
+    return table
+
+
+def run_grid(
+    grid: Grid, console: Console, max_concurrent: int | None = None, retries: int = RETRIES
+) -> tuple[Report, Outcome]:
+    """Runs what is not finished and writes the summary; the same call continues a grid.
+
+    Raises:
+        SapfError: Nothing has started: a cell wants more than the cluster has, MLflow is not reachable, and the like.
+    """
+    todo = [item for item in grid.planned if not is_finished(item.cell, grid.out)]
+    warning = check_disk(todo, grid.out)
+    if warning:
+        console.print(warning, style="yellow")
+    grid.out.mkdir(parents=True, exist_ok=True)
+    first = grid.planned[0].cell.config
+    tracker, tracking = _parent(grid, first)
+    for note in privacy_notes(grid.planned):
+        console.print(note, style="dim")
+    # Ray warns of many processes from four times this on; a waiting trial is a process, too
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+    try:
+        with cluster.session(first.cluster) if todo or grid.space.real_data else nullcontext():
+            outcome = run_cells(grid.planned, grid.out, console.print, max_concurrent, retries, tracking)
+            real = _real_data(grid) if grid.space.real_data else {}
+        report = grid_report(grid.space.name, grid.space.title, grid.planned, grid.out, outcome.failed, real)
+        files = write_report(report, grid.out)
+        try:
+            _finish(tracker, grid, outcome, files)
+        except Exception as error:  # mlflow, requests and sqlalchemy raise their own families
+            console.print(f"MLflow at {tracker.uri} lacks the grid's summary ({type(error).__name__}); the same command logs it")
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        _close_children(tracker, grid, status)
+        tracker.fail(status)
+        raise
+    for folder in outcome.kept_latents:
+        console.print(f"{folder}: sensitive latents stay for the cells that are not finished", style="yellow")
+    return report, outcome
+
+
+def raise_failures(outcome: Outcome) -> None:
+    """Raises:
+    SapfError: Some cells failed; names the first ones.
+    """
+    if outcome.failed:
+        name, problem = next(iter(outcome.failed.items()))
+        more = f", and {len(outcome.failed) - 1} more" if len(outcome.failed) > 1 else ""
+        raise SapfError(f"{len(outcome.failed)} cells failed: {name}: {problem}{more}; the same command tries them again")
+
+
+def _parent(grid: Grid, config: RunConfig) -> tuple[Tracker, dict[str, Any]]:
+    """The grid's MLflow run, and what the cells' configs need to be its children."""
+    if not config.tracking.enabled:
+        return Tracker(None, None), {}
+    experiment = config.tracking.experiment
+    if experiment == type(config.tracking)().experiment:
+        experiment = grid.space.name
+    nested = to_dict(config)
+    nested["tracking"]["experiment"] = experiment
+    directory = RunDirectory(grid.out)
+    flat = [flatten(to_dict(item.cell.config)) for item in grid.planned]
+    shared = {key: value for key, value in flat[0].items() if all(other[key] == value for other in flat)}
+    varied = {f"axis.{axis}": ", ".join(map(str, labels))[:500] for axis, labels in grid.space.axes.items()}
+    tracker = Tracker.open(from_dict(nested), directory, {**shared, **varied})
+    uri = tracking_uri(config, directory)
+    return tracker, {"uri": uri, "experiment": experiment, "parent_run_id": tracker.run_id}
+
+
+def _finish(tracker: Tracker, grid: Grid, outcome: Outcome, files: Sequence[Path]) -> None:
+    if tracker.client is None:
+        return
+    finished = sum(is_finished(item.cell, grid.out) for item in grid.planned)
+    values: dict[str, float] = {"grid/cells": len(grid.planned), "grid/finished": finished, "grid/failed": len(outcome.failed)}
+    for total in totals(grid.planned):
+        values[f"privacy/total_epsilon/{total.data.split()[0]}"] = total.epsilon
+    for key, value in values.items():
+        tracker.client.log_metric(tracker.run_id, key, value)
+    for path in files:
+        tracker.client.log_artifact(tracker.run_id, str(path))
+    if outcome.failed:
+        _close_children(tracker, grid, "FAILED")
+    tracker.client.set_terminated(tracker.run_id, status="FAILED" if outcome.failed else "FINISHED")
+
+
+def _close_children(tracker: Tracker, grid: Grid, status: str) -> None:
+    """Runs that were ended with their process could not close their MLflow run themselves."""
+    if tracker.client is None:
+        return
+    for run in unfinished_runs(grid.planned, grid.out):
+        if run.mlflow.exists():
+            with suppress(Exception):  # the grid's own error is the one to show
+                tracker.client.set_terminated(run.read_json(run.mlflow)["run_id"], status=status)
+
+
+@ray.remote(num_cpus=1, max_retries=1)
+def _real_data_accuracy(config: RunConfig) -> float:
+    from sapf_ray.data.base import open_source
+    from sapf_ray.evaluation.downstream import train_and_score
+    from sapf_ray.models.loading import load_pipeline, native_resolution
+
+    source = open_source(config.data)
+    resolution = native_resolution(load_pipeline(config.model.path))
+    train = source.read("train", np.arange(source.n_train), resolution)
+    test = source.read("test", np.arange(source.n_test), resolution)
+    return train_and_score(*train, *test, len(source.class_names), config.evaluation, config.seed)["accuracy"]
+
+
+def _real_data(grid: Grid) -> dict[str, list[float]]:
+    """Accuracies of the classifier trained on the real training images, one per seed; kept in ``real_data.json``."""
+    path = grid.out / "real_data.json"
+    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    wanted = {_real_key(item.cell.config): item.cell.config for item in grid.planned}
+    pending = {key: _real_data_accuracy.remote(config) for key, config in wanted.items() if key not in known}
+    known.update({key: cluster.result(reference) for key, reference in pending.items()})
+    write_atomic(path, json.dumps(known, indent=2))
+    sources = {config.data.source for config in wanted.values()}
+    named: dict[str, list[float]] = {}
+    for key, config in wanted.items():
+        label = REAL if len(sources) == 1 else f"{REAL}, {config.data.source}"
+        named.setdefault(label, []).append(known[key])
+    return named
+
+
+def _real_key(config: RunConfig) -> str:
+    return f"{config.data.source}-seed{config.seed}-{config_hash(config, 'data', 'model', 'evaluation')}"

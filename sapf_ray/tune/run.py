@@ -1,0 +1,223 @@
+"""Runs the cells of a grid as Ray Tune trials; each trial is one `sapf run` with everything nested inside it.
+
+A trial holds no CPU and no GPU: its run's tasks, workers and actors take theirs stage by stage and hold one kind at
+a time, so trials cannot block each other however many run at once. Tune puts a trial into a placement group that
+its tasks would inherit and could never leave; the run therefore starts in a task outside of it.
+
+A finished cell's run directory is kept and its cell left out of the next start, so the same command continues a
+grid; a cell that was interrupted continues from its own run directory. Nothing of Tune's own state is needed for
+that, and none is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from sapf_ray import cluster
+from sapf_ray.config import RunConfig, to_dict
+from sapf_ray.data.base import open_source
+from sapf_ray.data.latents import shared_directory
+from sapf_ray.errors import SapfError
+from sapf_ray.rundir import RunDirectory
+from sapf_ray.tune.plans import PlannedCell, is_finished
+from sapf_ray.tune.trial import Job, run_cell, trial
+
+RETRIES = 2  # of a cell whose run broke off; an error of the user's is not tried again
+_TUNE_DIRECTORY = ".tune"
+_SHARED_DIRECTORY = ".latents"
+_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # which prints a header also when asked to be silent
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the cells.
+
+    Attributes:
+        failed: Cell name to one line that says why.
+        kept_latents: Sensitive folders that stay for the cells that are not finished.
+    """
+
+    failed: Mapping[str, str]
+    kept_latents: list[Path]
+
+
+def concurrency(configs: Sequence[RunConfig]) -> int:
+    """How many cells the cluster holds at once: of the largest, by whichever of CPUs and GPUs is short."""
+    have = ray.cluster_resources()
+    fits = [
+        int(have.get(kind, 0.0) // asked)
+        for config in configs for want in cluster.wants(config)
+        for kind, asked in (("CPU", want.count * want.cpus), ("GPU", want.count * want.gpus)) if asked > 0
+    ]
+    return max(1, min(fits, default=1))
+
+
+def _for_cluster(config: RunConfig, at_once: int) -> RunConfig:
+    """A worker's cores where the config leaves them open: a cell's equal part instead of the whole cluster."""
+    finetune = config.finetune
+    if at_once == 1 or finetune.cpus_per_worker or finetune.steps == 0:
+        return config
+    share = int(ray.cluster_resources().get("CPU", 1.0)) // (at_once * finetune.num_workers)
+    return replace(config, finetune=replace(finetune, cpus_per_worker=float(max(1, share))))
+
+
+def check_resources(cells: Sequence[PlannedCell]) -> None:
+    """Every cell alone must fit on the cluster.
+
+    Raises:
+        SapfError: One does not; names it and the field.
+    """
+    for item in cells:
+        try:
+            cluster.check(item.cell.config)
+        except SapfError as error:
+            raise SapfError(f"cell {item.cell.name}: {error}") from error
+
+
+def run_cells(
+    planned: Sequence[PlannedCell], out: Path, say: Say, max_concurrent: int | None = None, retries: int = RETRIES,
+    tracking: Mapping[str, Any] | None = None, task: Any = run_cell,
+) -> Outcome:
+    """Runs every cell that is not finished; wants Ray to be up.
+
+    Args:
+        planned: From :func:`sapf_ray.tune.plans.plan_cells`.
+        out: Directory of the run directories.
+        say: Called with one line per event.
+        max_concurrent: Cells at once; by default as many as the cluster holds.
+        retries: Of a cell that broke off.
+        tracking: Values of TrackingConfig for all cells: store, experiment, parent run.
+        task: The Ray task that makes one run.
+
+    Raises:
+        SapfError: A cell wants more than the cluster has; nothing has started then.
+    """
+    todo = [item for item in planned if not is_finished(item.cell, out)]
+    say(f"{len(planned)} cells, {len(planned) - len(todo)} of them finished before")
+    latents = _Latents(planned, out)
+    failed: Mapping[str, str] = {}
+    try:
+        if todo:
+            check_resources(todo)
+            at_once = max_concurrent or concurrency([item.cell.config for item in todo])
+            say(f"up to {min(at_once, len(todo))} at a time")
+            jobs = {item.cell.name: _job(item, out, at_once, latents.root, tracking or {}) for item in todo}
+            failed = _tune(jobs, out, say, at_once, retries, latents, task)
+    finally:
+        kept = latents.clean()
+    return Outcome(failed, kept)
+
+
+def _job(
+    item: PlannedCell, out: Path, at_once: int, latents: Path, tracking: Mapping[str, Any]
+) -> Job:
+    config = _for_cluster(item.cell.config, at_once)
+    config = replace(
+        config, tracking=replace(config.tracking, **tracking),
+        cluster=replace(config.cluster, latents_dir=config.cluster.latents_dir or str(latents)),
+    )
+    return to_dict(config), str((out / item.cell.name).resolve())
+
+
+class _Latents:
+    """The shared folder of sensitive latents: each data set's go as soon as no cell needs them any more."""
+
+    def __init__(self, planned: Sequence[PlannedCell], out: Path) -> None:
+        self.root = (out / _SHARED_DIRECTORY).resolve()
+        self.out = out
+        self.users: dict[Path, list[PlannedCell]] = {}
+        for item in planned:
+            config = item.cell.config
+            if item.plan.finetune is not None and not config.cluster.keep_cache and config.cluster.latents_dir is None:
+                folder = shared_directory(self.root, open_source(config.data), config.model.path, config.model.dtype)
+                self.users.setdefault(folder, []).append(item)
+
+    def clean(self) -> list[Path]:
+        """Deletes what only finished cells used; returns what stays."""
+        for folder, users in self.users.items():
+            if folder.exists() and all(is_finished(item.cell, self.out) for item in users):
+                shutil.rmtree(folder)
+        kept = [folder for folder in self.users if folder.exists()]
+        if self.root.exists() and not any(self.root.iterdir()):
+            self.root.rmdir()
+        return kept
+
+
+def _tune(
+    jobs: Mapping[str, Job], out: Path, say: Say, at_once: int, retries: int, latents: _Latents, task: Any
+) -> dict[str, str]:
+    """The trials; returns the cells that failed for good and why."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from ray import tune
+
+    from sapf_ray.tune.progress import GridProgress
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told in one line each
+    storage = (out / _TUNE_DIRECTORY).resolve()
+    shutil.rmtree(storage, ignore_errors=True)
+    tuner = tune.Tuner(
+        # no CPU, but Tune wants some resource: a byte of memory
+        tune.with_resources(tune.with_parameters(trial, jobs=dict(jobs), task=task), {"CPU": 0, "memory": 1}),
+        param_space={"cell": tune.grid_search(list(jobs))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
+        run_config=tune.RunConfig(
+            name="grid", storage_path=str(storage), verbose=0, failure_config=tune.FailureConfig(max_failures=retries),
+            callbacks=[GridProgress({name: Path(job[1]) for name, job in jobs.items()}, say, latents.clean)],
+        ),
+    )
+    try:
+        results = _fit(tuner)
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    failed = {}
+    for result in results:
+        name = result.config["cell"] if result.config else "?"
+        problem = one_line(result.error) if result.error is not None else (result.metrics or {}).get("error")
+        if problem is not None:
+            failed[name] = problem
+    return failed
+
+
+def _fit(tuner: Any) -> Any:
+    """``tuner.fit()`` on another thread, so that ctrl-C reaches the caller as KeyboardInterrupt and ends the grid."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(tuner.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="ray-tune").start()
+    while not wait([outcome], timeout=1.0).done:
+        pass
+    return outcome.result()
+
+
+def one_line(error: BaseException | str) -> str:
+    """The last line of an error's text: a Ray error is a traceback that ends in what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    return last.removeprefix("sapf_ray.errors.").strip()
+
+
+def unfinished_runs(planned: Sequence[PlannedCell], out: Path) -> list[RunDirectory]:
+    """Run directories of cells that began and are not finished."""
+    runs = [RunDirectory(out / item.cell.name) for item in planned if not is_finished(item.cell, out)]
+    return [run for run in runs if run.config.exists()]
