@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import secrets
+import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sapf_ray.config import ClusterConfig, FinetuneConfig, RunConfig
 from sapf_ray.errors import ClusterError, SapfError
@@ -22,37 +28,46 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # how soon the end of training is seen
     "RAY_DEDUP_LOGS": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a config keep their meaning in workers
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
 }
+# A machine of its own gives no notice before it goes, and its processes inherit this one's environment: a runtime_env
+# would cost each of them half a second.
+LOCAL_ENVIRONMENT = ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+CONNECT_SECONDS = 5.0  # to find out that nothing listens at an address; Ray itself tries for minutes
+PROBE_SECONDS = 60.0  # for every node to look into the run directory
+SPREAD = "SPREAD"  # of tasks and actors that do not talk to each other: over the nodes, not one node first
 
 
 @contextlib.contextmanager
 def session(config: ClusterConfig) -> Iterator[None]:
-    """Joins the cluster at ``config.address``, or starts a local Ray; leaves a Ray that was already up alone.
+    """Joins the cluster at ``config.address`` or RAY_ADDRESS, or starts a local Ray; leaves a Ray that was already up alone.
 
     Raises:
-        ClusterError: The address does not answer.
+        ClusterError: The address does not answer, or another version of Ray or Python runs there.
     """
     if ray.is_initialized():
         yield
         return
-    for name, value in ENVIRONMENT.items():
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _reachable(address)
+    for name, value in (ENVIRONMENT if address else LOCAL_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     try:
         ray.init(
-            address=config.address or "local", num_cpus=None if config.address else config.num_cpus,
-            include_dashboard=None if config.address else False, log_to_driver=False,
+            address=address or "local", num_cpus=None if address else config.num_cpus,
+            include_dashboard=None if address else False, log_to_driver=False,
             logging_level=logging.ERROR, configure_logging=True,
-            runtime_env={"env_vars": ENVIRONMENT},
+            runtime_env={"env_vars": ENVIRONMENT} if address else None,
         )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise ClusterError(
-            f"cluster.address = {config.address!r}: no Ray answers there ({str(error).strip().splitlines()[0]}); "
-            "leave it out to start a local one"
-        ) from error
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
+        raise ClusterError(f"cluster.address = {address!r}: {_why_not(error)}") from error
     for name in ("ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -61,50 +76,164 @@ def session(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def _reachable(address: str) -> None:
+    """Tries the port of a ``host:port`` address; ``auto`` and ``local`` have none.
+
+    Raises:
+        ClusterError: Nothing listens there, or it is the address of another protocol.
+    """
+    field = f"cluster.address = {address!r}"
+    if "://" in address:
+        raise ClusterError(
+            f"{field}: Ray Client and job server addresses cannot carry a run, whose driver writes the ledger where the "
+            "workers can see it; use `ray job submit` (jobs/README.md), or host:6379 from a machine of the cluster"
+        )
+    host, _, port = address.rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ClusterError(
+            f"{field}: nothing answers there ({error}); start Ray with `ray start --head`, correct the address, or leave it "
+            "out to start a local one"
+        ) from error
+
+
+def _why_not(error: Exception) -> str:
+    """Why ``ray.init`` failed, in one line."""
+    text = str(error).strip()
+    versions = re.findall(r"(Ray|Python): (\S+)", text)
+    if "Version mismatch" in text and len(versions) == 4:
+        there, here = (f"Ray {part[0][1]} on Python {part[1][1]}" for part in (versions[:2], versions[2:]))
+        return f"the cluster runs {there}, this process {here}; install the same versions on both"
+    return (
+        f"no Ray answers there ({(text or type(error).__name__).splitlines()[0]}); leave it out to start a local one"
+    )
+
+
 def result(reference: ray.ObjectRef) -> Any:
-    """``ray.get``; a user's error inside the task or actor is raised as itself, in one line."""
+    """``ray.get``; a user's error inside the task or actor is raised as itself, in one line.
+
+    Raises:
+        ClusterError: The work was lost more often than Ray retries it (machines or workers that keep dying).
+    """
     try:
         return ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, SapfError):
             raise error.cause from None
         raise
+    except RayError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ClusterError(
+            f"work was lost and repeating it did not help ({reason}); finished work is kept, the same command goes on"
+        ) from error
 
 
-Want = tuple[str, float, str]  # field, amount in all, CPU or GPU
+@dataclass(frozen=True)
+class Want:
+    """``count`` equal units (tasks, workers, actors) that a stage runs at the same time, each on one node."""
+
+    section: str
+    unit: str  # the end of the fields that set its size: cpus_per_<unit>, gpus_per_<unit>
+    count: int
+    cpus: float
+    gpus: float
 
 
-def finetune_wants(config: FinetuneConfig) -> list[Want]:
-    """What training's workers ask for together; each of them at least one core."""
-    return [
-        ("finetune.num_workers", config.num_workers * max(1.0, config.cpus_per_worker), "CPU"),
-        ("finetune.gpus_per_worker", config.num_workers * config.gpus_per_worker, "GPU"),
-    ]
+def finetune_want(config: FinetuneConfig) -> Want:
+    """What training's workers ask for; each of them at least one core."""
+    return Want("finetune", "worker", config.num_workers, max(1.0, config.cpus_per_worker), config.gpus_per_worker)
+
+
+def room(cpus: float, gpus: float = 0.0) -> int:
+    """How many units of this size the live nodes hold together; a unit never spans two nodes."""
+    units = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            have = node["Resources"]
+            units += int(min(
+                have.get(kind, 0.0) / asked + 1e-9 for kind, asked in (("CPU", cpus), ("GPU", gpus)) if asked > 0
+            ))
+    return units
 
 
 def require(wants: list[Want]) -> None:
-    """Compares what is asked for with what the cluster has.
+    """Compares what is asked for with what the cluster has, in all and node by node.
 
     Raises:
         ClusterError: Naming the field, what it asks and what there is.
     """
     have = ray.cluster_resources()
-    for field, asked, unit in wants:
-        available = have.get(unit, 0.0)
-        if asked > available:
-            raise ClusterError(f"{field}: asks for {asked:g} {unit}s in all, the cluster has {available:g}")
+    for want in wants:
+        for kind, each in (("CPU", want.cpus), ("GPU", want.gpus)):
+            asked, available = want.count * each, have.get(kind, 0.0)
+            if asked > available:
+                raise ClusterError(
+                    f"{want.section}.{kind.lower()}s_per_{want.unit}: asks for {asked:g} {kind}s in all, "
+                    f"the cluster has {available:g}"
+                )
+        fit = room(want.cpus, want.gpus)
+        if fit < want.count:
+            raise ClusterError(
+                f"{want.section}.cpus_per_{want.unit}: {want.count} x ({want.cpus:g} CPUs, {want.gpus:g} GPUs) are asked, the "
+                f"cluster's nodes have room for {fit}, for each must fit on one node; ask for smaller ones"
+            )
+
+
+def wants(config: RunConfig) -> list[Want]:
+    """What each stage of a run asks for; one stage runs at a time."""
+    saliency, synthesis, evaluation, evolution = config.saliency, config.synthesis, config.evaluation, config.evolution
+    learning = [
+        Want("saliency", "task", 1, saliency.cpus_per_task, saliency.gpus_per_task),
+        finetune_want(config.finetune),
+        Want("synthesis", "actor", max(1, synthesis.num_actors), synthesis.cpus_per_actor, synthesis.gpus_per_actor),
+    ]
+    if evolution.enabled:
+        learning = [Want("evolution", "task", 1, evolution.cpus_per_task, evolution.gpus_per_task)]
+    return [*learning, Want("evaluation", "task", 1, evaluation.cpus_per_task or 1.0, evaluation.gpus_per_task)]
 
 
 def check(config: RunConfig) -> None:
     """:func:`require` for every stage of a run."""
-    saliency, synthesis, evaluation = config.saliency, config.synthesis, config.evaluation
-    actors = max(1, synthesis.num_actors)
-    require([
-        ("saliency.cpus_per_task", saliency.cpus_per_task, "CPU"),
-        ("saliency.gpus_per_task", saliency.gpus_per_task, "GPU"),
-        *finetune_wants(config.finetune),
-        ("synthesis.cpus_per_actor", actors * synthesis.cpus_per_actor, "CPU"),
-        ("synthesis.gpus_per_actor", actors * synthesis.gpus_per_actor, "GPU"),
-        ("evaluation.cpus_per_task", evaluation.cpus_per_task, "CPU"),
-        ("evaluation.gpus_per_task", evaluation.gpus_per_task, "GPU"),
-    ])
+    require(wants(config))
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _read_token(path: str) -> str | None:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return None
+
+
+def check_shared(directory: Path) -> None:
+    """Looks into the run directory from every node: each must see what the driver writes there.
+
+    Raises:
+        ClusterError: A node does not; names it.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    if len(nodes) < 2:
+        return
+    token, path = secrets.token_hex(16), directory.resolve() / f".shared-{secrets.token_hex(4)}"
+    path.write_text(token)
+    try:
+        asked = {
+            _read_token.options(
+                name="check_shared", scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(str(path)): node for node in nodes
+        }
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
+        for reference, node in asked.items():
+            name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            if reference not in ready:
+                raise ClusterError(f"--out {directory}: {name} did not look there within {PROBE_SECONDS:g} s; is it overloaded?")
+            if result(reference) != token:
+                raise ClusterError(
+                    f"--out {directory}: {name} of the cluster does not see it; put the run directory on storage that all nodes "
+                    "mount at the same path (NFS, a ReadWriteMany volume)"
+                )
+    finally:
+        path.unlink(missing_ok=True)

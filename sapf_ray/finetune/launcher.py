@@ -2,99 +2,102 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
 
 import ray
+import ray.cloudpickle as cloudpickle
 import ray.train
-import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import RayError
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from sapf_ray import cluster
-from sapf_ray.errors import BudgetError, SapfError
+from sapf_ray.errors import BudgetError, ClusterError, SapfError
 from sapf_ray.finetune.adapter import add_adapter, save_weights
-from sapf_ray.finetune.loop import FinetuneJob, TrainState, train
-from sapf_ray.models.loading import load_pipeline, pick_device
+from sapf_ray.finetune.checkpoints import check_paid, latest_state, repair_snapshot
+from sapf_ray.finetune.loop import FinetuneJob
+from sapf_ray.finetune.worker import run_worker
+from sapf_ray.models.conditioning import denoiser_of
+from sapf_ray.models.loading import load_pipeline
+from sapf_ray.privacy.ledger import Ledger
 
-STATE_FILE = "state.pt"
+RUN_NAME = "finetune"
+LOST_SECONDS = 120.0  # that the cluster may be too small for the workers (a node that restarts) before training gives up
 
 
 def cpus_per_worker(job: FinetuneJob) -> float:
-    """The configured cores, or an equal share of the cluster's."""
-    total = ray.cluster_resources().get("CPU", 1.0)
-    return job.config.cpus_per_worker or max(1.0, total // job.config.num_workers)
-
-
-def _worker(parameters: dict) -> None:
-    job: FinetuneJob = parameters["job"]
-    torch.set_num_threads(max(1, int(parameters["cpus"])))
-    job = replace(job, device=pick_device(job.config.gpus_per_worker))
-    checkpoint = ray.train.get_checkpoint()
-    resume = None
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            resume = TrainState.load(Path(directory) / STATE_FILE)
-
-    def on_checkpoint(state: TrainState) -> None:
-        metrics = {"step": state.step}
-        if ray.train.get_context().get_world_rank() != 0:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as directory:
-            state.save(Path(directory) / STATE_FILE)
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
-
-    train(job, resume, on_checkpoint)
+    """The configured cores, or as many as let all workers fit on the cluster's nodes at once."""
+    config = job.config
+    if config.cpus_per_worker:
+        return config.cpus_per_worker
+    most = int(ray.cluster_resources().get("CPU", 1.0)) // config.num_workers
+    return next((float(n) for n in range(most, 1, -1) if cluster.room(n, config.gpus_per_worker) >= config.num_workers), 1.0)
 
 
 def finetune(
-    job: FinetuneJob, storage: Path, adapter_dir: Path, on_progress: Callable[[int, int], None] | None = None
+    job: FinetuneJob, storage: Path | str, adapter_dir: Path, on_progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Trains the adapter and writes it to ``adapter_dir``; continues from the last checkpoint in ``storage``.
+    """Trains the adapter and writes it to ``adapter_dir``; continues from the last checkpoint in ``storage``, a folder or
+    the URI of one.
 
     Raises:
         ClusterError: The cluster cannot hold the workers.
         BudgetError: A step would have passed the planned epsilon.
+        RunDirectoryError: The checkpoint contains steps that the ledger does not show.
     """
-    cluster.require(cluster.finetune_wants(job.config))
+    cluster.require([cluster.finetune_want(job.config)])
     cpus = cpus_per_worker(job)
+    root = str(storage.resolve()) if isinstance(storage, Path) else storage
+    checkpoints = f"{root}/{RUN_NAME}"
+    check_paid(latest_state(checkpoints), Ledger.open(job.ledger), job.stream)
+    repair_snapshot(checkpoints)
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"job": job, "cpus": cpus},
+        run_worker,
+        train_loop_config={"job": cloudpickle.dumps(job), "cpus": cpus, "storage": checkpoints},
         torch_config=TorchConfig(backend="nccl" if job.config.gpus_per_worker > 0 else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=job.config.num_workers, use_gpu=job.config.gpus_per_worker > 0,
             resources_per_worker={"CPU": cpus}
             | ({"GPU": job.config.gpus_per_worker} if job.config.gpus_per_worker > 0 else {}),
+            placement_strategy="PACK",  # workers exchange gradients at every step
         ),
         run_config=RunConfig(
-            name="finetune", storage_path=str(storage.resolve()),
+            name=RUN_NAME, storage_path=root,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=job.config.max_failures),
         ),
     )
     with _LedgerProgress(Path(job.ledger), job.config.steps, on_progress):
         try:
-            result = _fit(trainer)
+            _fit(trainer, replace(cluster.finetune_want(job.config), cpus=cpus))
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from error
-    assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as directory:
-        state = TrainState.load(Path(directory) / STATE_FILE)
+        except RayError as error:
+            raise ClusterError(
+                f"fine-tuning lost Ray's controller ({str(error).splitlines()[0]}); nothing is lost, the same command goes on"
+            ) from error
+    state = latest_state(checkpoints)
+    if state is None or state.step < job.config.steps:
+        raise SapfError(f"{checkpoints}: the last checkpoint cannot be read; the same command makes it again")
     pipe = load_pipeline(job.model.path, job.model.dtype)
-    add_adapter(pipe.unet, job.matrices, job.config, job.seed)
-    save_weights(pipe.unet, adapter_dir, state.average, job.config)
+    denoiser = denoiser_of(pipe)
+    add_adapter(denoiser, job.matrices, job.config, job.seed)
+    save_weights(denoiser, adapter_dir, state.average, job.config)
 
 
-def _fit(trainer: TorchTrainer) -> ray.train.Result:
+def _fit(trainer: TorchTrainer, want: cluster.Want) -> None:
     """``trainer.fit()`` on another thread: on the main one Ray takes SIGINT for itself and leaves with exit code 0.
 
-    The main thread waits, so ctrl-C reaches the caller as KeyboardInterrupt in every stage alike.
+    The main thread waits, so ctrl-C reaches the caller as KeyboardInterrupt in every stage alike. Ray would wait for
+    ever for a lost node; this gives up when the cluster stays too small.
+
+    Raises:
+        ClusterError: Nodes were lost and did not come back.
     """
     outcome: Future[ray.train.Result] = Future()
 
@@ -105,7 +108,19 @@ def _fit(trainer: TorchTrainer) -> ray.train.Result:
             outcome.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="ray-train").start()
-    return outcome.result()
+    enough = time.monotonic()
+    while True:
+        finished, _ = wait([outcome], timeout=LOST_SECONDS / 10)
+        if finished:
+            outcome.result()
+            return
+        if cluster.room(want.cpus, want.gpus) >= want.count:
+            enough = time.monotonic()
+        elif time.monotonic() - enough > LOST_SECONDS:
+            raise ClusterError(
+                f"finetune.num_workers = {want.count}: nodes were lost and the cluster no longer holds the workers; nothing is "
+                "lost, the same command goes on when they are back, or with a smaller --finetune.num_workers"
+            )
 
 
 def _cause(error: ray.train.TrainingFailedError) -> Exception:

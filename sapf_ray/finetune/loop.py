@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from sapf_ray.errors import SapfError
 from sapf_ray.finetune.adapter import SampleGradients, add_adapter, load_factors, sample_gradients
 from sapf_ray.finetune.micro_batch import find_micro_batch
 from sapf_ray.finetune.optimizer import ReleaseOptimizer
+from sapf_ray.models.conditioning import denoiser_of, to_denoiser
 from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.privacy.ledger import Ledger
@@ -62,11 +64,12 @@ class TrainState:
         torch.save(vars(self), path)
 
     @classmethod
-    def load(cls, path: Path) -> TrainState:
+    def load(cls, content: IO[bytes], name: str) -> TrainState:
+        """Reads what :meth:`save` wrote; ``name`` is for the error."""
         try:
-            return cls(**torch.load(path, map_location="cpu", weights_only=True))
+            return cls(**torch.load(content, map_location="cpu", weights_only=True))
         except Exception as error:
-            raise SapfError(f"{path}: damaged checkpoint ({error}); delete its folder to resume from an earlier one") from error
+            raise SapfError(f"{name}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
 
 
 def ema_decay(decay: float, step: int) -> float:
@@ -171,14 +174,14 @@ class _Objective:
     def load(cls, job: FinetuneJob) -> _Objective:
         """The denoiser alone goes on: VAE and text encoder have done their work in the latent cache."""
         pipe = load_pipeline(job.model.path, job.model.dtype if job.config.adapter == "lora" else "float32")
-        return cls(job, pipe.unet, training_scheduler(pipe), pipe.vae.config.scaling_factor)
+        return cls(job, denoiser_of(pipe), training_scheduler(pipe), pipe.vae.config.scaling_factor)
 
     def losses(self, records: np.ndarray, step: int) -> Tensor:
         """(n,) losses of the named records with the draws of this step."""
         job = self.job
         draws = draw(
             job.key, "finetune/loss", step, records, job.config.draws_per_record, job.cache.latent_shape,
-            self.scheduler.config.num_train_timesteps,
+            self.scheduler.config.num_train_timesteps, (job.config.timestep_start, job.config.timestep_end),
         )
         return self._losses(*job.cache.read(records), draws)
 
@@ -188,13 +191,12 @@ class _Objective:
         k = job.config.draws_per_record
         noise = torch.zeros(n, k, channels, height, width)
         draws = Draws(noise[:, 0], noise, torch.zeros(n, k, dtype=torch.int64))
-        embeddings = torch.zeros(1, *job.cache.embedding_shape).expand(n, -1, -1)
-        return self._losses(torch.zeros(n, 2 * channels, height, width), embeddings, draws)
+        return self._losses(torch.zeros(n, 2 * channels, height, width), job.cache.any_conditions(n), draws)
 
-    def _losses(self, moments: Tensor, embeddings: Tensor, draws: Draws) -> Tensor:
+    def _losses(self, moments: Tensor, conditions: Tensor, draws: Draws) -> Tensor:
         dtype: torch.dtype = self.denoiser.dtype  # type: ignore[assignment]
-        embeddings = embeddings.to(self.job.device, dtype, non_blocking=True)
-        return per_record_loss(self.denoiser, self.scheduler, moments, self.scaling_factor, embeddings, draws)
+        conditions = to_denoiser(conditions, self.job.device, dtype)
+        return per_record_loss(self.denoiser, self.scheduler, moments, self.scaling_factor, conditions, draws)
 
 
 def _common_micro_batch(objective: _Objective, gradients: SampleGradients) -> int:

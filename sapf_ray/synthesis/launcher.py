@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 
 import ray
 import torch
-from ray.exceptions import RayActorError
 
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SynthesisConfig
-from sapf_ray.data.latents import encode_prompts
 from sapf_ray.errors import ClusterError, DataError
 from sapf_ray.finetune.adapter import load_adapter
-from sapf_ray.models.loading import load_pipeline, pick_device, resolve_model
+from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
+from sapf_ray.models.device import pick_device
+from sapf_ray.models.loading import load_pipeline, resolve_model
 from sapf_ray.synthesis.plan import SamplingPlan, Shard
 from sapf_ray.synthesis.sampler import sample_images
 from sapf_ray.synthesis.writer import encode_png, is_complete, remove_foreign, write_manifest, write_shard
@@ -69,15 +69,15 @@ class SamplingActor:
         # loaded here rather than in __init__, so that a broken model comes back as its own error
         if self.pipe is None:
             self.pipe = _pipeline(self.job)
-            self.embeddings = encode_prompts(self.pipe, self.job.prompts)
-            self.unconditional = encode_prompts(self.pipe, ("",))
+            self.conditions = encode_conditions(self.pipe, self.job.prompts, self.job.model.class_labels)
+            self.null = null_condition(self.pipe)
         job, config = self.job, self.job.config
         labels, seeds = torch.from_numpy(job.plan.labels(shard)), torch.from_numpy(job.plan.seeds(shard))
         batches = zip(labels.split(config.batch_size), seeds.split(config.batch_size), strict=True)
         encoded = []  # one batch becomes PNG files while the next is sampled
         for batch_labels, batch_seeds in batches:
             images = sample_images(
-                self.pipe, self.embeddings[batch_labels], self.unconditional, batch_seeds.numpy(),
+                self.pipe, self.conditions[batch_labels], self.null, batch_seeds.numpy(),
                 config.steps, config.guidance_scale,
             )
             encoded.append(self.encoder.submit(encode_png, images))
@@ -146,7 +146,7 @@ def _run_queue(job: Job, shards: list[Shard], count: int) -> Iterator[tuple[int,
     config = job.config
     actor_class: Any = ray.remote(SamplingActor)
     actor_class = actor_class.options(
-        num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor,
+        num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor, scheduling_strategy=cluster.SPREAD,
         max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS,
     )
     queue = iter(shards)
@@ -157,14 +157,7 @@ def _run_queue(job: Job, shards: list[Shard], count: int) -> Iterator[tuple[int,
     while running:
         (ready,), _ = ray.wait(list(running), num_returns=1)
         actor = running.pop(ready)
-        try:
-            finished = cluster.result(ready)
-        except RayActorError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ClusterError(
-                f"a sampling actor died and {MAX_RESTARTS} restarts did not help ({reason}); "
-                "finished shards are kept, repeat the command to go on"
-            ) from error
+        finished = cluster.result(ready)
         shard = next(queue, None)
         if shard is not None:
             running[actor.make_shard.remote(shard)] = actor
@@ -179,13 +172,7 @@ def _actor_count(config: SynthesisConfig) -> int:
     Raises:
         ClusterError: No node of the cluster could hold one.
     """
-    room = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            limits = [node["Resources"].get("CPU", 0) / config.cpus_per_actor]
-            if config.gpus_per_actor > 0:
-                limits.append(node["Resources"].get("GPU", 0) / config.gpus_per_actor)
-            room += int(min(limits))
+    room = cluster.room(config.cpus_per_actor, config.gpus_per_actor)
     if room == 0:
         raise ClusterError(
             f"no node of the Ray cluster has room for a sampling actor with synthesis.cpus_per_actor = "
@@ -199,7 +186,7 @@ def _pipeline(job: Job) -> Any:
     pipe: Any = load_pipeline(job.model.path, job.model.dtype, pick_device(job.config.gpus_per_actor))
     if job.adapter_dir is not None:
         load_adapter(pipe, Path(job.adapter_dir))
-    for module in (pipe.unet, pipe.vae):
+    for module in (denoiser_of(pipe), pipe.vae):
         module.to(memory_format=torch.channels_last)  # what convolutions want, on CPU and on tensor cores
     return pipe
 
@@ -210,7 +197,7 @@ def data_set_spec(
 ) -> str:
     """Hex digest over all that decides which images come out."""
     parts = {
-        "model": [model.path, model.dtype, _model_files(model)],
+        "model": [model.path, model.dtype, model.class_labels, _model_files(model)],
         "adapter": _content(Path(adapter_dir)) if adapter_dir else None,
         "classes": [list(class_names), list(prompts)],
         "size": [config.n_images, config.shard_size, config.batch_size],

@@ -204,7 +204,7 @@ configs:
 
 # Synthetic images
 
-{manifest["n_images"]} images sampled from a diffusion model by `sapf-ray`.
+{manifest["n_images"]} images made by a public diffusion model by `sapf-ray`.
 
 ## Privacy
 
@@ -213,7 +213,7 @@ configs:
 ## Contents
 
 Parquet shards with the columns `image` (PNG), `label`, `prompt` and `seed`. Labels are uniform over the
-classes; they say nothing about how often a class occurs in the data the model was fine-tuned on.
+classes; they say nothing about how often a class occurs in the sensitive data.
 
 | label | class | prompt | images |
 |---|---|---|---|

@@ -74,7 +74,8 @@ def same(a: TrainState, b: TrainState, atol: float) -> None:
 @pytest.mark.parametrize("draws", [1, 2])
 def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, draws):
     """clip each record's own gradient, sum, add the keyed noise, divide by B, one AdamW step."""
-    job = make_job(tiny_pipeline, cache, tmp_path / "job", steps=1, clipping=clipping, clipping_norm=0.05, draws_per_record=draws)
+    job = make_job(tiny_pipeline, cache, tmp_path / "job", steps=1, clipping=clipping, clipping_norm=0.05, draws_per_record=draws,
+                   timestep_start=0.2, timestep_end=0.8)
     (state,), = [[s for s in run_ranks(1, tmp_path / "r", train, job)]]
     pipe = load_pipeline(str(tiny_pipeline))
     factors = add_lora(pipe.unet, job.matrices, job.config.lora_rank, 0)
@@ -84,7 +85,7 @@ def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, dra
     assert 0 < len(sampled) < N
     for record in sampled:
         moments, embeddings = cache.read(np.array([record]))
-        draws_ = draw(job.key, "finetune/loss", 0, np.array([record]), draws, (4, 4, 4), 1000)
+        draws_ = draw(job.key, "finetune/loss", 0, np.array([record]), draws, (4, 4, 4), 1000, (0.2, 0.8))
         loss = per_record_loss(pipe.unet, scheduler, moments, pipe.vae.config.scaling_factor, embeddings, draws_)
         grads = torch.autograd.grad(loss.sum(), list(factors.values()))
         norm = torch.cat([g.flatten() for g in grads]).norm()

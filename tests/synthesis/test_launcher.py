@@ -12,8 +12,8 @@ from peft.utils import get_peft_model_state_dict
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError, DataError
 from sapf_ray.models.loading import load_pipeline
-from sapf_ray.synthesis import read_synthetic, synthesize
-from sapf_ray.synthesis.launcher import data_set_spec
+from sapf_ray.synthesis.launcher import data_set_spec, synthesize
+from sapf_ray.synthesis.writer import read_synthetic
 
 NAMES, PROMPTS = ("ant", "bee", "cat"), ("an ant", "a bee", "a cat")
 CONFIG = SynthesisConfig(n_images=22, steps=2, guidance_scale=2.0, batch_size=3, shard_size=8, num_actors=2)
@@ -114,7 +114,6 @@ def test_more_actors_than_room_still_finishes(model, ray_cluster, tmp_path):
     assert len(read_synthetic(tmp_path)[0]) == 22
 
 
-@pytest.mark.long
 def test_a_killed_actor_process_is_restarted_and_the_shard_redone(by_two_actors, model, tmp_path):
     import os
     import signal

@@ -1,0 +1,47 @@
+"""What runs in each Ray Train worker.
+
+Imports are inside: Ray's controller process, which only hands the function on, is spared five seconds of them.
+"""
+
+from __future__ import annotations
+
+
+def run_worker(parameters: dict) -> None:
+    """Trains with the worker's share of the cores, from the last checkpoint on.
+
+    Args:
+        parameters: ``job``, a pickled :class:`sapf_ray.finetune.loop.FinetuneJob`; ``cpus``, the worker's cores; ``storage``,
+            path or URI of this Ray Train run.
+    """
+    import tempfile
+    from dataclasses import replace
+    from pathlib import Path
+
+    import ray.cloudpickle as cloudpickle
+    import ray.train
+    import torch
+    from ray.train import Checkpoint
+    from ray.train.collective import broadcast_from_rank_zero
+
+    from sapf_ray.finetune.checkpoints import STATE_FILE, load_state, newest
+    from sapf_ray.finetune.loop import TrainState, train
+    from sapf_ray.models.device import pick_device
+
+    torch.set_num_threads(max(1, int(parameters["cpus"])))
+    job = cloudpickle.loads(parameters["job"])
+    job = replace(job, device=pick_device(job.config.gpus_per_worker))
+    first = ray.train.get_context().get_world_rank() == 0
+    # one rank looks, for on shared storage another may not see the newest yet
+    name = broadcast_from_rank_zero(newest(parameters["storage"]) if first else None)
+    resume = load_state(parameters["storage"], name) if name is not None else None
+
+    def on_checkpoint(state: TrainState) -> None:
+        metrics = {"step": state.step}
+        if not first:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            state.save(Path(directory) / STATE_FILE)
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
+
+    train(job, resume, on_checkpoint)
