@@ -61,7 +61,7 @@ def test_config_file_between_preset_and_flags(capsys, tmp_path):
     file.write_text("privacy: {epsilon: 2.0, accountant: rdp}\n")
     code, out, _ = call(capsys, "plan", "--preset", "digits", "--config", str(file), "--privacy.epsilon", "4", "--json")
     plan = json.loads(out)
-    assert (code, plan["epsilon"], plan["accountant"], plan["steps"]) == (0, 4.0, "rdp", 100)
+    assert (code, plan["epsilon"], plan["accountant"], plan["steps"]) == (0, 4.0, "rdp", 60)
 
 
 @pytest.mark.parametrize(
