@@ -1,6 +1,6 @@
 """Speed and memory of every stage against its rivals, side by side in one run.
 
-    python -m jobs.benchmark --out runs/bench                     # what `make bench` runs; about 12 minutes on 2 cores
+    python -m jobs.benchmark --out runs/bench                     # what `make bench` runs; about 20 minutes on 2 cores
     python -m jobs.benchmark --groups lora --size sd --repeats 9
     python -m jobs.benchmark --curves true --groups selection,lora
     python -m jobs.benchmark --device cuda --dtype bfloat16       # Stable Diffusion 1.5's architecture

@@ -7,23 +7,25 @@ source wins: defaults, ``--preset``, ``--config``, flags.
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
 import re
 import sys
 from collections.abc import Callable
-from importlib import resources
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import jsonargparse
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from sapf_ray.config import RunConfig, flatten, from_dict, to_dict
 from sapf_ray.errors import SapfError
+from sapf_ray.presets import preset_path, presets
 
-PRESETS = resources.files("sapf_ray") / "presets"
+if TYPE_CHECKING:
+    from sapf_ray.tune.grid import Grid
+
 _FORMATS = Literal["text", "markdown", "csv", "latex"]
 
 
@@ -62,21 +64,25 @@ def _explain(message: str) -> str:
     return f"{name}: unknown key; {hint}allowed: {', '.join(allowed)}"
 
 
-def presets() -> list[str]:
-    """Names that ``--preset`` takes."""
-    return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name.endswith(".yaml"))
-
-
-def load_preset(name: str) -> dict[str, Any]:
-    """A preset's overrides as nested dicts."""
-    return yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
-
-
 def _config_parser(description: str) -> _Parser:
     parser = _Parser(description=description, env_prefix="SAPF", exit_on_error=True)
     parser.add_argument("--config", action="config", help="YAML file with the keys below; flags override it.")
     parser.add_class_arguments(RunConfig, None, fail_untyped=True)
     return parser
+
+
+def _add_grid_options(parser: _Parser) -> None:
+    parser.add_argument("--out", type=str, default=None, help="Directory of the runs, runs/NAME unless given; the same command "
+                        "again continues it, and keeps what is finished.")
+    parser.add_argument("--smoke", type=bool, default=False, nargs="?", const=True, help="The small twin on embedded data.")
+    parser.add_argument("--dry_run", "--dry-run", type=bool, default=False, nargs="?", const=True,
+                        help="List cells, budgets and times; start nothing.")
+    parser.add_argument("--resume", type=bool, default=True, nargs="?", const=True, help="A grid always continues.")
+    parser.add_argument("--max_concurrent", "--max-concurrent", type=int, default=0,
+                        help="Cells at the same time; 0: as many as the cluster holds.")
+    parser.add_argument("--retries", type=int, default=2, help="Of a cell whose run broke off.")
+    parser.add_argument("--only", type=str, default=None, help="Cells with these labels, e.g. method=DP-SAPF,seed=0.")
+    parser.add_class_arguments(RunConfig, None, fail_untyped=True)
 
 
 def _parser() -> _Parser:
@@ -93,16 +99,24 @@ def _parser() -> _Parser:
         sub.add_argument("--method", type=str, default=None, help="A row of `sapf methods`; flags override it.")
         commands.add_subcommand(name, sub)
     commands.add_subcommand("ledger", ledger)
-    reproduce = _Parser(description="A table of the paper, computed beside its printed values; reads no image.")
-    reproduce.add_argument("table", type=str, help="table9, table10 or table13; up to a minute.")
+    tune = _Parser(description="Run or continue a grid of experiments, and print its table.")
+    tune.add_argument("space", type=str, help="YAML file, or the name of one in tune_spaces/.")
+    reproduce = _Parser(description="A table or figure of the paper, ours beside its printed values.")
+    reproduce.add_argument("table", type=str, help="table9, table10, table13: computed, reads no image, up to a minute; "
+                           "table2, 5, 6, 7, 8, 11, 12, 15, figure4, 5, 6, 7: runs or continues the grid.")
     reproduce.add_argument("--format", type=_FORMATS, default="text", help="How to print it.")
-    commands.add_subcommand("reproduce", reproduce)
+    for name, sub in (("tune", tune), ("reproduce", reproduce)):
+        _add_grid_options(sub)
+        commands.add_subcommand(name, sub)
     data_sets = _Parser(description="The data sets that data.source takes, and where to obtain them.")
     data_sets.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list.")
     commands.add_subcommand("datasets", data_sets)
     methods = _Parser(description="The methods that --method takes.")
     methods.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list.")
     commands.add_subcommand("methods", methods)
+    models = _Parser(description="The public models that --model.path takes by name, and where to obtain them.")
+    models.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list.")
+    commands.add_subcommand("models", models)
     return parser
 
 
@@ -118,17 +132,21 @@ def _option(arguments: list[str], name: str) -> str | None:
 
 def _expand(arguments: list[str]) -> list[str]:
     """Puts the preset's file and the method's overrides first, so that every other option overrides them."""
+    arguments = [re.sub(r"^--address(?==|$)", "--cluster.address", argument) for argument in arguments]
     first: list[str] = []
     preset, method = _option(arguments, "--preset"), _option(arguments, "--method")
     if preset is not None:
-        if preset not in presets():
-            raise SapfError(f"--preset {preset}: unknown; must be one of {', '.join(presets())}")
-        first += ["--config", str(PRESETS / f"{preset}.yaml")]
+        first += ["--config", preset_path(preset)]
     if method is not None:
         from sapf_ray.methods import find_method
 
         first += [f"--{key}={json.dumps(value).strip(chr(34))}" for key, value in find_method(method).overrides.items()]
     return [*arguments[:1], *first, *arguments[1:]]
+
+
+def _given(arguments: list[str]) -> list[str]:
+    """Config keys that the command line sets itself: their defaults must not override a grid's file."""
+    return [key for key in flatten(to_dict(RunConfig())) if _option(arguments, f"--{key}") is not None]
 
 
 def _run_config(namespace: jsonargparse.Namespace, *own: str) -> RunConfig:
@@ -168,14 +186,60 @@ def _ledger(namespace: jsonargparse.Namespace, console: Console) -> None:
     console.print(Ledger.open(RunDirectory(namespace.directory).ledger).summary())
 
 
-def _reproduce(namespace: jsonargparse.Namespace, console: Console) -> None:
-    from sapf_ray.report.accounting import reproduce_accounting
+def _open_grid(name: str, namespace: jsonargparse.Namespace) -> Grid:
+    from sapf_ray.errors import ConfigError
+    from sapf_ray.tune.grid import open_grid
 
-    report = reproduce_accounting(namespace.table)
+    only = {}
+    for part in re.split(r",\s*(?=[\w.]+=)", namespace.only) if namespace.only else []:  # a label may hold a comma
+        axis, equals, label = part.partition("=")
+        if not equals:
+            raise ConfigError("--only", namespace.only, "must be AXIS=LABEL, or several separated by commas")
+        only[axis.strip()] = label.strip()
+    for option, lowest in (("max_concurrent", 0), ("retries", 0)):
+        if namespace[option] < lowest:
+            raise ConfigError(f"--{option}", namespace[option], f"must be at least {lowest}")
+    overrides = {key: namespace[key] for key in namespace.given}
+    return open_grid(name, namespace.out, namespace.smoke, overrides, only, strict=not namespace.dry_run)
+
+
+def _tune(namespace: jsonargparse.Namespace, console: Console) -> None:
+    from sapf_ray.tune.grid import dry_run_table, raise_failures, run_grid
+
+    grid = _open_grid(namespace.space, namespace)
+    if namespace.dry_run:
+        console.print(dry_run_table(grid))
+        return
+    report, outcome = run_grid(grid, console, namespace.max_concurrent or None, namespace.retries)
+    console.print(report)
+    raise_failures(outcome)
+
+
+def _reproduce(namespace: jsonargparse.Namespace, console: Console) -> None:
+    from sapf_ray.report.accounting import TABLES, reproduce_accounting
+    from sapf_ray.tune.grid import dry_run_table, raise_failures, run_grid
+    from sapf_ray.tune.paper_grids import check_name, paper_report, write_plots
+
+    check_name(namespace.table)
+    outcome = None
+    if namespace.table in TABLES:
+        report = reproduce_accounting(namespace.table)
+    else:
+        grid = _open_grid(namespace.table, namespace)
+        if namespace.dry_run:
+            console.print(dry_run_table(grid))
+            return
+        progress = console if namespace.format == "text" else Console(stderr=True)
+        _, outcome = run_grid(grid, progress, namespace.max_concurrent or None, namespace.retries)
+        report = paper_report(namespace.table, grid, outcome.failed)
+        for path in write_plots(namespace.table, report, grid):
+            progress.print(str(path))
     if namespace.format == "text":
         console.print(report)
     else:
         print(report.render(namespace.format), end="")
+    if outcome is not None:
+        raise_failures(outcome)
 
 
 def _datasets(namespace: jsonargparse.Namespace, console: Console) -> None:
@@ -190,6 +254,12 @@ def _methods(namespace: jsonargparse.Namespace, console: Console) -> None:
     _show(namespace.json, methods_json, methods_table, console)
 
 
+def _models(namespace: jsonargparse.Namespace, console: Console) -> None:
+    from sapf_ray.models.catalog import models_json, models_table
+
+    _show(namespace.json, models_json, models_table, console)
+
+
 def _show(as_json: bool, rows: Callable[[], list[dict[str, Any]]], table: Callable[[], Table], console: Console) -> None:
     if as_json:
         print(json.dumps(rows(), indent=2))
@@ -197,12 +267,16 @@ def _show(as_json: bool, rows: Callable[[], list[dict[str, Any]]], table: Callab
         console.print(table())
 
 
-_COMMANDS = {"run": _run, "plan": _plan, "ledger": _ledger, "reproduce": _reproduce, "datasets": _datasets, "methods": _methods}
+_COMMANDS = {
+    "run": _run, "plan": _plan, "ledger": _ledger, "tune": _tune, "reproduce": _reproduce, "datasets": _datasets,
+    "methods": _methods, "models": _models,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 bad input, 130 interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that outlives ctrl-C starts Ray again
     console = Console()
     try:
         parser = _parser()
@@ -211,7 +285,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         namespace = parser.parse_args(_expand(arguments))
         command = _COMMANDS[namespace.command]
-        command(namespace[namespace.command], console)
+        values = namespace[namespace.command]
+        if namespace.command in ("tune", "reproduce"):
+            values["given"] = _given(arguments)
+        command(values, console)
     except SapfError as error:
         sys.stderr.write(f"sapf: error: {_one_line(str(error))}\n")
         return 2
@@ -221,6 +298,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stderr.write(f"sapf: error: {_one_line(str(error))}; nothing is lost, the same command goes on when there is room\n")
+        return 2
     return 0
 
 

@@ -35,6 +35,11 @@ _PAPER = {"saliency.score": "noisy_mean_gradient", "saliency.noise_multiplier": 
 _ALL = {"saliency.ratio": 1.0}
 _DIRECT = {"finetune.adapter": "direct"}
 _CROSS_Q = {"saliency.pool": "cross_q", **_ALL}
+_PTR = {"saliency.mechanism": "propose_test_release", "saliency.noise_multiplier": 5.0}
+_PE = {"finetune.steps": 0, "evolution.enabled": True, "evolution.selection": "sample", "evolution.variations": 1,
+       "evolution.keep_selected": False, "evolution.lookahead": 8}
+_AUG_PE = {**_PE, "evolution.selection": "rank", "evolution.variations": 3, "evolution.keep_selected": True,
+           "evolution.lookahead": 0}
 
 METHODS: dict[str, Method] = {
     "dp-sapf": Method("DP-SAPF, per-sample-norm score (ours)", "default", {"saliency.score": "per_sample_norm"}),
@@ -46,7 +51,17 @@ METHODS: dict[str, Method] = {
     "dp-lora-cross-q": Method("DP-LoRA, cross-attention queries only", "Table 6", _CROSS_Q),
     "dp-ldm-cross-q": Method("DP-LDM, cross-attention queries only", "Table 6", {**_CROSS_Q, **_DIRECT}),
     "random": Method("Random selection", "Figure 4", {"saliency.score": "random"}),
+    "noisy": Method("Noisy: unselected matrices random", "Figure 4", {"finetune.randomize": "qkv"}),
     "without-lora": Method("w/o LoRA: selected matrices directly", "Figure 4", _DIRECT),
+    "layer-level": Method("Layer-Level: whole attention layers", "Figure 4", {"saliency.granularity": "layer"}),
+    "all-param": Method("All-Param: from every weight matrix", "Figure 4", {"saliency.pool": "all"}),
+    "snip": Method("SNIP: weight times gradient", "Table 15", {"saliency.score": "snip"}),
+    "force": Method("FORCE: SNIP in five steps", "Table 15", {"saliency.score": "force"}),
+    "synflow": Method("SynFlow: no data", "Table 15", {"saliency.score": "synflow"}),
+    "exponential": Method("Exponential mechanism", "Figure 6", {"saliency.mechanism": "exponential"}),
+    "ptr": Method("Propose-test-release", "Figure 6", _PTR),
+    "pe": Method("PE: Private Evolution", "Table 5", _PE),
+    "aug-pe": Method("Aug-PE: ranked parents survive", "Table 5", _AUG_PE),
     "public": Method("Public model without fine-tuning", "Table 11", {"finetune.steps": 0}),
     "lora-no-dp": Method("LoRA without DP", "Table 2", {**_ALL, "privacy.non_private": True}, private=False),
     "dp-sapf-no-dp": Method("DP-SAPF without noise", "Table 8", {"privacy.non_private": True}, private=False),

@@ -1,36 +1,42 @@
 """The main job, stage by stage; the only file that knows them all.
 
-plan -> latents -> selection -> fine-tuning -> synthesis -> evaluation -> card and tracking. Each stage whose
-artifact is already in the run directory is skipped, so the same command continues an interrupted run.
+plan -> latents -> selection -> fine-tuning -> synthesis -> evaluation -> card and tracking; or, without training,
+plan -> evolution -> evaluation -> card and tracking. Each stage whose artifact is already in the run directory is
+skipped, so the same command continues an interrupted run.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sapf_ray import cluster
 from sapf_ray.config import RunConfig, config_hash
 from sapf_ray.data.base import ImageSource, open_source
-from sapf_ray.data.latents import build_latent_cache
-from sapf_ray.errors import BudgetError, RunDirectoryError
+from sapf_ray.data.latents import build_latent_cache, shared_directory
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.protocol import check_evaluation
+from sapf_ray.evolution import check_evolution, is_written, make_parts, write_data_set
+from sapf_ray.evolution.evolve import evolve
 from sapf_ray.finetune.adapter import add_adapter
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
-from sapf_ray.models.loading import load_pipeline, native_resolution, pick_device, resolve_model
+from sapf_ray.metrics import Meter
+from sapf_ray.models.conditioning import denoiser_of
+from sapf_ray.models.device import pick_device
+from sapf_ray.models.loading import check_model, load_pipeline, native_resolution, resolve_model
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
-from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.report.grid import save_sample_grid
 from sapf_ray.rundir import RunDirectory, write_atomic
 from sapf_ray.saliency.selection import Selection, select
+from sapf_ray.stages import GENERATIONS, Stages, noise_of, open_ledger, privacy_note
+from sapf_ray.storage import Storage
 from sapf_ray.synthesis.launcher import synthesize
 from sapf_ray.tracking import Tracker
 
@@ -47,25 +53,6 @@ class Result:
     tracking_uri: str | None
 
 
-@dataclass
-class _Stages:
-    """Times stages, and keeps earlier starts' times for stages that are skipped."""
-
-    run: RunDirectory
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.run.timings.exists():
-            self.seconds = self.run.read_json(self.run.timings)
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - start, 2)
-        self.run.write_json(self.run.timings, self.seconds)
-
-
 def run(config: RunConfig, out: str, on_progress: Progress | None = None) -> Result:
     """Runs or continues one experiment in directory ``out``.
 
@@ -79,25 +66,40 @@ def run(config: RunConfig, out: str, on_progress: Progress | None = None) -> Res
             without the sensitive images is checked before the first is read.
     """
 
-    def report(stage: str) -> Callable[[int, int], None] | None:
-        return (lambda done, total: on_progress(stage, done, total)) if on_progress else None
-
     # Checks: nothing sensitive is read, nothing is spent.
     model_path = resolve_model(config.model.path)
     source = open_source(config.data)
     plan = make_plan(config, source.n_train)
-    if config.finetune.adapter != "lora" and plan.finetune is not None:
-        denoiser = load_pipeline(model_path).unet
-        add_adapter(denoiser, list(candidate_pool(denoiser, config.saliency.pool)), config.finetune, config.seed)
+    shapes = check_model(config.model, source.prompts)
+    if plan.finetune is not None:
+        pool = candidate_pool(shapes, config.saliency.pool)
+        if config.finetune.adapter != "lora" or config.saliency.pool == "all":  # not every layer can be trained
+            add_adapter(denoiser_of(load_pipeline(model_path)), list(pool), config.finetune, config.seed)
+    if plan.evolution is not None:
+        check_evolution(config.evolution, config.synthesis, source, plan.evolution)
+        make_parts(config.evolution, config.synthesis, config.model, source.prompts)
     check_evaluation(config.evaluation)
     directory = RunDirectory(out)
     directory.claim(config)
+    if config.cluster.storage:
+        Storage(config.cluster.storage, directory)  # says now what it would say at the end
     tracker = Tracker.open(config, directory)
     try:
         with cluster.session(config.cluster):
             cluster.check(config)
+            cluster.check_shared(directory.root)
             source.verify()
-            return _stages(config, directory, plan, source, model_path, tracker, report)
+            meter = Meter(directory.root.name, plan.epsilon)
+
+            def report(stage: str) -> Callable[[int, int], None]:
+                def show(done: int, total: int) -> None:
+                    meter.progress(stage, done, total)
+                    if on_progress:
+                        on_progress(stage, done, total)
+
+                return show
+
+            return _stages(config, directory, plan, source, model_path, tracker, meter, report)
     except BaseException as error:
         tracker.fail("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -107,27 +109,35 @@ def run(config: RunConfig, out: str, on_progress: Progress | None = None) -> Res
 
 def _stages(
     config: RunConfig, directory: RunDirectory, plan: PrivacyPlan, source: ImageSource, model_path: str,
-    tracker: Tracker, report: Callable[[str], Callable[[int, int], None] | None],
+    tracker: Tracker, meter: Meter, report: Callable[[str], Callable[[int, int], None]],
 ) -> Result:
-    stage = _Stages(directory)
+    stage = Stages(directory)
     with stage("plan"):
-        ledger = _open_ledger(directory, plan)
+        ledger = open_ledger(directory, plan)
         tracker.log_plan(plan)
-    private = plan.finetune is not None
-    if private and not directory.adapter.exists():
+    idle_share = None
+    if plan.finetune is not None and not directory.adapter.exists():
         _learn(config, directory, plan, source, ledger, stage, report)
         tracker.log_spend(ledger)
-    elif not directory.selection.exists():
+    elif plan.evolution is not None:
+        if not _is_evolved(config, directory, source):
+            with stage("evolution"):
+                _evolve(config, directory, plan, source, ledger, report)
+            tracker.log_spend(ledger)
+        shutil.rmtree(directory.root / GENERATIONS, ignore_errors=True)  # the last generation is the data set
+    if not directory.selection.exists():
         directory.write_json(directory.selection, Selection([], {}, "none", 0, None).to_dict())
     if not config.cluster.keep_cache:
         directory.delete_private()
     spent = ledger.epsilon_spent()
-    with stage("synthesis"):
-        synthesis = synthesize(
-            directory.synthetic, config.model, directory.adapter if private else None, source.class_names,
-            source.prompts, config.synthesis, config.seed,
-            _privacy_note(plan, spent), on_progress=report("synthesis"),
-        )
+    meter.spent(spent)
+    if plan.evolution is None:
+        with stage("synthesis"):
+            adapter = directory.adapter if plan.finetune is not None else None
+            idle_share = synthesize(
+                directory.synthetic, config.model, adapter, source.class_names, source.prompts, config.synthesis, config.seed,
+                privacy_note(plan, spent), on_progress=report("synthesis"),
+            ).idle_share
     with stage("pictures"):
         grid = save_sample_grid(directory.synthetic, source.class_names, directory.plots / "synthetic.png")
     scores: dict[str, float] = {}
@@ -135,68 +145,43 @@ def _stages(
         with stage("evaluation"):
             resolution = native_resolution(load_pipeline(config.model.path))
             scores = _evaluate(config, directory, source, resolution)
-    if synthesis.idle_share is not None:
-        scores["synthesis_idle_share"] = round(synthesis.idle_share, 4)
+    if idle_share is not None:
+        scores["synthesis_idle_share"] = round(idle_share, 4)
     metrics = {
         **scores,
-        "epsilon_spent": _finite(spent), "epsilon_planned": _finite(plan.epsilon if private else 0.0),
+        "epsilon_spent": _finite(spent), "epsilon_planned": _finite(plan.epsilon if plan.reads_images else 0.0),
         "delta": plan.delta, "seconds": stage.seconds,
+        **{key: values for key, values in stage.memory.items() if values},
     }
     directory.write_json(directory.metrics, metrics)
     write_atomic(directory.card, privacy_card(plan, ledger, config, model_name=config.model.path, data_name=source.name))
+    if config.cluster.storage:
+        Storage(config.cluster.storage, directory).publish()
     tracker.finish(directory, plan, metrics, grid)
     return Result(directory, plan, metrics, tracker.uri)
-
-
-def _privacy_note(plan: PrivacyPlan, spent: float) -> str:
-    """The data set card's paragraph; the run's privacy card has the whole story."""
-    if plan.finetune is None:
-        return "The model was not fine-tuned: no sensitive image was read."
-    if plan.non_private:
-        return "**Not private**: the model was fine-tuned without noise. Do not share these images."
-    return (
-        f"Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding or removing one of "
-        f"{plan.n_records:,} training images ({plan.accountant.upper()} accountant). The run's `privacy_card.md` lists every "
-        "use of the sensitive images."
-    )
 
 
 def _finite(epsilon: float) -> float | str:
     return epsilon if epsilon < float("inf") else "inf"  # JSON has no infinity
 
 
-def _open_ledger(directory: RunDirectory, plan: PrivacyPlan) -> Ledger:
-    if directory.ledger.exists():
-        ledger = Ledger.open(directory.ledger)
-        if ledger.plan != plan:
-            raise RunDirectoryError(
-                f"{directory.ledger}: was begun under another plan (data size or version of sapf changed?); "
-                "start a new run in another directory"
-            )
-        return ledger
-    directory.write_json(directory.plan, plan.to_dict())
-    return Ledger.create(directory.ledger, plan)
-
-
 def _learn(
-    config: RunConfig, directory: RunDirectory, plan: PrivacyPlan, source: ImageSource, ledger: Ledger, stage: _Stages,
-    report: Callable[[str], Callable[[int, int], None] | None],
+    config: RunConfig, directory: RunDirectory, plan: PrivacyPlan, source: ImageSource, ledger: Ledger, stage: Stages,
+    report: Callable[[str], Callable[[int, int], None]],
 ) -> None:
-    """The stages that read sensitive images: latents, selection, fine-tuning."""
-    if ledger.events() and not directory.noise_key.exists():
-        raise BudgetError(
-            f"{directory.noise_key}: gone, but {directory.ledger.name} shows releases already paid for; they cannot be "
-            "replayed without it and the budget does not pay them twice; start a new run in another directory"
-        )
-    directory.prepare_private()
-    key = NoiseKey.load_or_create(directory.noise_key, config.privacy.reproducible_seed)
-    fingerprint = _same_data(directory, source)
-    stream = key.stream_id(fingerprint, plan.to_dict(), config_hash(config))
+    """The stages that read sensitive images to train: latents, selection, fine-tuning."""
+    key, stream = noise_of(config, directory, plan, source, ledger)
     device = pick_device(config.saliency.gpus_per_task)
     with stage("latents"):
+        latents, shared = directory.latents, config.cluster.latents_dir
+        if shared is not None:
+            latents = shared_directory(
+                Path(shared), source, config.model.path, config.model.dtype, config.model.class_labels
+            )
         cache = build_latent_cache(
-            directory.latents, source, config.model.path, config.model.dtype, device, config.saliency.shard_size,
+            latents, source, config.model.path, config.model.dtype, device, config.saliency.shard_size,
             {"num_cpus": config.saliency.cpus_per_task, "num_gpus": config.saliency.gpus_per_task}, report("latents"),
+            config.model.class_labels,
         )
     if not directory.selection.exists():
         with stage("selection"):
@@ -210,20 +195,33 @@ def _learn(
             config.model, selected["matrices"], cache, plan, config.finetune, key, stream,
             str(directory.ledger.resolve()), config.seed,
         )
-        finetune(job, directory.checkpoints, directory.adapter, report("finetune"))
+        place = Storage(config.cluster.storage, directory).checkpoints if config.cluster.storage else directory.checkpoints
+        finetune(job, place, directory.adapter, report("finetune"))
 
 
-def _same_data(directory: RunDirectory, source: ImageSource) -> str:
-    """The data's fingerprint; refuses to continue on other data, where old noise must not meet new sums."""
-    fingerprint = source.fingerprint()
-    path = directory.private / "data_fingerprint"
-    if path.exists() and path.read_text() != fingerprint:
-        raise RunDirectoryError(
-            f"--out {directory.root}: the data set changed since this run began; start a new run in another directory"
-        )
-    write_atomic(path, fingerprint)
-    path.chmod(0o600)
-    return fingerprint
+def _is_evolved(config: RunConfig, directory: RunDirectory, source: ImageSource) -> bool:
+    synthesis, classes = config.synthesis, len(source.class_names)
+    return is_written(
+        directory.synthetic, synthesis.n_images, classes, config_hash(config), config.seed, synthesis.shard_size
+    )
+
+
+def _evolve(
+    config: RunConfig, directory: RunDirectory, plan: PrivacyPlan, source: ImageSource, ledger: Ledger,
+    report: Callable[[str], Callable[[int, int], None]],
+) -> None:
+    """The one stage of Private Evolution: reads sensitive images and writes the synthetic data set."""
+    assert plan.evolution is not None
+    key, stream = noise_of(config, directory, plan, source, ledger)
+    last = evolve(
+        make_parts(config.evolution, config.synthesis, config.model, source.prompts), source,
+        native_resolution(load_pipeline(config.model.path)), config.evolution, config.synthesis, plan.evolution, key, stream,
+        ledger, directory.root / GENERATIONS, directory.private / "records", config.seed, report("evolution"), plan.non_private,
+    )
+    write_data_set(
+        last, directory.synthetic, source.class_names, source.prompts, config_hash(config),
+        privacy_note(plan, ledger.epsilon_spent()), config.seed, config.synthesis.shard_size,
+    )
 
 
 def _evaluate(config: RunConfig, directory: RunDirectory, source: ImageSource, resolution: int) -> dict[str, float]:

@@ -9,17 +9,19 @@ import torch
 from safetensors.torch import load_file
 
 from sapf_ray.cli import _expand
-from sapf_ray.config import RunConfig, from_dict, to_dict
+from sapf_ray.config import EvaluationConfig, RunConfig, SynthesisConfig, TrackingConfig, from_dict, to_dict
 from sapf_ray.errors import ConfigError, DataError, SapfError
 from sapf_ray.finetune.adapter import WHOLE_WEIGHTS, add_adapter, load_adapter, save_weights
 from sapf_ray.finetune.loop import FinetuneJob, train
 from sapf_ray.methods import METHODS, find_method, methods_json
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
 from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.saliency.selection import select
+from sapf_ray.synthesis.writer import read_synthetic
 from tests.finetune.workers import run_ranks
 from tests.tiny import save_latents
 
@@ -44,7 +46,11 @@ def cache(tmp_path_factory, tiny_pipeline):
     return save_latents(tmp_path_factory.mktemp("latents"), tiny_pipeline, N)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n != "public"])
+TRAINED = [n for n, row in METHODS.items() if row.overrides.get("finetune.steps") != 0]
+EVOLVED = [n for n, row in METHODS.items() if row.overrides.get("evolution.enabled")]
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_ledger_composes_to_the_planned_epsilon(name, tiny_pipeline, cache, tmp_path, ray_cluster):
     config = config_of(name, tiny_pipeline)
     plan = make_plan(config, N)
@@ -68,12 +74,39 @@ def test_ledger_composes_to_the_planned_epsilon(name, tiny_pipeline, cache, tmp_
     save_weights(trained, tmp_path / "adapter", state.average, config.finetune)
     load_adapter(pipe, tmp_path / "adapter")
     changed = {n for n, p in pipe.unet.named_parameters() if not torch.equal(p, before[n])}
-    expected = set(before) if config.finetune.adapter == "full" else {f"{m}.weight" for m in selection.matrices}
+    made = selection.matrices if name != "noisy" else candidate_pool(trained)  # the others became random
+    expected = set(before) if config.finetune.adapter == "full" else {f"{m}.weight" for m in made}
     assert changed == expected
+    if name == "layer-level":
+        whole = {m.rpartition(".")[0] for m in selection.matrices}
+        assert sorted(selection.matrices) == sorted(f"{layer}.{part}" for layer in whole for part in ("to_q", "to_k", "to_v"))
+    if name == "all-param":
+        assert selection.pool_size == 83 and any(p.dim() == 4 for n, p in before.items() if n in changed)
+    releases = [e.release for e in Ledger.open(tmp_path / "ledger.jsonl").events() if e.stage == "selection"]
+    assert len(releases) == {"force": 5, "synflow": 0, "random": 0}.get(name, 0 if config.saliency.ratio == 1 else 1)
     if "cross_q" in config.saliency.pool:
         assert all(n.endswith("attn2.to_q.weight") for n in changed)
     if name == "dp-lora-no-middle":
         assert not any(n.startswith("mid_block") for n in changed)
+
+
+@pytest.mark.parametrize("name", EVOLVED)
+def test_evolution_spends_the_planned_epsilon_and_leaves_a_data_set(name, tiny_pipeline, tmp_path, ray_cluster):
+    config = config_of(name, tiny_pipeline)
+    config = dataclasses.replace(
+        config, evolution=dataclasses.replace(config.evolution, iterations=2, population=2),
+        synthesis=SynthesisConfig(n_images=20, steps=2, shard_size=700),
+        evaluation=EvaluationConfig(enabled=False), tracking=TrackingConfig(enabled=False),
+    )
+    result = run(config, str(tmp_path / "run"))
+    ledger = Ledger.open(tmp_path / "run" / "ledger.jsonl")
+    assert [e.release for e in ledger.events()] == ["evolution/histogram/0", "evolution/histogram/1"]
+    assert 0.9 * config.privacy.epsilon < result.metrics["epsilon_spent"] <= config.privacy.epsilon
+    assert ledger.epsilon_spent() == pytest.approx(result.plan.composed_epsilon, rel=1e-6)
+    images, labels = read_synthetic(tmp_path / "run" / "synthetic")
+    assert images.shape == (20, 8, 8, 3) and labels.tolist() == [*range(10)] * 2
+    left = {p.name for p in (tmp_path / "run").iterdir()}
+    assert not left & {"private", "evolution", "adapter", "checkpoints"} and {"plots", "privacy_card.md"} <= left
 
 
 def test_random_selection_reads_nothing_and_depends_on_the_seed_alone(tiny_pipeline):

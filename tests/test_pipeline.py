@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sapf_ray.config import RunConfig, from_dict
+from sapf_ray.errors import BudgetError, RunDirectoryError
+from sapf_ray.evolution import evolve as evolve_module
+from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.synthesis.writer import read_synthetic
 
@@ -193,8 +198,6 @@ def test_tracking_server_down_is_told_before_anything_is_spent(folder, tiny_pipe
 
 
 def test_unreadable_image_is_told_before_anything_is_spent(folder, tiny_pipeline, tmp_path):
-    import shutil
-
     broken = tmp_path / "images"
     shutil.copytree(folder, broken)
     (broken / "dark_cell" / "3.png").write_bytes(b"not a picture")
@@ -203,3 +206,71 @@ def test_unreadable_image_is_told_before_anything_is_spent(folder, tiny_pipeline
     )
     assert done.returncode == 2 and "3.png" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+def evolving(folder: Path, model: Path) -> RunConfig:
+    return from_dict({
+        "data": {"source": "image_folder", "path": str(folder)}, "model": {"path": str(model)},
+        "privacy": {"epsilon": 8.0, "accountant": "rdp", "reproducible_seed": 5}, "finetune": {"steps": 0},
+        "evolution": {"enabled": True, "iterations": 2, "population": 3, "lookahead": 1},
+        "synthesis": {"n_images": 20, "steps": 2, "shard_size": 40},
+        "evaluation": {"enabled": False}, "tracking": {"enabled": False},
+    })
+
+
+@pytest.fixture(scope="module")
+def killed(folder, tiny_pipeline, tmp_path_factory, ray_cluster) -> Path:
+    """A run directory whose first histogram was paid for, and its noisy counts lost."""
+    out = tmp_path_factory.mktemp("killed") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(evolve_module, "threshold_votes", raise_killed)
+        with pytest.raises(Killed):
+            run(evolving(folder, tiny_pipeline), str(out))
+    assert releases(out / "ledger.jsonl")[1:] == ["evolution/histogram/0"]
+    return out
+
+
+def raise_killed(*arguments: object) -> None:
+    raise Killed
+
+
+def test_evolution_continues_after_a_kill_and_pays_each_histogram_once(killed, folder, tiny_pipeline, tmp_path):
+    config, out = evolving(folder, tiny_pipeline), tmp_path / "run"
+    shutil.copytree(killed, out)
+    result = run(config, str(out))
+    ledger = Ledger.open(out / "ledger.jsonl")
+    assert [(e.release, e.replay) for e in ledger.events()] == [
+        ("evolution/histogram/0", False), ("evolution/histogram/0", True), ("evolution/histogram/1", False),
+    ]
+    assert ledger.epsilon_spent() == pytest.approx(result.plan.composed_epsilon, rel=1e-9) and result.plan.composed_epsilon <= 8
+    assert not (out / "private").exists() and not (out / "evolution").exists()
+    alone = tmp_path / "alone"
+    run(config, str(alone))
+    for one, other in zip(read_synthetic(out / "synthetic"), read_synthetic(alone / "synthetic"), strict=True):
+        assert np.array_equal(one, other)
+
+    (shard,) = (alone / "synthetic").glob("*.parquet")
+    made = shard.stat().st_mtime_ns
+    run(config, str(alone))  # done: nothing is read, paid or made
+    assert shard.stat().st_mtime_ns == made and len(releases(alone / "ledger.jsonl")) == 3
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(BudgetError, match=r"noise_key: gone, but ledger\.jsonl shows releases"):
+        run(config, str(alone))
+
+
+@pytest.mark.parametrize(("file", "content", "error", "words"), [
+    ("noise_key", None, BudgetError, "gone, but"),
+    ("data_fingerprint", "of other images", RunDirectoryError, "data set changed"),
+])
+def test_evolution_refuses_a_lost_key_and_other_images(killed, folder, tiny_pipeline, tmp_path, file, content, error, words):
+    out = tmp_path / "run"
+    shutil.copytree(killed, out)
+    path = out / "private" / file
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(error, match=words):
+        run(evolving(folder, tiny_pipeline), str(out))
+    assert len(releases(out / "ledger.jsonl")) == 2

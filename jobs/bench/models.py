@@ -159,7 +159,7 @@ class Workload:
         self.step = 0
 
     def pool(self) -> dict[str, nn.Linear]:
-        pool = candidate_pool(self.unet)
+        pool = {name: layer for name, layer in candidate_pool(self.unet).items() if isinstance(layer, nn.Linear)}
         return {name: pool[name] for name in evenly_spread(list(pool), self.case.pool or len(pool))}
 
     def selected(self) -> list[str]:
@@ -188,5 +188,5 @@ def _random_cache(case: Case, side: int, tokens: int, context: int) -> LatentCac
     generator = np.random.default_rng(0)
     np.save(directory / "moments.npy", generator.normal(size=(case.n, 8, side, side)).astype(np.float32))
     np.save(directory / "labels.npy", np.arange(case.n) % 10)
-    np.save(directory / "embeddings.npy", generator.normal(size=(10, tokens, context)).astype(np.float32))
+    np.save(directory / "conditions.npy", generator.normal(size=(10, tokens, context)).astype(np.float32))
     return LatentCache(str(directory))

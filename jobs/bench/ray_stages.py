@@ -1,6 +1,7 @@
 """Figures of the stages on Ray: the price of orchestration, and what a second worker brings.
 
-Sizes are those of the digits preset, scaled down, on public stand-in data; every worker has one CPU.
+Sizes are those of the digits preset on public stand-in data, scaled down for the group ``workers``, where every worker
+has one CPU.
 """
 
 from __future__ import annotations
@@ -22,9 +23,7 @@ import torch.distributed as dist
 from jobs.bench.figures import Spread, spread
 from jobs.bench.models import evenly_spread
 from jobs.bench.process import Log
-from jobs.compare import with_overrides
 from sapf_ray import cluster
-from sapf_ray.cli import load_preset
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.data.latents import LatentCache, build_latent_cache
@@ -32,15 +31,20 @@ from sapf_ray.finetune.launcher import cpus_per_worker, finetune
 from sapf_ray.finetune.loop import FinetuneJob, train
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.presets import load_preset
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
 from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.saliency.scores import n_selected
 from sapf_ray.saliency.selection import select
 from sapf_ray.synthesis.launcher import synthesize
+from sapf_ray.tune.space import with_overrides
 
 CPUS = 2
-DEFAULT = {"finetune.steps": 16, "synthesis.n_images": 400, "synthesis.shard_size": 50}
+# by group: what orchestration costs is told of the whole stage, as the preset has it
+SIZES: dict[str, dict[str, Any]] = {
+    "ray": {}, "workers": {"finetune.steps": 16, "synthesis.n_images": 400, "synthesis.shard_size": 50},
+}
 QUICK = {"finetune.steps": 2, "finetune.batch_size": 16, "finetune.micro_batch_size": 16, "synthesis.n_images": 8,
          "synthesis.shard_size": 2, "synthesis.batch_size": 2, "synthesis.steps": 2, "saliency.sample_rate": 0.05}
 
@@ -224,10 +228,13 @@ def run(
     groups: list[str], repeats: int, quick: bool, log: Log, overrides: dict[str, Any] | None = None
 ) -> tuple[dict[str, Spread], dict[str, Any], dict[str, str]]:
     """Figures, absolute numbers and failures of the named groups, on one local Ray of two cores."""
-    overrides = {"data.source": "stand_in", "cluster.num_cpus": CPUS, "finetune.checkpoint_every": 1000} | (
-        QUICK if quick else DEFAULT
-    ) | (overrides or {})
-    config = from_dict(with_overrides(load_preset("digits"), overrides))
+    common = {"data.source": "stand_in", "cluster.num_cpus": CPUS}
+
+    def config_of(group: str) -> RunConfig:
+        size = QUICK if quick else SIZES[group]
+        return from_dict(with_overrides(load_preset("digits"), common | size | (overrides or {})))
+
+    config = config_of(groups[0])
     source = open_source(config.data)
     figures: dict[str, Spread] = {}
     absolute: dict[str, Any] = {}
@@ -238,7 +245,7 @@ def run(
         for group in groups:
             log(f"{group}: stages of the digits preset, {CPUS} cores")
             try:
-                part = GROUPS[group](Bench(config, source, cache, root, repeats, log))
+                part = GROUPS[group](Bench(config_of(group), source, cache, root, repeats, log))
             except Exception as error:
                 failures[group] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
                 log(f"  {failures[group]}")

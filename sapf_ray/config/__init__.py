@@ -16,11 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sapf_ray.config.checks import require
+from sapf_ray.config.evolving import EVOLUTION_EMBEDDINGS, EVOLUTION_SELECTIONS, EvolutionConfig
 from sapf_ray.config.inputs import ACCOUNTANTS, DTYPES, DataConfig, ModelConfig, PrivacyConfig
 from sapf_ray.config.learning import (
     ADAPTERS,
     CLIPPINGS,
     DATA_FREE_SCORES,
+    GRANULARITIES,
+    ITERATIVE_SCORES,
+    MECHANISMS,
+    PER_MATRIX_SCORES,
     POOLS,
     SCORES,
     FinetuneConfig,
@@ -30,10 +35,11 @@ from sapf_ray.config.outputs import CLASSIFIERS, FID_FEATURES, FID_REFERENCES, E
 from sapf_ray.config.running import ClusterConfig, TrackingConfig
 
 __all__ = [
-    "ACCOUNTANTS", "ADAPTERS", "CLASSIFIERS", "CLIPPINGS", "DATA_FREE_SCORES", "DTYPES", "EXECUTION_ONLY", "FID_FEATURES",
-    "FID_REFERENCES", "POOLS", "SCORES", "ClusterConfig", "DataConfig", "EvaluationConfig", "FinetuneConfig", "ModelConfig",
-    "PrivacyConfig", "RunConfig", "SaliencyConfig", "SynthesisConfig", "TrackingConfig", "config_hash", "flatten",
-    "from_dict", "result_keys", "to_dict",
+    "ACCOUNTANTS", "ADAPTERS", "CLASSIFIERS", "CLIPPINGS", "DATA_FREE_SCORES", "DTYPES", "EVOLUTION_EMBEDDINGS",
+    "EVOLUTION_SELECTIONS", "EXECUTION_ONLY", "FID_FEATURES", "FID_REFERENCES", "GRANULARITIES", "ITERATIVE_SCORES",
+    "MECHANISMS", "PER_MATRIX_SCORES", "POOLS", "SCORES", "ClusterConfig",
+    "DataConfig", "EvaluationConfig", "EvolutionConfig", "FinetuneConfig", "ModelConfig", "PrivacyConfig", "RunConfig",
+    "SaliencyConfig", "SynthesisConfig", "TrackingConfig", "config_hash", "flatten", "from_dict", "result_keys", "to_dict",
 ]
 
 
@@ -46,6 +52,7 @@ class RunConfig:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -56,6 +63,8 @@ class RunConfig:
         require(self.seed >= 0, "seed", self.seed, "must be at least 0")
         require(self.finetune.adapter != "full" or self.saliency.ratio == 1, "saliency.ratio", self.saliency.ratio,
                  "must be 1 where finetune.adapter is full: all weights are trained, none is selected")
+        require(not self.evolution.enabled or self.finetune.steps == 0, "finetune.steps", self.finetune.steps,
+                 "must be 0 where evolution.enabled is true: an evolution trains nothing")
 
 
 # How the work is spread, watched and retried: may differ between two starts of the same run.
@@ -63,17 +72,20 @@ EXECUTION_ONLY = frozenset({
     "saliency.cpus_per_task", "saliency.gpus_per_task",
     "finetune.num_workers", "finetune.cpus_per_worker", "finetune.gpus_per_worker", "finetune.max_failures",
     "finetune.checkpoint_every",
+    "evolution.cpus_per_task", "evolution.gpus_per_task",
     "synthesis.num_actors", "synthesis.cpus_per_actor", "synthesis.gpus_per_actor",
     "evaluation.cpus_per_task", "evaluation.gpus_per_task", "evaluation.cache_dir",
-    "tracking.enabled", "tracking.uri", "tracking.experiment",
-    "cluster.address", "cluster.num_cpus", "cluster.keep_cache",
+    "tracking.enabled", "tracking.uri", "tracking.experiment", "tracking.parent_run_id",
+    "cluster.address", "cluster.num_cpus", "cluster.keep_cache", "cluster.storage", "cluster.latents_dir",
     "data.n_records",
 })
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain nested dicts, ready for YAML or JSON."""
-    return dataclasses.asdict(config)
+    """A config as plain nested dicts and lists, ready for YAML or JSON."""
+    return dataclasses.asdict(
+        config, dict_factory=lambda items: {key: list(value) if isinstance(value, tuple) else value for key, value in items}
+    )
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

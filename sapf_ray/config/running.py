@@ -15,11 +15,13 @@ class TrackingConfig:
         enabled: Log the run to MLflow.
         uri: Tracking URI; by default MLFLOW_TRACKING_URI, else a sqlite file beside the run directory.
         experiment: MLflow experiment name.
+        parent_run_id: MLflow run that this one is shown under; `sapf tune` sets it.
     """
 
     enabled: bool = True
     uri: str | None = None
     experiment: str = "sapf"
+    parent_run_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,21 @@ class ClusterConfig:
     """Where the work runs.
 
     Args:
-        address: Ray address (auto, ray://host:10001, host:6379); by default a local Ray is started.
+        address: Ray address: auto (the Ray of this machine) or host:6379; by default RAY_ADDRESS, which is set in a
+            submitted job, else a local Ray is started.
         num_cpus: Cores of the local Ray; by default all of the machine.
         keep_cache: Keep the sensitive latent cache after the run (mode 0600); by default it is deleted.
+        latents_dir: Where latents are kept (mode 0700, as sensitive as the images) for other runs on the same images and
+            model; by default in the run's own folder. `sapf tune` sets it, and deletes it at its end.
+        storage: URI of a folder (s3://bucket/runs, gs://, hdfs://, file:///) for checkpoints and, at the end, what the run
+            releases; by default both stay in the run directory.
     """
 
     address: str | None = None
     num_cpus: int | None = None
     keep_cache: bool = False
+    latents_dir: str | None = None
+    storage: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_cpus is not None:
