@@ -58,7 +58,8 @@ class ModelConfig:
         if self.class_labels is not None:
             object.__setattr__(self, "class_labels", tuple(self.class_labels))  # YAML has lists only
             ids = list(self.class_labels)
-            require(min(ids, default=-1) >= 0, "model.class_labels", ids, "must be label ids from 0 on")
+            whole = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
+            require(bool(ids) and whole, "model.class_labels", ids, "must be label ids from 0 on")
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def typed(key: str, value: Any) -> Any:
             return float(value)
         except ValueError:
             pass
+    elif kind is tuple and isinstance(value, list):  # YAML has lists only; what may be in them the config checks
+        return tuple(value)
     elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     raise ConfigError(key, value, f"must be a value of type {kind.__name__}")

@@ -180,3 +180,9 @@ def test_loss_target_follows_the_schedulers_prediction_type(prediction):
         exact.answer = answer
         loss = per_record_loss(exact, scheduler, moments, 1.0, torch.zeros(6, 1, 1), draws)
         assert (float(loss.max()) < 1e-8) == (kind == prediction), kind
+
+
+@pytest.mark.parametrize("ids", [[], [-1], ["a"], [True], [0.5]])
+def test_class_labels_that_are_no_ids_are_refused(ids):
+    with pytest.raises(ConfigError, match=r"model\.class_labels"):
+        ModelConfig(class_labels=ids)
