@@ -75,9 +75,10 @@ def candidate_pool(denoiser: nn.Module, kind: str = "qkv") -> dict[str, Matrix]:
             matrix = fused.get(part) or base_layer(layer.get_submodule(part))
             assert isinstance(matrix, nn.Linear | WeightRows), f"{name}.{part} is no linear layer"
             pool[f"{name}.{part}"] = matrix
+    if not pool and kind == "cross_q":
+        raise ConfigError("saliency.pool", kind, f"must be qkv or qkvo: {type(denoiser).__name__} has no cross-attention layers")
     if not pool:
-        what = "cross-attention" if kind == "cross_q" else "attention"
-        raise ConfigError("model.path", type(denoiser).__name__, f"must have {what} layers with to_q, to_k, to_v")
+        raise ConfigError("model.path", type(denoiser).__name__, "must have attention layers with to_q, to_k, to_v")
     return pool
 
 
