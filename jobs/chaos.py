@@ -13,7 +13,6 @@ images) is compared with a run that nobody disturbed, and its ledger with the pl
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import psutil
 
+from sapf_ray.files import file_digest
 from sapf_ray.privacy.ledger import Ledger
 
 # A small run with every stage that pays or releases; a fixed micro-batch, for its search would decide rounding by the clock
@@ -77,7 +77,7 @@ def kill_tree(root: int) -> None:
 def released(out: Path) -> dict[str, str]:
     """SHA-256 of everything a run releases: selection, adapter, images."""
     files = [out / "selection.json", *(out / "adapter").iterdir(), *(out / "synthetic").glob("*.parquet")]
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+    return {str(path.relative_to(out)): file_digest(path) for path in sorted(files)}
 
 
 def unpaid_or_doubled(out: Path) -> list[str]:

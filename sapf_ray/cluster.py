@@ -8,7 +8,9 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,21 @@ def result(reference: ray.ObjectRef) -> Any:
         ) from error
 
 
+def in_background(call: Callable[[], Any], name: str) -> Future[Any]:
+    """``call()`` on a thread of this name. On the main one Ray Train and Tune take SIGINT for themselves and leave with
+    exit code 0; where that waits instead, ctrl-C reaches the caller as KeyboardInterrupt in every stage alike."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name=name).start()
+    return outcome
+
+
 @dataclass(frozen=True)
 class Want:
     """``count`` equal units (tasks, workers, actors) that a stage runs at the same time, each on one node."""
@@ -157,6 +174,15 @@ def room(cpus: float, gpus: float = 0.0) -> int:
                 have.get(kind, 0.0) / asked + 1e-9 for kind, asked in (("CPU", cpus), ("GPU", gpus)) if asked > 0
             ))
     return units
+
+
+def worker_cpus(config: FinetuneConfig, runs: int = 1) -> float:
+    """Cores of a train worker: the configured ones, or as many as let the workers of that many equal runs fit at once."""
+    if config.cpus_per_worker:
+        return config.cpus_per_worker
+    workers = runs * config.num_workers
+    most = int(ray.cluster_resources().get("CPU", 1.0)) // workers
+    return next((float(n) for n in range(most, 1, -1) if room(n, config.gpus_per_worker) >= workers), 1.0)
 
 
 def require(wants: list[Want]) -> None:

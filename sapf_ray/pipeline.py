@@ -27,7 +27,7 @@ from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.metrics import Meter
 from sapf_ray.models.conditioning import denoiser_of
 from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import check_model, load_pipeline, native_resolution, resolve_model
+from sapf_ray.models.loading import check_model, load_pipeline, model_resolution, resolve_model
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.ledger import Ledger
@@ -35,7 +35,7 @@ from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.report.grid import save_sample_grid
 from sapf_ray.rundir import RunDirectory, write_atomic
 from sapf_ray.saliency.selection import Selection, select
-from sapf_ray.stages import GENERATIONS, Stages, noise_of, open_ledger, privacy_note
+from sapf_ray.stages import Stages, noise_of, open_ledger, privacy_note
 from sapf_ray.storage import Storage
 from sapf_ray.synthesis.launcher import synthesize
 from sapf_ray.tracking import Tracker
@@ -124,7 +124,7 @@ def _stages(
             with stage("evolution"):
                 _evolve(config, directory, plan, source, ledger, report)
             tracker.log_spend(ledger)
-        shutil.rmtree(directory.root / GENERATIONS, ignore_errors=True)  # the last generation is the data set
+        shutil.rmtree(directory.generations, ignore_errors=True)  # the last generation is the data set
     if not directory.selection.exists():
         directory.write_json(directory.selection, Selection([], {}, "none", 0, None).to_dict())
     if not config.cluster.keep_cache:
@@ -143,7 +143,7 @@ def _stages(
     scores: dict[str, float] = {}
     if config.evaluation.enabled:
         with stage("evaluation"):
-            resolution = native_resolution(load_pipeline(config.model.path))
+            resolution = model_resolution(config.model.path)
             scores = _evaluate(config, directory, source, resolution)
     if idle_share is not None:
         scores["synthesis_idle_share"] = round(idle_share, 4)
@@ -175,13 +175,10 @@ def _learn(
     with stage("latents"):
         latents, shared = directory.latents, config.cluster.latents_dir
         if shared is not None:
-            latents = shared_directory(
-                Path(shared), source, config.model.path, config.model.dtype, config.model.class_labels
-            )
+            latents = shared_directory(Path(shared), source, config.model)
         cache = build_latent_cache(
-            latents, source, config.model.path, config.model.dtype, device, config.saliency.shard_size,
+            latents, source, config.model, device, config.saliency.shard_size,
             {"num_cpus": config.saliency.cpus_per_task, "num_gpus": config.saliency.gpus_per_task}, report("latents"),
-            config.model.class_labels,
         )
     if not directory.selection.exists():
         with stage("selection"):
@@ -215,8 +212,8 @@ def _evolve(
     key, stream = noise_of(config, directory, plan, source, ledger)
     last = evolve(
         make_parts(config.evolution, config.synthesis, config.model, source.prompts), source,
-        native_resolution(load_pipeline(config.model.path)), config.evolution, config.synthesis, plan.evolution, key, stream,
-        ledger, directory.root / GENERATIONS, directory.private / "records", config.seed, report("evolution"), plan.non_private,
+        model_resolution(config.model.path), config.evolution, config.synthesis, plan.evolution, key, stream,
+        ledger, directory.generations, directory.private / "records", config.seed, report("evolution"), plan.non_private,
     )
     write_data_set(
         last, directory.synthetic, source.class_names, source.prompts, config_hash(config),

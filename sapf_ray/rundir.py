@@ -40,6 +40,7 @@ class RunDirectory:
         self.selection = self.root / "selection.json"
         self.adapter = self.root / "adapter"
         self.synthetic = self.root / "synthetic"
+        self.generations = self.root / "evolution"  # there while images evolve
         self.metrics = self.root / "metrics.json"
         self.card = self.root / "privacy_card.md"
         self.plots = self.root / "plots"

@@ -16,8 +16,6 @@ from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.rundir import RunDirectory, write_atomic
 
-GENERATIONS = "evolution"  # folder of the run directory, there while images evolve
-
 
 @dataclass
 class Stages:
@@ -73,7 +71,7 @@ def open_ledger(directory: RunDirectory, plan: PrivacyPlan) -> Ledger:
                 "start a new run in another directory"
             )
         return ledger
-    results = (directory.selection, directory.checkpoints, directory.adapter, directory.root / GENERATIONS)
+    results = (directory.selection, directory.checkpoints, directory.adapter, directory.generations)
     made = [path for path in results if path.exists()]
     if made:
         raise RunDirectoryError(

@@ -12,15 +12,14 @@ folder below it, named like its run directory:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as fs
 
 from sapf_ray.errors import ConfigError, RunDirectoryError
+from sapf_ray.files import file_digest
 from sapf_ray.rundir import RunDirectory, write_atomic
 
 MANIFEST = "published.json"
@@ -89,7 +88,7 @@ class Storage:
         single = [path for path in (run.config, run.plan, run.ledger, run.selection, run.card) if path.exists()]
         folders = [path for path in (run.adapter, run.synthetic) if path.exists()]
         files = [*single, *(path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file())]
-        digests = {path.relative_to(run.root).as_posix(): _digest(path) for path in files}
+        digests = {path.relative_to(run.root).as_posix(): file_digest(path) for path in files}
         manifest = f"{self.path}/{MANIFEST}"
         there: dict[str, str] = {}
         if self.filesystem.get_file_info(manifest).type != fs.FileType.NotFound:
@@ -116,11 +115,3 @@ class Storage:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,9 +7,9 @@ import json
 import pytest
 import yaml
 
-from sapf_ray.cli import main
 from sapf_ray.config import RunConfig, flatten, from_dict, result_keys, to_dict
 from sapf_ray.errors import ConfigError
+from tests.commands import call
 
 CONTRACT = (
     "data.source", "data.path", "data.n_records", "model.path", "privacy.epsilon", "privacy.delta", "privacy.accountant",
@@ -17,15 +17,6 @@ CONTRACT = (
     "finetune.steps", "finetune.lora_rank", "finetune.num_workers", "synthesis.n_images", "synthesis.num_actors",
     "evaluation.enabled", "seed",
 )
-
-
-def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        code = main(list(arguments))
-    except SystemExit as exit_:
-        code = exit_.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_option_names_are_kept():

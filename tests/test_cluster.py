@@ -87,13 +87,11 @@ def test_workers_share_the_cores_so_that_all_of_them_fit(monkeypatch, given, wor
     """Cores 4 + 3: an equal share of three workers would be 2 cores, of which only three fit; of two workers 3."""
     import ray
 
-    from sapf_ray.finetune.launcher import cpus_per_worker
-
     size = ({"CPU": 4}, {"CPU": 3}) if workers < 3 else ({"CPU": 3}, {"CPU": 3})
     monkeypatch.setattr(ray, "nodes", lambda: nodes(*size))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(sum(s["CPU"] for s in size))})
     config = SimpleNamespace(cpus_per_worker=given, num_workers=workers, gpus_per_worker=0.0)
-    assert cpus_per_worker(SimpleNamespace(config=config)) == expected  # type: ignore[arg-type]
+    assert cluster.worker_cpus(config) == expected  # type: ignore[arg-type]
 
 
 class TwoNodes:

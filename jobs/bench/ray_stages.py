@@ -27,7 +27,7 @@ from sapf_ray import cluster
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.data.latents import LatentCache, build_latent_cache
-from sapf_ray.finetune.launcher import cpus_per_worker, finetune
+from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob, train
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
@@ -202,7 +202,7 @@ def ray_train(bench: Bench) -> tuple[dict[str, Spread], dict[str, Any]]:
             start = time.monotonic()
             if kind == "bare":
                 (directory / "job.pkl").write_bytes(pickle.dumps(job))
-                arguments = f"{str(directory / 'job.pkl')!r}, {int(cpus_per_worker(job))}"
+                arguments = f"{str(directory / 'job.pkl')!r}, {int(cluster.worker_cpus(job.config))}"
                 call = f"from jobs.bench.ray_stages import bare_process; bare_process({arguments})"
                 subprocess.run([sys.executable, "-W", "ignore", "-c", call], check=True)
             else:
@@ -241,7 +241,7 @@ def run(
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary, cluster.session(config.cluster):
         root = Path(temporary)
-        cache = build_latent_cache(root / "latents", source, config.model.path, "float32", "cpu", 512, {"num_cpus": 1})
+        cache = build_latent_cache(root / "latents", source, config.model, "cpu", 512, {"num_cpus": 1})
         for group in groups:
             log(f"{group}: stages of the digits preset, {CPUS} cores")
             try:

@@ -28,6 +28,7 @@ from sapf_ray.data.catalog import CATALOG
 from sapf_ray.data.decoding import decode_pixels
 from sapf_ray.data.files import Stamp, check_labels, required_path, stamp
 from sapf_ray.errors import DataError
+from sapf_ray.files import file_digest
 
 N_TRAIN = 45_000
 RECORDS_PER_FILE = 10_000
@@ -88,7 +89,7 @@ class Cifar10(ImageSource):
 
     def fingerprint(self) -> str:
         """Over the content of all batches."""
-        return hashlib.sha256("".join(_digest(self.root / name, "sha256") for name in _MD5).encode()).hexdigest()
+        return hashlib.sha256("".join(file_digest(self.root / name, "sha256") for name in _MD5).encode()).hexdigest()
 
     def verify(self) -> None:
         """Structure, class names, and, for files with the published 10,000 records, the published MD5.
@@ -101,7 +102,7 @@ class Cifar10(ImageSource):
             raise DataError(f"{self.root / _META}: label_names must be {', '.join(_ROW.class_names)}; {_ROW.obtain}")
         for split, files in _FILES.items():
             for name, batch in zip(files, self._batches(split), strict=True):
-                if len(batch.labels) == RECORDS_PER_FILE and _digest(self.root / name, "md5") != _MD5[name]:
+                if len(batch.labels) == RECORDS_PER_FILE and file_digest(self.root / name, "md5") != _MD5[name]:
                     raise DataError(
                         f"{self.root / name}: damaged or altered, its MD5 is not the published {_MD5[name]}; {_ROW.obtain}"
                     )
@@ -216,14 +217,6 @@ def _unpickle(path: Path) -> tuple[Any, dict[int, int]]:
     except Exception as error:  # a damaged pickle can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: not a readable batch of CIFAR-10 ({reason}); {_ROW.obtain}") from error
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _text(value: Any) -> str:

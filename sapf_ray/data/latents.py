@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,11 @@ import ray
 import torch
 
 from sapf_ray import cluster
+from sapf_ray.config import ModelConfig
 from sapf_ray.data.arrays import save_array
 from sapf_ray.data.base import ImageSource
 from sapf_ray.models.conditioning import encode_conditions
-from sapf_ray.models.loading import load_pipeline, native_resolution, resolve_model
+from sapf_ray.models.loading import kept_pipeline, load_pipeline, native_resolution, resolve_model
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,9 @@ class LatentCache:
         return torch.from_numpy(condition).repeat(n, *[1] * (condition.ndim - 1))
 
 
-def shared_directory(
-    root: Path, source: ImageSource, model: str, dtype: str, class_labels: Sequence[int] | None = None
-) -> Path:
+def shared_directory(root: Path, source: ImageSource, model: ModelConfig) -> Path:
     """Folder in ``root`` for the latents of these images: the same for all runs that may share them."""
-    what = json.dumps([source.fingerprint(), source.prompts, resolve_model(model), dtype, class_labels])
+    what = json.dumps([source.fingerprint(), source.prompts, resolve_model(model.path), model.dtype, model.class_labels])
     return root / hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
@@ -80,49 +79,47 @@ def _only_builder(directory: Path) -> Iterator[None]:
 
 
 @ray.remote(max_retries=3)
-def _encode_shard(source: ImageSource, model: str, dtype: str, device: str, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    pipe = load_pipeline(model, dtype, device)
+def _encode_shard(source: ImageSource, model: ModelConfig, device: str, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pipe = kept_pipeline(model, device)
     images, labels = source.read("train", records, native_resolution(pipe))
     out = []
     with torch.no_grad():
         for batch in np.array_split(images, max(1, -(-len(images) // 64))):
-            x = torch.from_numpy(batch).to(device, getattr(torch, dtype)).permute(0, 3, 1, 2) / 127.5 - 1
+            x = torch.from_numpy(batch).to(device, pipe.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1
             out.append(pipe.vae.encode(x).latent_dist.parameters.float().cpu().numpy())
     return np.concatenate(out), labels
 
 
 def build_latent_cache(
-    directory: Path, source: ImageSource, model: str, dtype: str, device: str, shard_size: int,
+    directory: Path, source: ImageSource, model: ModelConfig, device: str, shard_size: int,
     resources: dict[str, float], on_progress: Callable[[int, int], None] | None = None,
-    class_labels: Sequence[int] | None = None,
 ) -> LatentCache:
     """Encodes all training images, one Ray task per shard, into ``directory``.
 
     Args:
         shard_size: Records per task; the driver holds one shard at a time.
         resources: ``num_cpus`` / ``num_gpus`` of a task.
-        class_labels: ``model.class_labels``.
     """
     cache = LatentCache(str(directory))
     with _only_builder(directory):
         if not cache.complete:
-            _build(directory, source, model, dtype, device, shard_size, resources, on_progress, class_labels)
+            _build(directory, source, model, device, shard_size, resources, on_progress)
     return cache
 
 
 def _build(
-    directory: Path, source: ImageSource, model: str, dtype: str, device: str, shard_size: int,
-    resources: dict[str, float], on_progress: Callable[[int, int], None] | None, class_labels: Sequence[int] | None,
+    directory: Path, source: ImageSource, model: ModelConfig, device: str, shard_size: int,
+    resources: dict[str, float], on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    pipe = load_pipeline(model, dtype)
-    save_array(directory / "conditions.npy", encode_conditions(pipe, source.prompts, class_labels).numpy(), mode=0o600)
+    pipe = load_pipeline(model.path, model.dtype)
+    save_array(directory / "conditions.npy", encode_conditions(pipe, source.prompts, model.class_labels).numpy(), mode=0o600)
     del pipe
     shards = np.array_split(np.arange(source.n_train), max(1, -(-source.n_train // shard_size)))
     # ImageSource may be large (a list of 300,000 paths): by reference, not pickled into every task
     source_ref = ray.put(source)
     pending = {
         _encode_shard.options(name="encode", scheduling_strategy=cluster.SPREAD, **resources).remote(
-            source_ref, model, dtype, device, shard
+            source_ref, model, device, shard
         ): shard
         for shard in shards
     }

@@ -21,7 +21,7 @@ from sapf_ray.config import ModelConfig
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.denoising import training_scheduler
 from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import load_pipeline
+from sapf_ray.models.loading import kept_pipeline
 from sapf_ray.synthesis.sampler import decode_images, denoise, initial_noise, sample_images, solver
 
 
@@ -114,14 +114,8 @@ def latent_means(pipe: Any, images: np.ndarray) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def public_pipeline(model: ModelConfig, device: str) -> Any:
-    """The public pipeline, kept by a worker process between its tasks."""
-    return load_pipeline(model.path, model.dtype, device)
-
-
-@lru_cache(maxsize=1)
 def _loaded(model: ModelConfig, prompts: tuple[str, ...], device: str) -> tuple[Any, Tensor, Tensor]:
-    pipe = public_pipeline(model, device)
+    pipe = kept_pipeline(model, device)
     return pipe, encode_conditions(pipe, prompts, model.class_labels), null_condition(pipe)
 
 

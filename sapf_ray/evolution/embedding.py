@@ -23,9 +23,10 @@ from torch import Tensor
 
 from sapf_ray.config import EvolutionConfig, ModelConfig
 from sapf_ray.errors import DataError
-from sapf_ray.evolution.api import latent_means, public_pipeline
+from sapf_ray.evolution.api import latent_means
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.glyph_features import load_glyph_features
+from sapf_ray.models.loading import kept_pipeline
 
 MAX_LATENT_SIDE = 16
 
@@ -46,7 +47,7 @@ class VaeEmbedding:
     gpus: float = 0.0
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        pipe = public_pipeline(self.model, pick_device(self.gpus))
+        pipe = kept_pipeline(self.model, pick_device(self.gpus))
 
         def embed(images: np.ndarray) -> Tensor:
             latents = latent_means(pipe, images)

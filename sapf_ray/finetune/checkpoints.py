@@ -30,19 +30,17 @@ def latest_state(storage: str) -> TrainState | None:
     Args:
         storage: Path or URI (any that pyarrow knows) of one Ray Train run.
     """
-    name = newest(storage)
-    return load_state(storage, name) if name is not None else None
+    return newest(storage)[1]
 
 
-def newest(storage: str) -> str | None:
-    """Name of the newest whole checkpoint."""
+def newest(storage: str) -> tuple[str | None, TrainState | None]:
+    """Name and content of the newest whole checkpoint."""
     for name in _checkpoints(*fs.FileSystem.from_uri(storage)):
         try:
-            load_state(storage, name)
-            return name
+            return name, load_state(storage, name)
         except SapfError as error:
             logging.getLogger(__name__).warning("%s; passed over", error)
-    return None
+    return None, None
 
 
 def load_state(storage: str, name: str) -> TrainState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,15 +30,6 @@ RUN_NAME = "finetune"
 LOST_SECONDS = 120.0  # that the cluster may be too small for the workers (a node that restarts) before training gives up
 
 
-def cpus_per_worker(job: FinetuneJob) -> float:
-    """The configured cores, or as many as let all workers fit on the cluster's nodes at once."""
-    config = job.config
-    if config.cpus_per_worker:
-        return config.cpus_per_worker
-    most = int(ray.cluster_resources().get("CPU", 1.0)) // config.num_workers
-    return next((float(n) for n in range(most, 1, -1) if cluster.room(n, config.gpus_per_worker) >= config.num_workers), 1.0)
-
-
 def finetune(
     job: FinetuneJob, storage: Path | str, adapter_dir: Path, on_progress: Callable[[int, int], None] | None = None
 ) -> None:
@@ -51,7 +42,7 @@ def finetune(
         RunDirectoryError: The checkpoint contains steps that the ledger does not show.
     """
     cluster.require([cluster.finetune_want(job.config)])
-    cpus = cpus_per_worker(job)
+    cpus = cluster.worker_cpus(job.config)
     root = str(storage.resolve()) if isinstance(storage, Path) else storage
     checkpoints = f"{root}/{RUN_NAME}"
     check_paid(latest_state(checkpoints), Ledger.open(job.ledger), job.stream)
@@ -91,23 +82,12 @@ def finetune(
 
 
 def _fit(trainer: TorchTrainer, want: cluster.Want) -> None:
-    """``trainer.fit()`` on another thread: on the main one Ray takes SIGINT for itself and leaves with exit code 0.
-
-    The main thread waits, so ctrl-C reaches the caller as KeyboardInterrupt in every stage alike. Ray would wait for
-    ever for a lost node; this gives up when the cluster stays too small.
+    """``trainer.fit()``. Ray would wait for ever for a lost node; this gives up when the cluster stays too small.
 
     Raises:
         ClusterError: Nodes were lost and did not come back.
     """
-    outcome: Future[ray.train.Result] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(trainer.fit())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="ray-train").start()
+    outcome = cluster.in_background(trainer.fit, "ray-train")
     enough = time.monotonic()
     while True:
         finished, _ = wait([outcome], timeout=LOST_SECONDS / 10)

@@ -32,8 +32,10 @@ def run_worker(parameters: dict) -> None:
     job = replace(job, device=pick_device(job.config.gpus_per_worker))
     first = ray.train.get_context().get_world_rank() == 0
     # one rank looks, for on shared storage another may not see the newest yet
-    name = broadcast_from_rank_zero(newest(parameters["storage"]) if first else None)
-    resume = load_state(parameters["storage"], name) if name is not None else None
+    name, resume = newest(parameters["storage"]) if first else (None, None)
+    name = broadcast_from_rank_zero(name)
+    if name is not None and not first:
+        resume = load_state(parameters["storage"], name)
 
     def on_checkpoint(state: TrainState) -> None:
         metrics = {"step": state.step}

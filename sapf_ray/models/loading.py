@@ -9,15 +9,23 @@ One path for all of them: the bundled models are ordinary diffusers directories.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline, DiTPipeline, DiTTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -133,6 +141,12 @@ def load_pipeline(path: str, dtype: str = "float32", device: str = "cpu") -> Any
     return pipe.to(device)
 
 
+@functools.lru_cache(maxsize=1)
+def kept_pipeline(model: ModelConfig, device: str) -> Any:
+    """:func:`load_pipeline`, kept by a worker process between its tasks; whoever changes it loads one of their own."""
+    return load_pipeline(model.path, model.dtype, device)
+
+
 def _family(path: str) -> tuple[dict[str, Any], tuple[Any, str, Any, dict[str, Any]]]:
     """The content of model_index.json, and the row of ``FAMILIES`` it names."""
     try:
@@ -152,4 +166,22 @@ def _unreadable(path: str, error: Exception) -> DataError:
 
 def native_resolution(pipe: Any) -> int:
     """Side of the images the pipeline makes, in pixels."""
-    return int(denoiser_of(pipe).config.sample_size) * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    return _side(denoiser_of(pipe).config, pipe.vae.config)
+
+
+def model_resolution(path: str) -> int:
+    """:func:`native_resolution` of a model from its config files alone.
+
+    Raises:
+        DataError: The model cannot be found or is of another family.
+    """
+    _, (_, folder, denoiser_class, _) = _family(path)
+    try:
+        return _side(*(kind.load_config(resolve_model(path), subfolder=part)
+                       for kind, part in ((denoiser_class, folder), (AutoencoderKL, "vae"))))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _side(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+    return int(denoiser["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,9 +91,13 @@ def add_gaussian_noise(
     return [_noisy(part, noise_multiplier * sensitivity, generator) for part in total]
 
 
-def _noisy(total: Tensor, std: float, generator: NoiseStream | torch.Generator) -> Tensor:
+def _check_finite(total: Tensor) -> None:
     if not bool(torch.isfinite(total).all()):
         raise ValueError("the sum is not finite: noise would not hide that")
+
+
+def _noisy(total: Tensor, std: float, generator: NoiseStream | torch.Generator) -> Tensor:
+    _check_finite(total)
     if std == 0:
         return total.clone()
     if isinstance(generator, NoiseStream):
@@ -103,11 +106,6 @@ def _noisy(total: Tensor, std: float, generator: NoiseStream | torch.Generator) 
         noise = torch.randn(total.shape, generator=generator, dtype=torch.float32, device=generator.device)
         noise = noise.to(total.device)
     return (total.to(torch.float32) + std * noise).to(total.dtype)
-
-
-def uniform(n: int, stream: NoiseStream) -> Tensor:
-    """``n`` uniform float64 in the open interval (0, 1)."""
-    return torch.from_numpy(((stream.words(n) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
 
 
 def add_gumbel_noise(total: Tensor, noise_multiplier: float, sensitivity: float, stream: NoiseStream) -> Tensor:
@@ -119,7 +117,7 @@ def add_gumbel_noise(total: Tensor, noise_multiplier: float, sensitivity: float,
         ValueError: The sum is not finite, or a multiplier or sensitivity is not above 0.
     """
     return _wide(total, noise_multiplier, sensitivity) - noise_multiplier * sensitivity * (
-        -uniform(total.numel(), stream).view(total.shape).log()
+        -stream.uniform(total.numel()).view(total.shape).log()
     ).log()
 
 
@@ -129,7 +127,7 @@ def add_laplace_noise(total: Tensor, noise_multiplier: float, sensitivity: float
     Raises:
         ValueError: The sum is not finite, or a multiplier or sensitivity is not above 0.
     """
-    centred = uniform(total.numel(), stream).view(total.shape) - 0.5
+    centred = stream.uniform(total.numel()).view(total.shape) - 0.5
     noise = -centred.sign() * (1 - 2 * centred.abs()).log()
     return _wide(total, noise_multiplier, sensitivity) + noise_multiplier * sensitivity * noise
 
@@ -137,6 +135,5 @@ def add_laplace_noise(total: Tensor, noise_multiplier: float, sensitivity: float
 def _wide(total: Tensor, noise_multiplier: float, sensitivity: float) -> Tensor:
     if not (noise_multiplier > 0 and sensitivity > 0):
         raise ValueError(f"noise_multiplier = {noise_multiplier!r}, sensitivity = {sensitivity!r}: must be above 0")
-    if not bool(torch.isfinite(total).all()):
-        raise ValueError("the sum is not finite: noise would not hide that")
+    _check_finite(total)
     return total.double()

@@ -56,14 +56,18 @@ class NoiseStream:
         self._blocks += 1
         return np.frombuffer(block, dtype="<u8")
 
+    def uniform(self, n: int) -> Tensor:
+        """``n`` uniform float64 between 0 and 1, never 0."""
+        bits = torch.from_numpy((self.words(n) >> np.uint64(11)).view(np.int64))
+        return bits.double().add_(0.5).mul_(2.0**-53)
+
     def normal(self, n: int) -> Tensor:
         """``n`` standard normals in float32, by the Box-Muller transform in float64."""
         out = torch.empty(n)
         for start in range(0, n, _NORMALS_PER_BLOCK):
             stop = min(start + _NORMALS_PER_BLOCK, n)
             half = (stop - start + 1) // 2
-            bits = torch.from_numpy((self.words(2 * half) >> np.uint64(11)).view(np.int64))
-            uniform = bits.double().add_(0.5).mul_(2.0**-53)  # in (0, 1)
+            uniform = self.uniform(2 * half)
             radius, angle = uniform[:half].log().mul_(-2).sqrt_(), uniform[half:].mul_(2 * np.pi)
             out[start:stop] = torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)])[: stop - start]
         return out

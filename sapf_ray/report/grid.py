@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+from sapf_ray.report.plots import save_figure
 from sapf_ray.synthesis.writer import read_synthetic
 
 
@@ -25,7 +23,6 @@ def class_rows(images: np.ndarray, labels: np.ndarray, n_classes: int, per_class
 
 def save_grid(panels: dict[str, np.ndarray], path: Path, row_names: tuple[str, ...], title: str = "") -> Path:
     """Panels side by side, each a picture of :func:`class_rows`, rows named by class."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     height, width = next(iter(panels.values())).shape[:2]
     scale = 4.2 / height * len(row_names) / 10
     figure, axes = plt.subplots(
@@ -41,9 +38,7 @@ def save_grid(panels: dict[str, np.ndarray], path: Path, row_names: tuple[str, .
     axes[0][0].set_yticks([side * (i + 0.5) for i in range(rows)], row_names, fontsize=7)
     if title:
         figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    return save_figure(figure, path)
 
 
 def save_sample_grid(synthetic: Path, class_names: tuple[str, ...], path: Path, per_class: int = 10) -> Path:

@@ -14,11 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from sapf_ray.report.plots import save_figure
 
 _UNET = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\..*?(?:(attn[12])\.)?to_(q|k|v|out)\b")
 _TRANSFORMER = re.compile(r"transformer_blocks\.(\d+)\.(attn[12])\.to_(q|k|v|out)\b")
@@ -72,7 +71,4 @@ def save_matrix_map(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -
         axis.set_xticks(range(len(columns)), [f"{layer} {letter}" for layer, letter in columns], rotation=60, fontsize=7)
         axis.set_yticks(range(len(blocks)), blocks, fontsize=7)
     figure.colorbar(picture, ax=axes, label="smallest ratio at which the matrix is kept")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    return save_figure(figure, path)

@@ -42,7 +42,8 @@ def _figure(panels: Mapping[tuple[Any, ...], Any], rows: Sequence[Row], title: s
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
+    """Writes the picture, its folder where there is none, and closes the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -63,7 +64,7 @@ def save_bars(rows: Sequence[Row], over: str, panels: Sequence[str], path: Path,
                 axis.plot(places, [_number(row.get(paper_key)) for row in part], "kx", label="paper")
             axis.set_xticks(places, [str(row[over]) for row in part], rotation=40, ha="right", fontsize=8)
     axes[0][0].legend(fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def save_lines(rows: Sequence[Row], over: str, by: str, panels: Sequence[str], path: Path, title: str) -> Path:
@@ -85,7 +86,7 @@ def save_lines(rows: Sequence[Row], over: str, by: str, panels: Sequence[str], p
                     axis.plot(places, [_number(row.get(paper_key)) for row in ordered], "x", color=drawn[0].get_color())
         axes[1][column].set_xlabel(over)
     axes[0][0].legend(fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _number(value: Any, missing: float = float("nan")) -> float:

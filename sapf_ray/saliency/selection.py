@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from sapf_ray.data.latents import LatentCache
 from sapf_ray.models.conditioning import denoiser_of, to_denoiser
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
 from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import load_pipeline
+from sapf_ray.models.loading import kept_pipeline, load_pipeline
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
@@ -56,11 +55,6 @@ class Selection:
 
     def to_dict(self) -> dict:
         return asdict(self)
-
-
-@lru_cache(maxsize=1)
-def _pipeline(model: str, dtype: str, device: str) -> Any:
-    return load_pipeline(model, dtype, device)  # kept by the worker process between shards
 
 
 def score_records(
@@ -99,7 +93,7 @@ def _score_shard(
     closed: Collection[str],
 ) -> Release:
     torch.set_num_threads(max(1, int(config.cpus_per_task)))
-    pipe = _pipeline(model.path, model.dtype, pick_device(config.gpus_per_task))
+    pipe = kept_pipeline(model, pick_device(config.gpus_per_task))
     return score_records(pipe, cache, records, key, config, number, closed)
 
 

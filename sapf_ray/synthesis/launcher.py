@@ -22,6 +22,7 @@ import torch
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError, DataError
+from sapf_ray.files import file_digest
 from sapf_ray.finetune.adapter import load_adapter
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
@@ -217,6 +218,6 @@ def _content(directory: Path) -> dict[str, str]:
     if not directory.is_dir():
         raise DataError(f"{directory}: no such adapter directory")
     return {
-        p.relative_to(directory).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        p.relative_to(directory).as_posix(): file_digest(p)
         for p in sorted(directory.rglob("*")) if p.is_file()
     }

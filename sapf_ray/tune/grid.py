@@ -203,10 +203,10 @@ def _close_children(tracker: Tracker, grid: Grid, status: str) -> None:
 def _real_data_accuracy(config: RunConfig) -> float:
     from sapf_ray.data.base import open_source
     from sapf_ray.evaluation.downstream import train_and_score
-    from sapf_ray.models.loading import load_pipeline, native_resolution
+    from sapf_ray.models.loading import model_resolution
 
     source = open_source(config.data)
-    resolution = native_resolution(load_pipeline(config.model.path))
+    resolution = model_resolution(config.model.path)
     train = source.read("train", np.arange(source.n_train), resolution)
     test = source.read("test", np.arange(source.n_test), resolution)
     return train_and_score(*train, *test, len(source.class_names), config.evaluation, config.seed)["accuracy"]

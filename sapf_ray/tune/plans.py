@@ -19,7 +19,7 @@ from sapf_ray.data.base import open_source
 from sapf_ray.data.catalog import CATALOG
 from sapf_ray.errors import SapfError
 from sapf_ray.evaluation.protocol import check_evaluation
-from sapf_ray.models.loading import BUNDLED_DIR, load_pipeline, resolve_model
+from sapf_ray.models.loading import BUNDLED_DIR, check_model, resolve_model
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan, plan_events
@@ -59,14 +59,16 @@ class Total:
 
 
 @functools.lru_cache(maxsize=32)
-def _n_train(data: DataConfig) -> int:
-    return open_source(data).n_train
+def _shape(data: DataConfig) -> tuple[int, tuple[str, ...]]:
+    """N and the classes' prompts; the files are looked at once for all cells."""
+    source = open_source(data)
+    return source.n_train, tuple(source.prompts)
 
 
 def _n_records(data: DataConfig, strict: bool) -> int:
     """N: from the images where they are, else (unless ``strict``) the declared or the published number."""
     try:
-        return _n_train(data)
+        return _shape(data)[0]
     except SapfError:
         known = data.n_records or getattr(CATALOG.get(data.source), "n_train", None)
         if strict or known is None:
@@ -90,20 +92,19 @@ def plan_cells(cells: Sequence[Cell], strict: bool = False) -> list[PlannedCell]
             plan = make_plan(cell.config, _n_records(cell.config.data, strict))
             check_evaluation(cell.config.evaluation)
             if strict:
-                _check_model(cell.config.model.path, cell.config.saliency.pool if plan.finetune is not None else None)
+                _check_model(cell.config, plan)
         except SapfError as error:
             raise SapfError(f"cell {cell.name}: {error}") from error
         planned.append(PlannedCell(cell, plan))
     return planned
 
 
-@functools.lru_cache(maxsize=64)
-def _check_model(path: str, pool: str | None) -> None:
-    """A local model is there and has the pool; a hub id is left to its first run, which loads it before any spend."""
-    resolved = resolve_model(path)
-    if pool is not None and Path(resolved).is_dir():
-        pipe = load_pipeline(path)
-        candidate_pool(getattr(pipe, "unet", None) or pipe.transformer, pool)
+def _check_model(config: RunConfig, plan: PrivacyPlan) -> None:
+    """A local model is there, knows the classes and has the pool; a hub id is left to its first run."""
+    if Path(resolve_model(config.model.path)).is_dir():
+        denoiser = check_model(config.model, _shape(config.data)[1])
+        if plan.finetune is not None:
+            candidate_pool(denoiser, config.saliency.pool)
 
 
 def totals(planned: Iterable[PlannedCell]) -> list[Total]:
@@ -162,7 +163,7 @@ def guessed_seconds(config: RunConfig, plan: PrivacyPlan) -> float:
     images, finetune, evolution = float(config.synthesis.n_images), config.finetune, config.evolution
     seconds = rate[_START]
     if plan.selection is not None:
-        seconds += rate[_SELECT] * plan.n_records * plan.selection.sample_rate
+        seconds += rate[_SELECT] * plan.n_records * plan.selection.sample_rate * plan.selection.count
     if plan.finetune is not None:
         seconds += rate[_TUNE] * plan.batch_size * plan.steps * finetune.draws_per_record * _FULL[finetune.adapter]
     if plan.evolution is not None:

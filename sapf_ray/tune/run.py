@@ -14,9 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,10 +68,9 @@ def concurrency(configs: Sequence[RunConfig]) -> int:
 def _for_cluster(config: RunConfig, at_once: int) -> RunConfig:
     """A worker's cores where the config leaves them open: a cell's equal part instead of the whole cluster."""
     finetune = config.finetune
-    if at_once == 1 or finetune.cpus_per_worker or finetune.steps == 0:
+    if at_once == 1 or finetune.steps == 0:
         return config
-    share = int(ray.cluster_resources().get("CPU", 1.0)) // (at_once * finetune.num_workers)
-    return replace(config, finetune=replace(finetune, cpus_per_worker=float(max(1, share))))
+    return replace(config, finetune=replace(finetune, cpus_per_worker=cluster.worker_cpus(finetune, at_once)))
 
 
 def check_resources(cells: Sequence[PlannedCell]) -> None:
@@ -144,7 +141,7 @@ class _Latents:
         for item in planned:
             config = item.cell.config
             if item.plan.finetune is not None and not config.cluster.keep_cache and config.cluster.latents_dir is None:
-                folder = shared_directory(self.root, open_source(config.data), config.model.path, config.model.dtype)
+                folder = shared_directory(self.root, open_source(config.data), config.model)
                 self.users.setdefault(folder, []).append(item)
 
     def clean(self) -> list[Path]:
@@ -182,7 +179,7 @@ def _tune(
         ),
     )
     try:
-        results = _fit(tuner)
+        results = cluster.in_background(tuner.fit, "ray-tune").result()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     failed = {}
@@ -192,22 +189,6 @@ def _tune(
         if problem is not None:
             failed[name] = problem
     return failed
-
-
-def _fit(tuner: Any) -> Any:
-    """``tuner.fit()`` on another thread, so that ctrl-C reaches the caller as KeyboardInterrupt and ends the grid."""
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(tuner.fit())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="ray-tune").start()
-    while not wait([outcome], timeout=1.0).done:
-        pass
-    return outcome.result()
 
 
 def one_line(error: BaseException | str) -> str:

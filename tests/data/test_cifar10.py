@@ -9,10 +9,11 @@ import shutil
 import numpy as np
 import pytest
 
-from sapf_ray.config import DataConfig
+from sapf_ray.config import DataConfig, ModelConfig
 from sapf_ray.data import cifar10, open_source
 from sapf_ray.data.latents import build_latent_cache
 from sapf_ray.errors import ConfigError, DataError
+from sapf_ray.files import file_digest
 from tests.data.published import cifar_batch, open_named, python2_pickle, read_all, refusal, write_cifar10
 
 
@@ -135,7 +136,7 @@ def test_a_full_batch_must_have_the_published_checksum(published, monkeypatch):
     monkeypatch.setattr(cifar10, "RECORDS_PER_FILE", 7)
     message = refusal("cifar10", published[0])
     assert "data_batch_1" in message and "c99cafc152244af753f735de768cd75f" in message and "cs.toronto.edu" in message
-    own = {name: cifar10._digest(published[0] / name, "md5") for name in cifar10._MD5}
+    own = {name: file_digest(published[0] / name, "md5") for name in cifar10._MD5}
     monkeypatch.setattr(cifar10, "_MD5", own)
     open_named("cifar10", published[0]).verify()
 
@@ -195,7 +196,7 @@ def test_path(published, tmp_path):
 
 def test_latent_cache_in_ray_tasks(published, ray_cluster, tiny_pipeline, tmp_path):
     source = open_named("cifar10", published[0])
-    cache = build_latent_cache(tmp_path / "latents", source, str(tiny_pipeline), "float32", "cpu", 20, {"num_cpus": 1})
+    cache = build_latent_cache(tmp_path / "latents", source, ModelConfig(str(tiny_pipeline)), "cpu", 20, {"num_cpus": 1})
     assert cache.complete and np.array_equal(np.load(tmp_path / "latents" / "labels.npy"), published[2][:35])
     assert cache.read(np.arange(35))[0].shape == (35, 8, 4, 4)
 

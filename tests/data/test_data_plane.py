@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
+from sapf_ray.config import ModelConfig
 from sapf_ray.data.base import ImageSource
 from sapf_ray.data.latents import build_latent_cache
 
@@ -65,7 +66,7 @@ def small_pipeline(tiny: Path, directory: Path) -> str:
 def test_300000_records_of_96_pixels_do_not_fill_the_driver(ray_cluster, tiny_pipeline, tmp_path):
     model = small_pipeline(tiny_pipeline, tmp_path / "model")
     resources = {"num_cpus": 1.0, "num_gpus": 0.0}
-    build_latent_cache(tmp_path / "warm", Generated(2000), model, "float32", "cpu", 512, resources)
+    build_latent_cache(tmp_path / "warm", Generated(2000), ModelConfig(model), "cpu", 512, resources)
     me, stop = psutil.Process(), threading.Event()
 
     def own() -> int:
@@ -82,7 +83,7 @@ def test_300000_records_of_96_pixels_do_not_fill_the_driver(ray_cluster, tiny_pi
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    cache = build_latent_cache(tmp_path / "latents", Generated(300_000), model, "float32", "cpu", 512, resources)
+    cache = build_latent_cache(tmp_path / "latents", Generated(300_000), ModelConfig(model), "cpu", 512, resources)
     stop.set()
     watcher.join()
     grown = (most - before) / MIB

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sapf_ray.config import DataConfig
+from sapf_ray.config import DataConfig, ModelConfig
 from sapf_ray.data import open_source
 from sapf_ray.data.latents import LatentCache, build_latent_cache
 from sapf_ray.errors import DataError
@@ -20,7 +20,7 @@ def built(ray_cluster, tiny_pipeline, tmp_path_factory):
     progress: list[tuple[int, int]] = []
     source = open_source(DataConfig(source="digits"))
     cache = build_latent_cache(
-        directory, source, str(tiny_pipeline), "float32", "cpu", 400, {"num_cpus": 1}, lambda *p: progress.append(p)
+        directory, source, ModelConfig(str(tiny_pipeline)), "cpu", 400, {"num_cpus": 1}, lambda *p: progress.append(p)
     )
     return cache, source, directory, progress
 
@@ -63,5 +63,5 @@ def test_an_image_that_breaks_inside_a_task_is_named_in_one_line(ray_cluster, ti
     broken = tmp_path / "images" / "train" / "b" / "1.png"
     broken.write_bytes(broken.read_bytes()[:40])
     with pytest.raises(DataError) as caught:
-        build_latent_cache(tmp_path / "latents", source, str(tiny_pipeline), "float32", "cpu", 4, {"num_cpus": 1})
+        build_latent_cache(tmp_path / "latents", source, ModelConfig(str(tiny_pipeline)), "cpu", 4, {"num_cpus": 1})
     assert type(caught.value) is DataError and str(broken) in str(caught.value) and "\n" not in str(caught.value)

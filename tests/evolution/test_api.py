@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from sapf_ray.config import ModelConfig
-from sapf_ray.evolution.api import DiffusionApi, decode_images, latent_means, public_pipeline, vary_images
+from sapf_ray.evolution.api import DiffusionApi, decode_images, latent_means, vary_images
 from sapf_ray.models.conditioning import encode_conditions, null_condition
 from sapf_ray.models.denoising import training_scheduler
+from sapf_ray.models.loading import kept_pipeline
 from sapf_ray.synthesis.sampler import initial_noise, sample_images, solver
 
 PROMPTS = ("an ant", "a bee", "a cat")
@@ -31,7 +32,7 @@ def apart(a, b):
 
 
 def test_random_is_what_synthesis_makes(api):
-    pipe = public_pipeline(api.model, "cpu")
+    pipe = kept_pipeline(api.model, "cpu")
     context, empty = encode_conditions(pipe, PROMPTS)[LABELS], null_condition(pipe)
     expected = sample_images(pipe, context, empty, SEEDS, steps=6, guidance_scale=2.0)
     assert np.abs(api.random(LABELS, SEEDS).astype(int) - expected).max() <= 1
@@ -46,7 +47,7 @@ def test_variation_at_strength_one_is_a_fresh_image(api, parents):
 def test_small_strengths_keep_the_parent_and_large_ones_lose_it():
     """On the bundled model, for a random VAE keeps nothing: mean distance to the parent's reconstruction, in grey levels."""
     api = DiffusionApi(ModelConfig(), tuple(f"An image of the digit {name}" for name in ("one", "two", "three")), 10, 2.0)
-    pipe, labels = public_pipeline(api.model, "cpu"), LABELS[:3]
+    pipe, labels = kept_pipeline(api.model, "cpu"), LABELS[:3]
     parents = api.random(labels, np.arange(3))
     kept = decode_images(pipe, latent_means(pipe, parents) * pipe.vae.config.scaling_factor)
     distances = [apart(api.vary(parents, labels, SEEDS[:3], s), kept) for s in (0.001, 0.05, 0.3, 0.6, 0.9)]
@@ -80,7 +81,7 @@ def test_the_prompt_and_guidance_reach_a_variation(tiny_pipeline, api, parents):
 
 
 def test_variation_is_noising_and_then_the_solver(api, parents):
-    pipe = public_pipeline(api.model, "cpu")
+    pipe = kept_pipeline(api.model, "cpu")
     context, empty = encode_conditions(pipe, PROMPTS)[LABELS], null_condition(pipe)
     ours = vary_images(pipe, parents, context, empty, SEEDS, 0.5, steps=10, guidance_scale=1.0)
     scheduler = solver(pipe)

@@ -53,7 +53,7 @@ def test_a_killed_encoding_task_is_done_again(ray_cluster, tiny_pipeline, tmp_pa
 
     def build(directory: Path) -> LatentCache:
         return build_latent_cache(
-            directory, source, str(tiny_pipeline), "float32", "cpu", 100, {"num_cpus": 1.0, "num_gpus": 0.0}
+            directory, source, ModelConfig(str(tiny_pipeline)), "cpu", 100, {"num_cpus": 1.0, "num_gpus": 0.0}
         )
 
     whole = build(tmp_path / "whole")

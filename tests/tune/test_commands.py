@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from sapf_ray.cli import main
+from tests import commands
 from tests.tune.test_space import write
 
 SMALL = {"finetune.steps": 2, "finetune.batch_size": 64, "privacy.accountant": "rdp"}
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    try:
-        code = main(list(arguments))
-    except SystemExit as exit_:
-        code = exit_.code
-    captured = capsys.readouterr()
-    return code, " ".join(captured.out.split()), captured.err
+    """Standard output as one line: tables wrap."""
+    code, out, err = commands.call(capsys, *arguments)
+    return code, " ".join(out.split()), err
 
 
 def test_dry_run_lists_cells_budget_and_time_and_writes_nothing(capsys, tmp_path):

@@ -12,10 +12,12 @@ import ray
 from rich.console import Console
 
 from sapf_ray import cluster
+from sapf_ray.data.base import open_source
+from sapf_ray.data.latents import shared_directory
 from sapf_ray.errors import SapfError
 from sapf_ray.tune.grid import Grid, open_grid, raise_failures, run_grid
 from sapf_ray.tune.plans import plan_cells
-from sapf_ray.tune.run import check_resources, concurrency, run_cells
+from sapf_ray.tune.run import _Latents, check_resources, concurrency, run_cells
 from sapf_ray.tune.space import load_space, make_cells
 from tests.tune.test_space import write
 
@@ -107,3 +109,17 @@ def test_concurrency_is_what_fits_of_the_largest_cell(ray_cluster, tmp_path):
     one, two = (cell.config for cell in make_cells(load_space(path)))
     assert (concurrency([one]), concurrency([one, two])) == (2, 1)
     assert ray.cluster_resources()["CPU"] == 2 and cluster.wants(one)[1].count == 1
+
+
+def test_shared_latents_of_a_model_with_class_labels_go_with_its_last_cell(tmp_path, monkeypatch):
+    """The folder a run writes to is the one the grid deletes, whatever of the model's config decides what is in it."""
+    base = {"finetune.steps": 2, "finetune.batch_size": 64, "privacy.accountant": "rdp", "model.path": "glyphs-dit-tiny",
+            "model.class_labels": list(range(10, 20))}
+    planned = plan_cells(make_cells(load_space(write(tmp_path, base=base, axes={"method": ["dp-lora"]}))))
+    config = planned[0].cell.config
+    folder = shared_directory((tmp_path / ".latents").resolve(), open_source(config.data), config.model)
+    folder.mkdir(parents=True)
+    latents = _Latents(planned, tmp_path)
+    assert latents.clean() == [folder]
+    monkeypatch.setattr("sapf_ray.tune.run.is_finished", lambda cell, out: True)
+    assert latents.clean() == [] and not folder.exists()
