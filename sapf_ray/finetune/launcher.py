@@ -18,12 +18,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from sapf_ray import cluster
 from sapf_ray.errors import BudgetError, ClusterError, SapfError
-from sapf_ray.finetune.adapter import add_adapter, save_weights
 from sapf_ray.finetune.checkpoints import check_paid, latest_state, repair_snapshot
-from sapf_ray.finetune.loop import FinetuneJob
+from sapf_ray.finetune.loop import FinetuneJob, write_adapter
 from sapf_ray.finetune.worker import run_worker
-from sapf_ray.models.conditioning import denoiser_of
-from sapf_ray.models.loading import load_pipeline
 from sapf_ray.privacy.ledger import Ledger
 
 RUN_NAME = "finetune"
@@ -75,10 +72,7 @@ def finetune(
     state = latest_state(checkpoints)
     if state is None or state.step < job.config.steps:
         raise SapfError(f"{checkpoints}: the last checkpoint cannot be read; the same command makes it again")
-    pipe = load_pipeline(job.model.path, job.model.dtype)
-    denoiser = denoiser_of(pipe)
-    add_adapter(denoiser, job.matrices, job.config, job.seed)
-    save_weights(denoiser, adapter_dir, state.average, job.config)
+    write_adapter(job, state, adapter_dir)
 
 
 def _fit(trainer: TorchTrainer, want: cluster.Want) -> None:

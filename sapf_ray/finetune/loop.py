@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sapf_ray.config import FinetuneConfig, ModelConfig
 from sapf_ray.data.latents import LatentCache
 from sapf_ray.errors import SapfError
-from sapf_ray.finetune.adapter import SampleGradients, add_adapter, load_factors, sample_gradients
+from sapf_ray.finetune.adapter import SampleGradients, add_adapter, load_factors, sample_gradients, save_weights
 from sapf_ray.finetune.micro_batch import find_micro_batch
 from sapf_ray.finetune.optimizer import ReleaseOptimizer
 from sapf_ray.models.conditioning import denoiser_of, to_denoiser
@@ -209,3 +209,10 @@ def _common_micro_batch(objective: _Objective, gradients: SampleGradients) -> in
     size = torch.tensor(best, device=job.device)
     dist.all_reduce(size, op=dist.ReduceOp.MIN)
     return int(size)
+
+
+def write_adapter(job: FinetuneJob, state: TrainState, directory: Path) -> None:
+    """Writes what the stage releases, out of its last state."""
+    denoiser = denoiser_of(load_pipeline(job.model.path, job.model.dtype))
+    add_adapter(denoiser, job.matrices, job.config, job.seed)
+    save_weights(denoiser, directory, state.average, job.config)
