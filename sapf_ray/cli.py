@@ -6,6 +6,7 @@ source wins: defaults, ``--preset``, ``--config``, flags.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import json
@@ -90,6 +91,8 @@ def _parser() -> _Parser:
     commands = parser.add_subcommands(dest="command")
     run = _config_parser("Run or continue one experiment.")
     run.add_argument("--out", type=str, required=True, help="Run directory; the same command again continues it.")
+    run.add_argument("--verbose", type=bool, default=False, nargs="?", const=True,
+                     help="Show the lines of run.log.jsonl on stderr as well.")
     plan = _config_parser("Plan the privacy spend; reads no image.")
     plan.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON object.")
     ledger = _Parser(description="What a run spent, replayed from its ledger.")
@@ -157,12 +160,13 @@ def _run_config(namespace: jsonargparse.Namespace, *own: str) -> RunConfig:
 
 
 def _run(namespace: jsonargparse.Namespace, console: Console) -> None:
-    config = _run_config(namespace, "out")
+    config = _run_config(namespace, "out", "verbose")
+    from sapf_ray import runlog, worktime
     from sapf_ray.pipeline import run  # torch, ray and diffusers load only where they are used
     from sapf_ray.report.terminal import progress_bars, result_table
 
-    with progress_bars(console) as on_progress:
-        result = run(config, namespace.out, on_progress)
+    with runlog.shown() if namespace.verbose else contextlib.nullcontext(), progress_bars(console) as on_progress:
+        result = run(config, namespace.out, on_progress, worktime.process_start())
     console.print(result_table(result))
 
 

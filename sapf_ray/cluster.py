@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import re
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sapf_ray import runlog, worktime
 from sapf_ray.config import ClusterConfig, FinetuneConfig, RunConfig
 from sapf_ray.errors import ClusterError, SapfError
+
+T = TypeVar("T")
 
 # Of every process of a run. Freed memory is kept: glibc otherwise returns a large tensor's pages at once, and every
 # reuse pays page faults (5 % of a forward pass of the bundled U-Net, measured on one idle core).
@@ -115,22 +119,70 @@ def _why_not(error: Exception) -> str:
 
 
 def result(reference: ray.ObjectRef) -> Any:
-    """``ray.get``; a user's error inside the task or actor is raised as itself, in one line.
+    """``ray.get``; the times of :func:`sapf_ray.worktime.timed` work go to the stage that is under way, and a user's error
+    inside the task or actor is raised as itself, in one line.
 
     Raises:
         ClusterError: The work was lost more often than Ray retries it (machines or workers that keep dying).
     """
     try:
-        return ray.get(reference)
+        value = ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, SapfError):
             raise error.cause from None
         raise
     except RayError as error:
+        runlog.event("work_lost", runlog.ERROR, error=type(error).__name__)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(
             f"work was lost and repeating it did not help ({reason}); finished work is kept, the same command goes on"
         ) from error
+    if not isinstance(value, worktime.Worked):
+        return value
+    worktime.add([value.interval])
+    if value.attempt > 0:
+        runlog.event("task_retried", runlog.WARNING, attempt=value.attempt)
+    return value.value
+
+
+def as_finished(
+    submit: Callable[[T], ray.ObjectRef], items: Iterable[T], window: int, ordered: bool = False
+) -> Iterator[tuple[T, Any]]:
+    """Every item with the result of its task, as they come or, where ``ordered``, in the order of the items.
+
+    At most ``window`` items are submitted and not yet yielded, so what driver and object store hold does not grow with their
+    number, not even where one of them is late.
+
+    Args:
+        submit: Starts an item's task.
+        window: See :func:`in_flight`.
+
+    Raises:
+        ClusterError: See :func:`result`.
+    """
+    waiting, turn = enumerate(items), 0
+    running: dict[ray.ObjectRef, tuple[int, T]] = {}
+    early: dict[int, tuple[T, Any]] = {}
+    while True:
+        for number, item in itertools.islice(waiting, window - len(running) - len(early)):
+            running[submit(item)] = number, item
+        if not running:
+            return
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        number, item = running.pop(ready)
+        if not ordered:
+            yield item, result(ready)
+            continue
+        early[number] = item, result(ready)
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1
+
+
+def in_flight(cpus: float, gpus: float = 0.0) -> int:
+    """How many tasks of this size to have submitted at a time: enough that no worker waits for the driver, and that a late
+    task does not stop the others soon."""
+    return max(32, 4 * room(cpus, gpus))
 
 
 def in_background(call: Callable[[], Any], name: str) -> Future[Any]:

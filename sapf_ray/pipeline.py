@@ -8,12 +8,13 @@ skipped, so the same command continues an interrupted run.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sapf_ray import cluster
+from sapf_ray import cluster, runlog
 from sapf_ray.config import RunConfig, config_hash
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.data.latents import build_latent_cache, shared_directory
@@ -53,19 +54,21 @@ class Result:
     tracking_uri: str | None
 
 
-def run(config: RunConfig, out: str, on_progress: Progress | None = None) -> Result:
+def run(config: RunConfig, out: str, on_progress: Progress | None = None, since: float | None = None) -> Result:
     """Runs or continues one experiment in directory ``out``.
 
     Args:
         config: The whole experiment.
         out: Run directory; created, or one that an earlier start of the same config left.
         on_progress: Called with (stage, done, total).
+        since: ``time.time()`` from which on time counts as the run's, now unless given; see :meth:`Stages.cost`.
 
     Raises:
         SapfError: Any of its subclasses, with one line that says what to change. Everything that can be checked
             without the sensitive images is checked before the first is read.
     """
 
+    since = time.time() if since is None else since
     # Checks: nothing sensitive is read, nothing is spent.
     model_path = resolve_model(config.model.path)
     source = open_source(config.data)
@@ -80,26 +83,34 @@ def run(config: RunConfig, out: str, on_progress: Progress | None = None) -> Res
         make_parts(config.evolution, config.synthesis, config.model, source.prompts)
     check_evaluation(config.evaluation)
     directory = RunDirectory(out)
-    directory.claim(config)
+    resumed = directory.claim(config)
     if config.cluster.storage:
         Storage(config.cluster.storage, directory)  # says now what it would say at the end
     tracker = Tracker.open(config, directory)
     try:
-        with cluster.session(config.cluster):
-            cluster.check(config)
-            cluster.check_shared(directory.root)
-            source.verify()
-            meter = Meter(directory.root.name, plan.epsilon)
+        with runlog.start_of_run(runlog.Place(str(directory.log.resolve()), directory.run_id()), resumed):
+            stage = Stages(directory, since)
+            with cluster.session(config.cluster):
+                cluster.check(config)
+                cluster.check_shared(directory.root)
+                source.verify()
+                meter = Meter(directory.root.name, plan.epsilon)
 
-            def report(stage: str) -> Callable[[int, int], None]:
-                def show(done: int, total: int) -> None:
-                    meter.progress(stage, done, total)
-                    if on_progress:
-                        on_progress(stage, done, total)
+                def report(stage: str) -> Callable[[int, int], None]:
+                    def show(done: int, total: int) -> None:
+                        meter.progress(stage, done, total)
+                        if on_progress:
+                            on_progress(stage, done, total)
 
-                return show
+                    return show
 
-            return _stages(config, directory, plan, source, model_path, tracker, meter, report)
+                result = _stages(config, directory, plan, source, model_path, tracker, meter, stage, report)
+            result.metrics["orchestration"] = stage.cost()  # now with what came after the last stage
+            directory.write_json(directory.metrics, result.metrics)
+            runlog.event(
+                "run_ended", seconds=round(time.time() - since, 2), orchestration=result.metrics["orchestration"]["total_share"]
+            )
+            return result
     except BaseException as error:
         tracker.fail("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -109,9 +120,8 @@ def run(config: RunConfig, out: str, on_progress: Progress | None = None) -> Res
 
 def _stages(
     config: RunConfig, directory: RunDirectory, plan: PrivacyPlan, source: ImageSource, model_path: str,
-    tracker: Tracker, meter: Meter, report: Callable[[str], Callable[[int, int], None]],
+    tracker: Tracker, meter: Meter, stage: Stages, report: Callable[[str], Callable[[int, int], None]],
 ) -> Result:
-    stage = Stages(directory)
     with stage("plan"):
         ledger = open_ledger(directory, plan)
         tracker.log_plan(plan)
@@ -150,7 +160,7 @@ def _stages(
     metrics = {
         **scores,
         "epsilon_spent": _finite(spent), "epsilon_planned": _finite(plan.epsilon if plan.reads_images else 0.0),
-        "delta": plan.delta, "seconds": stage.seconds,
+        "delta": plan.delta, "seconds": stage.seconds, "orchestration": stage.cost(),
         **{key: values for key, values in stage.memory.items() if values},
     }
     directory.write_json(directory.metrics, metrics)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import IO, Any
@@ -45,7 +46,10 @@ class RunDirectory:
         self.card = self.root / "privacy_card.md"
         self.plots = self.root / "plots"
         self.timings = self.root / "timings.json"
+        self.orchestration = self.root / "orchestration.json"
         self.memory = self.root / "peak_memory.json"
+        self.log = self.root / "run.log.jsonl"
+        self.owner = self.root / "run_id"
         self.mlflow = self.root / "mlflow_run.json"
         # sensitive or secret; never uploaded, deleted at the end of the run
         self.private = self.root / "private"
@@ -91,6 +95,12 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def run_id(self) -> str:
+        """Random hex, the same over all starts of the run."""
+        if not self.owner.exists():
+            write_atomic(self.owner, secrets.token_hex(16))
+        return self.owner.read_text()
 
     def read_config(self) -> RunConfig:
         if not self.config.is_file():

@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from sapf_ray import runlog, worktime
 from sapf_ray.config import RunConfig, config_hash
 from sapf_ray.data.base import ImageSource
 from sapf_ray.errors import BudgetError, RunDirectoryError
-from sapf_ray.memory import peak_memory
+from sapf_ray.memory import Peak, peak_memory
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.privacy.streams import NoiseKey
@@ -19,29 +20,59 @@ from sapf_ray.rundir import RunDirectory, write_atomic
 
 @dataclass
 class Stages:
-    """Time and peak memory of stages; keeps those of earlier starts for stages that are skipped."""
+    """Time, orchestration and peak memory of stages; keeps those of earlier starts for stages that are skipped.
+
+    Args:
+        since: ``time.time()`` at which this start of the run began.
+    """
 
     run: RunDirectory
+    since: float = field(default_factory=time.time)
     seconds: dict[str, float] = field(default_factory=dict)
+    orchestration: dict[str, float] = field(default_factory=dict)
     memory: dict[str, dict[str, float]] = field(default_factory=lambda: {"peak_memory_mb": {}, "peak_gpu_memory_mb": {}})
 
     def __post_init__(self) -> None:
+        self._inside = 0.0  # seconds of this start in stages
         if self.run.timings.exists():
             self.seconds = self.run.read_json(self.run.timings)
+        if self.run.orchestration.exists():
+            self.orchestration = self.run.read_json(self.run.orchestration)
         if self.run.memory.exists():
             self.memory = self.run.read_json(self.run.memory)
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        with peak_memory() as peak:
-            yield
-        self.seconds[name] = round(time.monotonic() - start, 2)
+        start, begun = time.monotonic(), time.time()
+        with runlog.stage_events(name):
+            with peak_memory() as peak, worktime.collecting() as worked:
+                yield
+            self._done(name, time.monotonic() - start, worktime.covered(worked, begun, time.time()), peak)
+
+    def _done(self, name: str, seconds: float, compute: float, peak: Peak) -> None:
+        self._inside += seconds
+        self.seconds[name] = round(seconds, 2)
+        self.orchestration[name] = round(max(0.0, seconds - compute), 2)
+        runlog.event("stage_ended", seconds=self.seconds[name], orchestration=self.orchestration[name])
         self.run.write_json(self.run.timings, self.seconds)
+        self.run.write_json(self.run.orchestration, self.orchestration)
         for key, value in (("peak_memory_mb", peak.main), ("peak_gpu_memory_mb", peak.gpu)):
             if value:
                 self.memory[key][name] = round(value, 1)
         self.run.write_json(self.run.memory, self.memory)
+
+    def cost(self) -> dict[str, float]:
+        """Orchestration up to now, as :mod:`sapf_ray.worktime` defines it.
+
+        Returns:
+            Seconds of each stage; ``outside_stages``, seconds of this start in which no stage was under way (the driver's
+            imports, checks, Ray's start and end, epsilon, MLflow); ``total_share`` of all of them in the run's wall time, in
+            [0, 1]. Of earlier starts only the stages that they finished count.
+        """
+        outside = max(0.0, time.time() - self.since - self._inside)
+        known = [self.seconds[name] for name in self.orchestration]
+        share = (sum(self.orchestration.values()) + outside) / max(sum(known) + outside, 1e-9)
+        return {**self.orchestration, "outside_stages": round(outside, 2), "total_share": round(share, 4)}
 
 
 def privacy_note(plan: PrivacyPlan, spent: float) -> str:

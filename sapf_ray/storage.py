@@ -13,17 +13,15 @@ folder below it, named like its run directory:
 from __future__ import annotations
 
 import json
-import secrets
 
 import pyarrow as pa
 import pyarrow.fs as fs
 
 from sapf_ray.errors import ConfigError, RunDirectoryError
 from sapf_ray.files import file_digest
-from sapf_ray.rundir import RunDirectory, write_atomic
+from sapf_ray.rundir import RunDirectory
 
 MANIFEST = "published.json"
-_OWNER = "run_id"
 _ERRORS = (OSError, pa.ArrowException)
 
 
@@ -32,7 +30,7 @@ class Storage:
 
     Args:
         uri: ``cluster.storage``.
-        directory: The run directory; keeps the random id by which the run knows its own folder.
+        directory: The run directory; its random id tells whose folder it is.
 
     Raises:
         ConfigError: The URI is none, or cannot be written.
@@ -56,14 +54,12 @@ class Storage:
 
     def _claim(self, uri: str) -> None:
         """A folder of the same name may be another run's; its checkpoints must never be taken for this one's."""
-        saved = self.directory.root / _OWNER
-        if not saved.exists():
-            write_atomic(saved, secrets.token_hex(16))
-        marker = f"{self.path}/{_OWNER}"
+        run = self.directory.run_id().encode()
+        marker = f"{self.path}/{self.directory.owner.name}"
         self.filesystem.create_dir(self.path, recursive=True)
         if self.filesystem.get_file_info(marker).type == fs.FileType.NotFound:
-            self._write(marker, saved.read_bytes())
-        if self._read(marker) != saved.read_bytes():
+            self._write(marker, run)
+        if self._read(marker) != run:
             raise RunDirectoryError(
                 f"cluster.storage = {uri!r}: {self.name} there belongs to another run; give --out another name, or delete that "
                 "folder"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
+from sapf_ray import runlog
 from sapf_ray.config import RunConfig, flatten, to_dict
 from sapf_ray.errors import SapfError, TrackingError
 from sapf_ray.privacy.ledger import Ledger
@@ -44,6 +45,7 @@ def _while_reachable(method: Callable[Concatenate[Tracker, _P], None]) -> Callab
         except Exception as error:  # mlflow, requests and sqlalchemy raise their own families
             if isinstance(error, SapfError) and not isinstance(error, TrackingError):
                 raise
+            runlog.event("tracking_lost", runlog.WARNING, error=type(error).__name__)
             if not self.lost:
                 logging.getLogger(__name__).warning(
                     "sapf: warning: MLflow at %s cannot be reached any more (%s); the run goes on, and the same command "

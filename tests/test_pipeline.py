@@ -73,6 +73,10 @@ def kill_when(words: list[str], reached: Callable[[], bool]) -> None:
     process.wait()
 
 
+def log_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "run.log.jsonl").read_text().splitlines()]
+
+
 def releases(ledger: Path) -> list[str]:
     if not ledger.exists():
         return []
@@ -104,6 +108,26 @@ def test_run_leaves_every_artifact_and_says_where(plain_run):
     assert not (out / "private").exists()
 
 
+def test_orchestration_is_told_per_stage_and_the_log_has_every_stage(plain_run):
+    out, printed = plain_run
+    metrics = json.loads((out / "metrics.json").read_text())
+    cost, seconds = metrics["orchestration"], metrics["seconds"]
+    stages = ["plan", "latents", "selection", "finetune", "synthesis", "pictures", "evaluation"]
+    assert list(seconds) == stages and list(cost) == [*stages, "outside_stages", "total_share"]
+    for stage in stages[1:]:  # plan has no work of its own, all others have
+        assert 0 <= cost[stage] < seconds[stage]
+    lost, whole = sum(cost[stage] for stage in stages) + cost["outside_stages"], sum(seconds.values()) + cost["outside_stages"]
+    assert cost["total_share"] == pytest.approx(lost / whole, abs=0.01) and cost["outside_stages"] > 0
+    assert "of them not at work" in printed and "outside the stages" in printed
+    events = log_of(out)
+    begun = [("stage_started", stage) for stage in stages]
+    ended = [("stage_ended", stage) for stage in stages]
+    told = [(line["event"], line["stage"]) for line in events]
+    assert told == [("run_started", None), *(e for pair in zip(begun, ended, strict=True) for e in pair), ("run_ended", None)]
+    assert [line["seconds"] for line in events if line["event"] == "stage_ended"] == list(seconds.values())
+    assert {line["run"] for line in events} == {(out / "run_id").read_text()}
+
+
 def test_tracking_holds_spend_scores_and_pictures(plain_run):
     from mlflow import MlflowClient
 
@@ -119,6 +143,8 @@ def test_tracking_holds_spend_scores_and_pictures(plain_run):
     assert curve[-1].value <= 8
     names = {f.path for f in client.list_artifacts(run.info.run_id)}
     assert {"pictures", "adapter", "ledger.jsonl", "selection.json", "privacy_card.md"} <= names
+    assert "run.log.jsonl" not in names
+    assert 0 < run.data.metrics["orchestration/total_share"] < 1 and "orchestration/finetune" in run.data.metrics
     logged = set(run.data.metrics) | set(run.data.params)
     assert not [name for name in logged if "loss" in name or "grad" in name or "realised" in name]
 
@@ -146,6 +172,12 @@ def test_killed_in_every_stage_it_continues_and_never_understates(plain_run, fol
     kill_when(words, lambda: "finetune/step/6" in releases(ledger))
     kill_when(words, lambda: len(list((out / "synthetic").glob("*.parquet"))) > 0)
     finish(words)
+    events = log_of(out)  # whole lines, though the driver was killed four times
+    starts = [line["event"] for line in events if line["event"].startswith("run_")]
+    assert starts == ["run_started", *["run_resumed"] * 4, "run_ended"]
+    assert len({line["run"] for line in events}) == 1
+    (step,) = [line["step"] for line in events if line["event"] == "stage_resumed" and line["stage"] == "finetune"]
+    assert step % 4 == 0 and step > 0
     opened = Ledger.open(ledger)
     assert opened.epsilon_spent() == pytest.approx(Ledger.open(whole / "ledger.jsonl").epsilon_spent())
     paid = [e.release for e in opened.events() if not e.replay]

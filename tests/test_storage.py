@@ -17,7 +17,7 @@ def finished(root: Path) -> RunDirectory:
     run = RunDirectory(root)
     for folder in (run.adapter, run.synthetic, run.private):
         folder.mkdir(parents=True)
-    for path in (run.config, run.plan, run.ledger, run.selection, run.card, run.metrics, run.adapter / "weights",
+    for path in (run.config, run.plan, run.ledger, run.selection, run.card, run.metrics, run.log, run.adapter / "weights",
                  run.synthetic / "train-0.parquet", run.noise_key):
         path.write_text(path.name)
     return run

@@ -20,7 +20,7 @@ import numpy as np
 import ray
 import torch
 
-from sapf_ray import cluster
+from sapf_ray import cluster, worktime
 from sapf_ray.config import ModelConfig
 from sapf_ray.data.arrays import save_array
 from sapf_ray.data.base import ImageSource
@@ -79,6 +79,7 @@ def _only_builder(directory: Path) -> Iterator[None]:
 
 
 @ray.remote(max_retries=3)
+@worktime.timed
 def _encode_shard(source: ImageSource, model: ModelConfig, device: str, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pipe = kept_pipeline(model, device)
     images, labels = source.read("train", records, native_resolution(pipe))
@@ -111,31 +112,27 @@ def _build(
     directory: Path, source: ImageSource, model: ModelConfig, device: str, shard_size: int,
     resources: dict[str, float], on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    pipe = load_pipeline(model.path, model.dtype)
-    save_array(directory / "conditions.npy", encode_conditions(pipe, source.prompts, model.class_labels).numpy(), mode=0o600)
-    del pipe
+    with worktime.working():
+        pipe = load_pipeline(model.path, model.dtype)
+        conditions = encode_conditions(pipe, source.prompts, model.class_labels).numpy()
+        save_array(directory / "conditions.npy", conditions, mode=0o600)
+        del pipe
     shards = np.array_split(np.arange(source.n_train), max(1, -(-source.n_train // shard_size)))
     # ImageSource may be large (a list of 300,000 paths): by reference, not pickled into every task
     source_ref = ray.put(source)
-    pending = {
-        _encode_shard.options(name="encode", scheduling_strategy=cluster.SPREAD, **resources).remote(
-            source_ref, model, device, shard
-        ): shard
-        for shard in shards
-    }
+    task = _encode_shard.options(name="encode", scheduling_strategy=cluster.SPREAD, **resources)
+    encoded = cluster.as_finished(
+        lambda shard: task.remote(source_ref, model, device, shard), shards,
+        cluster.in_flight(resources.get("num_cpus", 1.0), resources.get("num_gpus", 0.0)),
+    )
     moments: np.memmap | None = None
     labels = np.empty(source.n_train, np.int64)
     partial = directory / "moments.partial.npy"
-    done = 0
-    while pending:
-        (ready,), _ = ray.wait(list(pending), num_returns=1)
-        shard = pending.pop(ready)
-        values, shard_labels = cluster.result(ready)
+    for done, (shard, (values, shard_labels)) in enumerate(encoded, 1):
         if moments is None:
             _touch_private(partial)
             moments = np.lib.format.open_memmap(partial, "w+", np.float32, (source.n_train, *values.shape[1:]))
         moments[shard], labels[shard] = values, shard_labels
-        done += 1
         if on_progress:
             on_progress(done, len(shards))
     assert moments is not None

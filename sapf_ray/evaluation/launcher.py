@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import ray
 import torch
 
-from sapf_ray import cluster
+from sapf_ray import cluster, worktime
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.data.base import ImageSource
 from sapf_ray.evaluation.protocol import evaluate
@@ -23,11 +24,13 @@ MOST_CPUS = 8.0
 def _score(
     part: str, synthetic_dir: str, source: ImageSource, resolution: int, config: EvaluationConfig, seed: int,
     cpus: float,
-) -> dict[str, float]:
+) -> worktime.Worked:
     torch.set_num_threads(max(1, int(cpus)))
-    if part != FIDELITY:
+    if part == FIDELITY:
+        importlib.import_module("sapf_ray.evaluation.fidelity")  # seconds, and no work
+    else:
         config = replace(config, classifiers=[part])
-    return evaluate(
+    return worktime.timed(evaluate)(
         synthetic_dir, source, resolution, config, seed, pick_device(config.gpus_per_task), config.cache_dir,
         fidelity=part == FIDELITY, accuracy=part != FIDELITY,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sapf_ray import worktime
 from sapf_ray.evolution.generation import Generation
 from sapf_ray.synthesis.plan import SamplingPlan
 from sapf_ray.synthesis.writer import MANIFEST, is_complete, remove_foreign, write_manifest, write_shard
@@ -19,6 +20,7 @@ def is_written(out_dir: Path | str, n_images: int, n_classes: int, spec: str, se
     return (out / MANIFEST).exists() and all(is_complete(out, plan, shard, spec) for shard in plan.shards)
 
 
+@worktime.working()
 def write_data_set(
     final: Generation, out_dir: Path | str, class_names: Sequence[str], prompts: Sequence[str], spec: str,
     privacy_note: str, seed: int, shard_size: int = 100, on_progress: Callable[[int, int], None] | None = None,

@@ -16,7 +16,7 @@ import numpy as np
 import ray
 import torch
 
-from sapf_ray import cluster
+from sapf_ray import cluster, worktime
 from sapf_ray.config import EvolutionConfig
 from sapf_ray.data.arrays import save_array
 from sapf_ray.errors import SapfError
@@ -91,6 +91,7 @@ class Work:
 
 
 @ray.remote(max_retries=3)
+@worktime.timed
 def _make_shard(work: Work, generation: Generation, previous: Generation | None, shard: int) -> None:
     torch.set_num_threads(max(1, int(work.config.cpus_per_task)))
     slots = generation.shards[shard]
@@ -108,6 +109,7 @@ def _make_shard(work: Work, generation: Generation, previous: Generation | None,
 
 
 @ray.remote(max_retries=3)
+@worktime.timed
 def _embed_shard(work: Work, generation: Generation, shard: int) -> None:
     torch.set_num_threads(max(1, int(work.config.cpus_per_task)))
     slots = generation.shards[shard]
@@ -130,19 +132,19 @@ def _embed_shard(work: Work, generation: Generation, shard: int) -> None:
 def make_samples(work: Work, generation: Generation, previous: Generation | None) -> Iterator[None]:
     """Makes the missing shards; yields once for each shard of the generation, done before or now."""
     shared, task = ray.put(work), task_options(_make_shard, "vary", work.config)
-    yield from _missing(generation, "samples", lambda shard: task.remote(shared, generation, previous, shard))
+    yield from _missing(generation, "samples", work.config, lambda shard: task.remote(shared, generation, previous, shard))
 
 
 def embed_candidates(work: Work, generation: Generation) -> Iterator[None]:
     """Embeds the missing shards, with lookahead where configured; yields once for each shard."""
     shared, task = ray.put(work), task_options(_embed_shard, "embed", work.config)
-    yield from _missing(generation, "embeddings", lambda shard: task.remote(shared, generation, shard))
+    yield from _missing(generation, "embeddings", work.config, lambda shard: task.remote(shared, generation, shard))
 
 
-def _missing(generation: Generation, kind: str, submit: Callable[[int], Any]) -> Iterator[None]:
+def _missing(generation: Generation, kind: str, config: EvolutionConfig, submit: Callable[[int], Any]) -> Iterator[None]:
     missing = [i for i in range(len(generation.shards)) if not generation.file(kind, i).exists()]
     yield from [None] * (len(generation.shards) - len(missing))
-    for _ in as_finished([submit(i) for i in missing]):
+    for _ in cluster.as_finished(submit, missing, cluster.in_flight(config.cpus_per_task, config.gpus_per_task)):
         yield None
 
 
@@ -151,10 +153,3 @@ def task_options(task: Any, name: str, config: EvolutionConfig) -> Any:
     return task.options(
         name=name, num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task, scheduling_strategy=cluster.SPREAD
     )
-
-
-def as_finished(references: list[Any]) -> Iterator[Any]:
-    """Results in the order of arrival; a user's error inside a task is raised as itself."""
-    while references:
-        (ready,), references = ray.wait(references, num_returns=1)
-        yield cluster.result(ready)

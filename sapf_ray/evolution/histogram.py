@@ -20,13 +20,13 @@ import numpy as np
 import ray
 import torch
 
-from sapf_ray import cluster
+from sapf_ray import cluster, worktime
 from sapf_ray.config import EvolutionConfig
 from sapf_ray.data.arrays import save_array
 from sapf_ray.data.base import ImageSource
 from sapf_ray.errors import DataError
 from sapf_ray.evolution.embedding import Embedding
-from sapf_ray.evolution.generation import as_finished, task_options
+from sapf_ray.evolution.generation import task_options
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.noise import add_gaussian_noise
 from sapf_ray.privacy.planner import StagePlan
@@ -71,11 +71,15 @@ class RecordEmbeddings:
         missing = [i for i in range(len(self.shards)) if not self.file(i).exists()]
         yield from [None] * (len(self.shards) - len(missing))
         shared, task = ray.put((source, embedding)), task_options(_embed_records, "embed records", config)
-        for _ in as_finished([task.remote(shared, self, i, resolution, config.cpus_per_task) for i in missing]):
+        window = cluster.in_flight(config.cpus_per_task, config.gpus_per_task)
+        for _ in cluster.as_finished(
+            lambda i: task.remote(shared, self, i, resolution, config.cpus_per_task), missing, window
+        ):
             yield None
 
 
 @ray.remote(max_retries=3)
+@worktime.timed
 def _embed_records(
     shared: tuple[ImageSource, Embedding], records: RecordEmbeddings, shard: int, resolution: int, cpus: float
 ) -> None:
@@ -124,6 +128,7 @@ def count_votes(candidates: np.ndarray, n_classes: int, embeddings: np.ndarray, 
 
 
 @ray.remote(max_retries=3)
+@worktime.timed
 def _vote(candidates: np.ndarray, n_classes: int, records: RecordEmbeddings, shard: int, cpus: float) -> np.ndarray:
     torch.set_num_threads(max(1, int(cpus)))
     return count_votes(candidates, n_classes, *records.read(shard))
@@ -137,8 +142,11 @@ def all_votes(
     shared = ray.put(candidates)
     task = _vote.options(name="vote", num_cpus=config.cpus_per_task, scheduling_strategy=cluster.SPREAD)
     total = np.zeros(len(candidates), np.int64)
-    shards = range(len(records.shards))
-    for part in as_finished([task.remote(shared, n_classes, records, i, config.cpus_per_task) for i in shards]):
+    parts = cluster.as_finished(
+        lambda i: task.remote(shared, n_classes, records, i, config.cpus_per_task), range(len(records.shards)),
+        cluster.in_flight(config.cpus_per_task),
+    )
+    for _, part in parts:
         total += part
         on_shard()
     return total

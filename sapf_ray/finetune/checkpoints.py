@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import pyarrow.fs as fs
 
+from sapf_ray import runlog
 from sapf_ray.errors import RunDirectoryError, SapfError
 from sapf_ray.finetune.loop import TrainState
 from sapf_ray.privacy.ledger import Ledger
@@ -40,6 +41,7 @@ def newest(storage: str) -> tuple[str | None, TrainState | None]:
             return name, load_state(storage, name)
         except SapfError as error:
             logging.getLogger(__name__).warning("%s; passed over", error)
+            runlog.event("checkpoint_skipped", runlog.WARNING, checkpoint=name)
     return None, None
 
 
@@ -74,6 +76,7 @@ def repair_snapshot(storage: str) -> None:
         whole = False
     if not whole:
         filesystem.delete_file(path)
+        runlog.event("snapshot_removed", runlog.WARNING)
 
 
 def check_paid(state: TrainState | None, ledger: Ledger, stream: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.cloudpickle as cloudpickle
@@ -16,10 +17,11 @@ from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from sapf_ray import cluster
+from sapf_ray import cluster, runlog, worktime
 from sapf_ray.errors import BudgetError, ClusterError, SapfError
 from sapf_ray.finetune.checkpoints import check_paid, latest_state, repair_snapshot
 from sapf_ray.finetune.loop import FinetuneJob, write_adapter
+from sapf_ray.finetune.restarts import RestartEvents
 from sapf_ray.finetune.worker import run_worker
 from sapf_ray.privacy.ledger import Ledger
 
@@ -42,10 +44,15 @@ def finetune(
     cpus = cluster.worker_cpus(job.config)
     root = str(storage.resolve()) if isinstance(storage, Path) else storage
     checkpoints = f"{root}/{RUN_NAME}"
-    check_paid(latest_state(checkpoints), Ledger.open(job.ledger), job.stream)
+    earlier = latest_state(checkpoints)
+    check_paid(earlier, Ledger.open(job.ledger), job.stream)
+    if earlier is not None:
+        runlog.event("stage_resumed", step=earlier.step)
     repair_snapshot(checkpoints)
+    place = runlog.here()
+    callbacks: list[Any] = [] if place is None else [RestartEvents(place, job.config.max_failures)]
     trainer = TorchTrainer(
-        run_worker,
+        run_worker,  # type: ignore[arg-type]  # annotated for functions that return nothing
         train_loop_config={"job": cloudpickle.dumps(job), "cpus": cpus, "storage": checkpoints},
         torch_config=TorchConfig(backend="nccl" if job.config.gpus_per_worker > 0 else "gloo"),
         scaling_config=ScalingConfig(
@@ -58,11 +65,12 @@ def finetune(
             name=RUN_NAME, storage_path=root,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=job.config.max_failures),
+            callbacks=callbacks,
         ),
     )
     with _LedgerProgress(Path(job.ledger), job.config.steps, on_progress):
         try:
-            _fit(trainer, replace(cluster.finetune_want(job.config), cpus=cpus))
+            worktime.add(_fit(trainer, replace(cluster.finetune_want(job.config), cpus=cpus)))
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from error
         except RayError as error:
@@ -72,11 +80,15 @@ def finetune(
     state = latest_state(checkpoints)
     if state is None or state.step < job.config.steps:
         raise SapfError(f"{checkpoints}: the last checkpoint cannot be read; the same command makes it again")
-    write_adapter(job, state, adapter_dir)
+    with worktime.working():
+        write_adapter(job, state, adapter_dir)
 
 
-def _fit(trainer: TorchTrainer, want: cluster.Want) -> None:
+def _fit(trainer: TorchTrainer, want: cluster.Want) -> list[worktime.Interval]:
     """``trainer.fit()``. Ray would wait for ever for a lost node; this gives up when the cluster stays too small.
+
+    Returns:
+        When rank 0 was at work.
 
     Raises:
         ClusterError: Nodes were lost and did not come back.
@@ -86,11 +98,11 @@ def _fit(trainer: TorchTrainer, want: cluster.Want) -> None:
     while True:
         finished, _ = wait([outcome], timeout=LOST_SECONDS / 10)
         if finished:
-            outcome.result()
-            return
+            return outcome.result().return_value or []
         if cluster.room(want.cpus, want.gpus) >= want.count:
             enough = time.monotonic()
         elif time.monotonic() - enough > LOST_SECONDS:
+            runlog.event("nodes_lost", runlog.ERROR)
             raise ClusterError(
                 f"finetune.num_workers = {want.count}: nodes were lost and the cluster no longer holds the workers; nothing is "
                 "lost, the same command goes on when they are back, or with a smaller --finetune.num_workers"

@@ -6,12 +6,15 @@ Imports are inside: Ray's controller process, which only hands the function on, 
 from __future__ import annotations
 
 
-def run_worker(parameters: dict) -> None:
+def run_worker(parameters: dict) -> list[tuple[float, float]]:
     """Trains with the worker's share of the cores, from the last checkpoint on.
 
     Args:
         parameters: ``job``, a pickled :class:`sapf_ray.finetune.loop.FinetuneJob`; ``cpus``, the worker's cores; ``storage``,
             path or URI of this Ray Train run.
+
+    Returns:
+        When it was at work; Ray Train hands on rank 0's.
     """
     import tempfile
     from dataclasses import replace
@@ -26,6 +29,7 @@ def run_worker(parameters: dict) -> None:
     from sapf_ray.finetune.checkpoints import STATE_FILE, load_state, newest
     from sapf_ray.finetune.loop import TrainState, train
     from sapf_ray.models.device import pick_device
+    from sapf_ray.worktime import Laps
 
     torch.set_num_threads(max(1, int(parameters["cpus"])))
     job = cloudpickle.loads(parameters["job"])
@@ -40,10 +44,14 @@ def run_worker(parameters: dict) -> None:
     def on_checkpoint(state: TrainState) -> None:
         metrics = {"step": state.step}
         if not first:
-            ray.train.report(metrics)
+            with laps.pause():
+                ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as directory:
             state.save(Path(directory) / STATE_FILE)
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
+            with laps.pause():
+                ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
 
+    laps = Laps()
     train(job, resume, on_checkpoint)
+    return laps.end()

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from sapf_ray import worktime
 from sapf_ray.report.plots import save_figure
 from sapf_ray.synthesis.writer import read_synthetic
 
@@ -41,6 +42,7 @@ def save_grid(panels: dict[str, np.ndarray], path: Path, row_names: tuple[str, .
     return save_figure(figure, path)
 
 
+@worktime.working()
 def save_sample_grid(synthetic: Path, class_names: tuple[str, ...], path: Path, per_class: int = 10) -> Path:
     """A grid of synthetic images only: safe to log anywhere the data set itself may go."""
     images, labels = read_synthetic(synthetic)

@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import torch
 
-from sapf_ray import cluster
+from sapf_ray import cluster, worktime
 from sapf_ray.config import ModelConfig, SaliencyConfig
 from sapf_ray.data.latents import LatentCache
 from sapf_ray.models.conditioning import denoiser_of, to_denoiser
@@ -88,6 +88,7 @@ def score_records(
 
 
 @ray.remote(max_retries=3)
+@worktime.timed
 def _score_shard(
     model: ModelConfig, cache: LatentCache, records: np.ndarray, key: NoiseKey, config: SaliencyConfig, number: int,
     closed: Collection[str],
@@ -119,7 +120,8 @@ def select(
         if config.ratio == 1:
             return Selection(names, {}, "all", len(pool), None)
         if config.score == "synflow":
-            values = synflow_scores(denoiser, pool, n, config.rounds)
+            with worktime.working():
+                values = synflow_scores(denoiser, pool, n, config.rounds)
             scores = dict(zip(names, values.tolist(), strict=True))
             return Selection(top_n(names, values, n, config.granularity), scores, config.score, len(pool), None)
         return Selection(
@@ -141,27 +143,28 @@ def select(
 
 def _exact_sum(
     model: ModelConfig, cache: LatentCache, plan: PrivacyPlan, config: SaliencyConfig, key: NoiseKey, pool: Pool,
-    number: int, closed: list[str], on_progress: Callable[[int, int], None] | None,
+    number: int, closed: list[str], on_progress: Callable[[int, int], None] | None, task: Any = _score_shard,
 ) -> Release:
-    """The sum over all sampled records of release ``number``, before noise, from Ray tasks."""
+    """The sum over all sampled records of release ``number``, before noise, from Ray tasks.
+
+    Args:
+        task: What scores a shard; the benchmark of scheduling has one without work.
+    """
     assert plan.selection is not None
     records = poisson_sample(plan.n_records, plan.selection.sample_rate, key.stream("selection/sample", number))
     shards = [records[i : i + config.shard_size] for i in range(0, len(records), config.shard_size)]
-    task = _score_shard.options(
+    task = task.options(
         name="score", num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task, scheduling_strategy=cluster.SPREAD
     )
-    pending = [task.remote(model, cache, shard, key, config, number, closed) for shard in shards]
-    order = {ref: i for i, ref in enumerate(pending)}
-    arrived: dict[int, Release] = {}
-    total = SCORES[config.score].zero(pool)
-    added, releases = 0, plan.selection.count
-    while pending:
-        (ready,), pending = ray.wait(pending, num_returns=1)
-        arrived[order[ready]] = cluster.result(ready)
-        while added in arrived:  # in shard order: the float sum, and so the release, repeats exactly
-            for running, part in zip(total, arrived.pop(added), strict=True):
-                running += part
-            added += 1
+    total, releases = SCORES[config.score].zero(pool), plan.selection.count
+    parts = cluster.as_finished(
+        lambda shard: task.remote(model, cache, shard, key, config, number, closed), shards,
+        cluster.in_flight(config.cpus_per_task, config.gpus_per_task),
+        ordered=True,  # the float sum, and so the release, repeats exactly
+    )
+    for added, (_, part) in enumerate(parts, 1):
+        for running, one in zip(total, part, strict=True):
+            running += one
         if on_progress:
             on_progress(number * len(shards) + added, releases * len(shards))
     return total

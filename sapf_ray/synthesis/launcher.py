@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
-from sapf_ray import cluster
+from sapf_ray import cluster, runlog, worktime
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError, DataError
 from sapf_ray.files import file_digest
@@ -64,6 +64,7 @@ class SamplingActor:
         self.pipe: Any = None
         self.encoder = ThreadPoolExecutor(1)
 
+    @worktime.timed
     def make_shard(self, shard: Shard) -> tuple[int, float]:
         """Samples and writes a shard; returns its number of images and the seconds it took."""
         start = time.monotonic()
@@ -133,19 +134,26 @@ def synthesize(
     report(done, plan.n_images)
     idle = None
     if missing:
+        if done:
+            runlog.event("stage_resumed", images=done)
         count = min(_actor_count(config), len(missing))
         busy, start = 0.0, time.monotonic()
         for rows, seconds in _run_queue(job, missing, count):
             done, busy = done + rows, busy + seconds
             report(done, plan.n_images)
         idle = max(0.0, 1 - busy / (count * (time.monotonic() - start)))
-    return Synthesis(write_manifest(out, plan, class_names, prompts, spec, privacy_note), idle)
+    with worktime.working():
+        return Synthesis(write_manifest(out, plan, class_names, prompts, spec, privacy_note), idle)
 
 
-def _run_queue(job: Job, shards: list[Shard], count: int) -> Iterator[tuple[int, float]]:
-    """Yields (images, seconds of work) of each shard as it is finished."""
+def _run_queue(job: Job, shards: list[Shard], count: int, kind: type = SamplingActor) -> Iterator[tuple[int, float]]:
+    """Yields (images, seconds of work) of each shard as it is finished.
+
+    Args:
+        kind: Of the actors; the benchmark of scheduling has one without work.
+    """
     config = job.config
-    actor_class: Any = ray.remote(SamplingActor)
+    actor_class: Any = ray.remote(kind)
     actor_class = actor_class.options(
         num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor, scheduling_strategy=cluster.SPREAD,
         max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS,

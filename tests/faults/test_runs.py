@@ -71,6 +71,11 @@ def test_a_worker_of_every_stage_dies_and_the_run_ends_by_itself(command, expect
         assert process.returncode == 0, said[-3000:]
     assert_paid_once(run.out)
     assert released(run.out) == expected
+    events = [json.loads(line) for line in (run.out / "run.log.jsonl").read_text().splitlines()]
+    told = {(event["event"], event["stage"]) for event in events if event["level"] == "warning"}
+    assert told == {
+        ("task_retried", "latents"), ("task_retried", "selection"), ("workers_lost", "finetune"), ("task_retried", "synthesis")
+    }
 
 
 def test_the_driver_dies_and_the_newest_checkpoint_is_torn(command, expected):
