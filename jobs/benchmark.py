@@ -20,12 +20,14 @@ from typing import Any
 import jsonargparse
 
 from jobs.bench import curves as growth
-from jobs.bench import figures, ray_stages, report
+from jobs.bench import figures, ray_stages, report, scheduling
 from jobs.bench.models import SIZES, Case
 from jobs.bench.process import Entry, Measured, measure
+from jobs.bench.synthesis import PASSES
 from sapf_ray.errors import ConfigError
 
-GROUPS = (*figures.GROUPS, *ray_stages.GROUPS)
+SCHEDULING = "scheduling"
+GROUPS = (*figures.GROUPS, *ray_stages.GROUPS, SCHEDULING)
 
 
 def _names(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:
@@ -62,7 +64,8 @@ def _group(group: str, size: str, base: Case, repeats: int, only: list[str], res
         results[prefix + name] = value
         _log(f"  {prefix}{name}: {value['median']:.3f} ({value['min']:.3f} to {value['max']:.3f})")
     for label, m in measured.items():
-        results["absolute"][f"{group}/{size}/{label}"] = figures.absolute(m, results["absolute"].get("gemm_gflop_per_s"))
+        row = figures.absolute(m, results["absolute"].get("gemm_gflop_per_s"))
+        results["absolute"][f"{group}/{size}/{label}"] = row | ({"passes_per_image": PASSES} if group == "synthesis" else {})
     for label, row in figures.agreement(group, measured).items():
         results["agreement"][f"{group}/{size}/{label}"] = row
     for label, text in failures.items():
@@ -86,12 +89,12 @@ def main(
 
     Args:
         out: Directory of the results.
-        groups: Comma-separated: selection, lora, full, synthesis, ray, workers.
+        groups: Comma-separated: selection, lora, full, synthesis, ray, workers, scheduling.
         size: Comma-separated rows of jobs.bench.models.SIZES; by default sd and embedded, on CUDA sd15-256 and sd15-512.
         contenders: Only these rows of the groups (comma-separated); by default all.
         repeats: Measured rounds after the one that warms up.
         ray_repeats: Rounds of the groups that run whole stages on Ray.
-        device: cpu or cuda (the groups ray and workers run on CPU).
+        device: cpu or cuda (the groups ray, workers and scheduling run on CPU).
         dtype: float32 or bfloat16.
         threads: Threads of each contender.
         curves: Also sweep pool size, batch, tokens, rank and N; writes curves.csv and curves.png.
@@ -120,6 +123,8 @@ def main(
         results |= ratios
         results["absolute"] |= absolute
         results["failures"] |= failures
+    if SCHEDULING in chosen:
+        results |= scheduling.run(ray_repeats, quick, _log)
     _log("\n" + report.write(results, Path(out)))
     if curves:
         rows = growth.run(sizes[0], base, min(repeats, 2), _log, chosen, quick) + growth.worker_rows(results["absolute"])

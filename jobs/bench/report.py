@@ -79,8 +79,10 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def plot_ratios(results: dict[str, Any], path: Path) -> None:
-    """Medians with min-max bars on a log axis; growth figures (not ratios) are left to the table."""
-    spreads = {n: v for n, v in results.items() if is_spread(v) and "growth" not in n and v["min"] > 0}
+    """Medians with min-max bars on a log axis; growth figures and milliseconds (not ratios) are left to the table."""
+    spreads = {
+        n: v for n, v in results.items() if is_spread(v) and "growth" not in n and "_ms_per_" not in n and v["min"] > 0
+    }
     if not spreads:
         return
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.26 * len(spreads)))

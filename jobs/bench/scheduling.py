@@ -1,0 +1,109 @@
+"""What the orchestrator itself costs: selection's fan-out and synthesis's queue over work that does nothing.
+
+The driver's code is the product's own (:func:`sapf_ray.saliency.selection._exact_sum`,
+:func:`sapf_ray.synthesis.launcher._run_queue`); only the task and the actor are empty, so all of the time is scheduling.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+
+from jobs.bench.figures import Spread, spread
+from jobs.bench.process import Log
+from sapf_ray import cluster
+from sapf_ray.config import (
+    ClusterConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PrivacyConfig,
+    RunConfig,
+    SaliencyConfig,
+    SynthesisConfig,
+)
+from sapf_ray.data.latents import LatentCache
+from sapf_ray.privacy.planner import make_plan
+from sapf_ray.privacy.streams import NoiseKey
+from sapf_ray.saliency.engine import Pool
+from sapf_ray.saliency.scores import Release
+from sapf_ray.saliency.selection import _exact_sum
+from sapf_ray.synthesis.launcher import Job, _run_queue
+from sapf_ray.synthesis.plan import SamplingPlan, Shard
+from sapf_ray.worktime import timed
+
+SHARDS, CHUNKS = 1000, 200
+QUICK = (40, 12)
+CPUS = 2
+
+
+def empty_task(size: int) -> Any:
+    """In place of a shard's scoring: every shard's sum is ``size`` ones."""
+
+    @ray.remote(max_retries=3)
+    @timed
+    def score_nothing(*arguments: Any) -> Release:
+        return [torch.ones(size)]
+
+    return score_nothing
+
+
+def fan_out(shards: int, size: int = 60, task: Any = None, on_shard: Callable[[], None] = lambda: None) -> Release:
+    """Selection's sum over ``shards`` shards of one record each.
+
+    Args:
+        size: Matrices of the pool.
+        task: See :func:`empty_task`; by default that.
+        on_shard: Called for each shard, when it has been added.
+
+    Returns:
+        The sum: ``size`` times the number of shards.
+    """
+    config = RunConfig(
+        privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"), saliency=SaliencyConfig(shard_size=1),
+        finetune=FinetuneConfig(steps=1, batch_size=1),
+    )
+    pool: Pool = dict.fromkeys((str(i) for i in range(size)), torch.nn.Linear(1, 1))
+    return _exact_sum(
+        ModelConfig(), LatentCache("none"), make_plan(config, shards), config.saliency, NoiseKey.create(0), pool, 0, [],
+        lambda done, total: on_shard(), empty_task(size) if task is None else task,
+    )
+
+
+class EmptyActor:
+    """In place of a sampling actor."""
+
+    def __init__(self, job: Job) -> None:
+        pass
+
+    @timed
+    def make_shard(self, shard: Shard) -> tuple[int, float]:
+        return shard.rows, 0.0
+
+
+def queue(chunks: int) -> list[float]:
+    """``time.monotonic()`` at which each of ``chunks`` chunks came back from the actors, in order."""
+    config = SynthesisConfig(n_images=chunks, shard_size=1)
+    plan = SamplingPlan(chunks, 1, 1, 0)
+    job = Job("none", ModelConfig(), None, ("a",), ("a",), config, plan, "")
+    return [time.monotonic() for _ in _run_queue(job, list(plan.shards), CPUS, EmptyActor)]
+
+
+def run(repeats: int, quick: bool, log: Log) -> dict[str, Spread]:
+    """Milliseconds per shard of the selection and per chunk of the synthesis, on one local Ray of two cores, once its worker
+    processes are up and have their libraries."""
+    shards, chunks = QUICK if quick else (SHARDS, CHUNKS)
+    log(f"scheduling: {shards} empty shards, {chunks} empty chunks, {CPUS} cores")
+    milliseconds: dict[str, list[float]] = {"shard": [], "chunk": []}
+    with cluster.session(ClusterConfig(num_cpus=CPUS)):
+        fan_out(8)  # starts the worker processes
+        for _ in range(repeats):
+            done: list[float] = []
+            fan_out(shards, on_shard=lambda: done.append(time.monotonic()))  # noqa: B023 called in this round
+            for kind, times in (("shard", done), ("chunk", queue(chunks)[2 * CPUS :])):  # the first wait for the actors' start
+                milliseconds[kind].append(1e3 * (times[-1] - times[0]) / (len(times) - 1))
+            log("  " + ", ".join(f"{values[-1]:.2f} ms a {kind}" for kind, values in milliseconds.items()))
+    return {f"scheduling_ms_per_{kind}": spread(values) for kind, values in milliseconds.items()}
