@@ -27,7 +27,8 @@ from sapf_ray.synthesis.plan import SamplingPlan
 
 CLASSES = tuple("0123456789")
 PROMPTS = tuple(f"An image of {name}" for name in CLASSES)
-STEPS, GUIDANCE = 20, 1.5  # as the digits preset
+STEPS, GUIDANCE = 20, 1.5
+PASSES = 2 * STEPS  # of the denoiser for an image: guided
 
 
 def _files(case: Case) -> SimpleNamespace:
