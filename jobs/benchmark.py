@@ -23,6 +23,7 @@ from jobs.bench import curves as growth
 from jobs.bench import figures, ray_stages, report, scheduling
 from jobs.bench.models import SIZES, Case
 from jobs.bench.process import Entry, Measured, measure
+from jobs.bench.synthesis import PASSES
 from sapf_ray.errors import ConfigError
 
 SCHEDULING = "scheduling"
@@ -63,7 +64,8 @@ def _group(group: str, size: str, base: Case, repeats: int, only: list[str], res
         results[prefix + name] = value
         _log(f"  {prefix}{name}: {value['median']:.3f} ({value['min']:.3f} to {value['max']:.3f})")
     for label, m in measured.items():
-        results["absolute"][f"{group}/{size}/{label}"] = figures.absolute(m, results["absolute"].get("gemm_gflop_per_s"))
+        row = figures.absolute(m, results["absolute"].get("gemm_gflop_per_s")) | {"dtype": m.case.dtype}
+        results["absolute"][f"{group}/{size}/{label}"] = row | ({"passes_per_image": PASSES} if group == "synthesis" else {})
     for label, row in figures.agreement(group, measured).items():
         results["agreement"][f"{group}/{size}/{label}"] = row
     for label, text in failures.items():

@@ -95,6 +95,11 @@ def _parser() -> _Parser:
                      help="Show the lines of run.log.jsonl on stderr as well.")
     plan = _config_parser("Plan the privacy spend; reads no image.")
     plan.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON object.")
+    plan.add_argument("--cluster_devices", type=str, default=None, metavar="KxDEVICE", help="Also estimate time and memory of "
+                      "each stage on K devices, from measured costs: 4xa6000 (the paper's), 2xcpu2; `--cluster` for short.")
+    plan.add_argument("--cluster_costs", type=str, default=None, help="Own measurement for it: results.json of `make bench`, or "
+                      "metrics.json of a finished run.")
+    plan.add_argument("--cluster_price", type=float, default=None, help="Price of a device for an hour: adds costs to it.")
     ledger = _Parser(description="What a run spent, replayed from its ledger.")
     ledger.add_argument("directory", type=str, help="Run directory.")
     for name, sub in (("run", run), ("plan", plan)):
@@ -136,6 +141,8 @@ def _option(arguments: list[str], name: str) -> str | None:
 def _expand(arguments: list[str]) -> list[str]:
     """Puts the preset's file and the method's overrides first, so that every other option overrides them."""
     arguments = [re.sub(r"^--address(?==|$)", "--cluster.address", argument) for argument in arguments]
+    if arguments[:1] == ["plan"]:  # the parser has the name already, for the config's section
+        arguments = [re.sub(r"^--cluster(?==|$)", "--cluster_devices", argument) for argument in arguments]
     first: list[str] = []
     preset, method = _option(arguments, "--preset"), _option(arguments, "--method")
     if preset is not None:
@@ -171,16 +178,21 @@ def _run(namespace: jsonargparse.Namespace, console: Console) -> None:
 
 
 def _plan(namespace: jsonargparse.Namespace, console: Console) -> None:
-    config = _run_config(namespace, "json")
+    config = _run_config(namespace, "json", "cluster_devices", "cluster_costs", "cluster_price")
     from sapf_ray.data.base import open_source
     from sapf_ray.privacy.planner import make_plan, plan_table
+    from sapf_ray.report.estimate import estimate, open_cluster
 
+    cluster = open_cluster(namespace.cluster_devices, config, namespace.cluster_costs, namespace.cluster_price)
     n_records = config.data.n_records or open_source(config.data).n_train
     plan = make_plan(config, n_records)
+    times = None if cluster is None else estimate(config, plan, cluster)
     if namespace.json:
-        print(json.dumps(plan.to_dict()))
+        print(json.dumps(plan.to_dict() | ({} if times is None else {"cluster": times.to_dict()})))
     else:
         console.print(plan_table(plan))
+        if times is not None:
+            console.print(times.table())
 
 
 def _ledger(namespace: jsonargparse.Namespace, console: Console) -> None:

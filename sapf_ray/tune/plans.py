@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from sapf_ray.models.loading import BUNDLED_DIR, check_model, resolve_model
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan, plan_events
+from sapf_ray.report.costs import shipped_costs
+from sapf_ray.report.estimate import Cluster
+from sapf_ray.report.estimate import estimate as estimate_on
 from sapf_ray.rundir import RunDirectory
 from sapf_ray.tune.space import Cell
 
@@ -147,29 +150,14 @@ WHO_PAYS = (
     "fixed beforehand, pays its own ε."
 )
 
-# Seconds of one unit of work, without measurements of one's own: (bundled model on one core, the paper's Table 12 on its
-# A6000, whose hours are for 45,000 records, 1000 steps of 4096 and 60,000 images of CIFAR-10 at Stable Diffusion's 512 px).
-_SELECT, _TUNE, _IMAGE, _START = "record scored", "record in a step", "image sampled", "start of a run"
-_UNIT_SECONDS: Mapping[str, tuple[float, float]] = {
-    _SELECT: (0.004, 0.6 * 3600 / 45_000), _TUNE: (0.004, 3.5 * 3600 / 4_096_000), _IMAGE: (0.02, 1.9 * 3600 / 60_000),
-    _START: (25.0, 300.0),
-}
-_FULL = {"full": 8.0 / 3.5, "direct": 4.9 / 3.5, "lora": 1.0}  # of fine-tuning, Table 12
-
 
 def guessed_seconds(config: RunConfig, plan: PrivacyPlan) -> float:
-    """Seconds of one run from rates of another machine: the order of magnitude, no more."""
-    rate = {unit: seconds[0 if (BUNDLED_DIR / config.model.path).is_dir() else 1] for unit, seconds in _UNIT_SECONDS.items()}
-    images, finetune, evolution = float(config.synthesis.n_images), config.finetune, config.evolution
-    seconds = rate[_START]
-    if plan.selection is not None:
-        seconds += rate[_SELECT] * plan.n_records * plan.selection.sample_rate * plan.selection.count
-    if plan.finetune is not None:
-        seconds += rate[_TUNE] * plan.batch_size * plan.steps * finetune.draws_per_record * _FULL[finetune.adapter]
-    if plan.evolution is not None:
-        classes = len(CATALOG[config.data.source].class_names) if config.data.source in CATALOG else 2
-        images += classes * evolution.iterations * evolution.candidates * (1 + evolution.lookahead)
-    return seconds + rate[_IMAGE] * images * config.synthesis.steps / 25
+    """Seconds of one run from rates of another machine: the order of magnitude, no more.
+
+    Of two cores where the model is bundled, else of the paper's four A6000s.
+    """
+    costs = shipped_costs()["cpu2" if (BUNDLED_DIR / config.model.path).is_dir() else "a6000"]
+    return 3600 * estimate_on(config, plan, Cluster("", costs.devices, costs)).hours
 
 
 # Bytes of (a synthetic image, a record's latent moments): bundled models at 32 px, others at Stable Diffusion's 512 px.
