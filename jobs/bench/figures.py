@@ -127,6 +127,10 @@ TARGETS: dict[str, tuple[str, float]] = {
     "dp_lora_speedup_vs_opacus_hooks": ("≥", 1.5),
     "full_dp_memory_vs_nonprivate": ("≤", 1.5),
     "synthesis_speedup_vs_plain_pipeline": ("≥", 1.5),
+    "ray_train_time_vs_bare": ("≤", 1.10),
+    "workers2_speedup_selection": ("≥", 1.8),
+    "workers2_speedup_finetune": ("≥", 1.6),
+    "workers2_speedup_synthesis": ("≥", 1.8),
 }
 
 

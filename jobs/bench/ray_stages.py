@@ -17,6 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
+import torch
+
 from jobs.bench.figures import Spread, spread
 from jobs.bench.models import evenly_spread
 from jobs.bench.process import Log
@@ -40,8 +43,12 @@ from sapf_ray.tune.space import with_overrides
 CPUS = 2
 # by group: what orchestration costs is told of the whole stage, as the preset has it
 SIZES: dict[str, dict[str, Any]] = {
-    "ray": {}, "workers": {"finetune.steps": 16, "synthesis.n_images": 400, "synthesis.shard_size": 50},
+    "ray": {},
+    "workers": {
+        "saliency.sample_rate": 1.0, "finetune.steps": 30, "synthesis.n_images": 1000, "synthesis.shard_size": 50,
+    },
 }
+CEILING_SECONDS = 6.0  # of U-Net calls that tell what a second core adds on this machine
 QUICK = {"finetune.steps": 2, "finetune.batch_size": 16, "finetune.micro_batch_size": 16, "synthesis.n_images": 8,
          "synthesis.shard_size": 2, "synthesis.batch_size": 2, "synthesis.steps": 2, "saliency.sample_rate": 0.05}
 
@@ -149,9 +156,35 @@ STAGES = {
 }
 
 
+@ray.remote(num_cpus=1)
+def _denoising_calls(model: str, seconds: float) -> float:
+    """Calls per second of the denoiser on one thread, work of no stage and without a word to anybody else."""
+    torch.set_num_threads(1)
+    unet = load_pipeline(model).unet
+    size, width = unet.config.sample_size, unet.config.cross_attention_dim
+    inputs = torch.randn(32, unet.config.in_channels, size, size), torch.tensor(10), torch.randn(32, 77, width)
+    calls, start = 0, time.monotonic()
+    with torch.inference_mode():
+        while time.monotonic() - start < seconds:
+            unet(*inputs)
+            calls += 1
+    return calls / (time.monotonic() - start)
+
+
+def machine_ceiling(bench: Bench) -> Spread:
+    """Speed of two processes that share nothing against one: no stage can scale better on these cores."""
+    model = bench.config.model.path
+    ratios = []
+    for _ in range(bench.repeats + 1):  # the first starts the processes
+        alone = ray.get(_denoising_calls.remote(model, CEILING_SECONDS))
+        ratios.append(sum(ray.get([_denoising_calls.remote(model, CEILING_SECONDS) for _ in range(2)])) / alone)
+    return spread(ratios[1:])
+
+
 def workers2(bench: Bench) -> tuple[dict[str, Spread], dict[str, Any]]:
     """One worker and two in turn: whole stages, and rates once the workers are at work (``_after_start_up``)."""
-    figures: dict[str, Spread] = {}
+    figures: dict[str, Spread] = {"workers2_machine_ceiling": machine_ceiling(bench)}
+    bench.log(f"  two processes that share nothing: {figures['workers2_machine_ceiling']['median']:.2f} times one")
     absolute: dict[str, Any] = {}
     for name, stage in STAGES.items():
         images = stage.images(bench.config, bench.source.n_train)
