@@ -196,7 +196,7 @@ def _notes(config: RunConfig, cluster: Cluster, stages: dict[str, StageEstimate]
                 why = "linear, an upper bound of the speed: what exchanging gradients costs was not measured"
             notes.append(f"fine-tuning on {count}: {why}")
         if count > 1:
-            notes.append(f"fine-tuning on all of them wants --finetune.num_workers {count}")
+            notes.append(f"the run must ask for them: --finetune.num_workers {count}, and each stage's gpus_per_… for GPUs")
     idle = [f"{name} {stage.devices}" for name, stage in stages.items() if stage.devices < count]
     if idle:
         notes.append(f"no more devices find work in: {', '.join(idle)} (shard sizes, classifiers)")
