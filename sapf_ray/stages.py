@@ -70,7 +70,7 @@ class Stages:
             [0, 1]. Of earlier starts only the stages that they finished count.
         """
         outside = max(0.0, time.time() - self.since - self._inside)
-        known = [self.seconds[name] for name in self.orchestration]
+        known = [self.seconds.get(name, 0.0) for name in self.orchestration]
         share = (sum(self.orchestration.values()) + outside) / max(sum(known) + outside, 1e-9)
         return {**self.orchestration, "outside_stages": round(outside, 2), "total_share": round(share, 4)}
 

@@ -118,7 +118,7 @@ def test_orchestration_is_told_per_stage_and_the_log_has_every_stage(plain_run):
         assert 0 <= cost[stage] < seconds[stage]
     lost, whole = sum(cost[stage] for stage in stages) + cost["outside_stages"], sum(seconds.values()) + cost["outside_stages"]
     assert cost["total_share"] == pytest.approx(lost / whole, abs=0.01) and cost["outside_stages"] > 0
-    assert "of them not at work" in printed and "outside the stages" in printed
+    assert "orchestration" in printed and "outside the stages" in printed
     events = log_of(out)
     begun = [("stage_started", stage) for stage in stages]
     ended = [("stage_ended", stage) for stage in stages]

@@ -58,7 +58,7 @@ def result_table(result: Result) -> Table:
     cost = dict(metrics["orchestration"])
     share, outside = cost.pop("total_share"), cost.pop("outside_stages")
     parts = [*(f"{stage} {seconds:.0f}" for stage, seconds in cost.items()), f"outside the stages {outside:.0f}"]
-    table.add_row("of them not at work", f"{share:.0%}: " + ", ".join(parts))
+    table.add_row("orchestration", f"{share:.0%} of the run, in seconds: " + ", ".join(parts))
     table.add_row("synthetic data set", f"{directory.synthetic}/  (Parquet)")
     table.add_row("pictures", str(directory.plots / "synthetic.png"))
     table.add_row("adapter", f"{directory.adapter}/  (pipe.load_lora_weights)" if directory.adapter.exists() else "none")
