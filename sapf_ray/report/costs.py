@@ -286,19 +286,23 @@ def _known(path: str) -> KnownModel | None:
     return next((row for row in CATALOG.values() if path in (row.name, row.hub_id) and path), None)
 
 
-def check_model(costs: DeviceCosts, config: RunConfig) -> list[str]:
-    """What to keep in mind where the costs are those of another model.
+def check_model(costs: DeviceCosts, config: RunConfig) -> None:
+    """The run's model must not be known to be of another size than the measured one.
 
     Raises:
-        ConfigError: It is known to be one of another size.
+        ConfigError: It is.
     """
-    path, same, notes = config.model.path, alike(costs.model, config.model.path), []
-    if same is False:
+    if alike(costs.model, config.model.path) is False:
         raise ConfigError(
-            "model.path", path, f"the costs were measured on {costs.model}; ask for a model of its size, or give a measurement "
-            "of this one with --cluster_costs"
+            "model.path", config.model.path, f"the costs were measured on {costs.model}; ask for a model of its size, or give a "
+            "measurement of this one with --cluster_costs"
         )
-    if same is None:
+
+
+def model_notes(costs: DeviceCosts, config: RunConfig) -> list[str]:
+    """What to keep in mind where the costs are those of another model."""
+    path, notes = config.model.path, []
+    if not alike(costs.model, path):
         notes.append(f"measured on {costs.model}: wrong for {path} unless it has the same size")
     if costs.dtype and costs.dtype != config.model.dtype:
         notes.append(f"measured in {costs.dtype}, the run asks model.dtype {config.model.dtype}")

@@ -22,7 +22,17 @@ from rich.table import Table
 from sapf_ray.config import RunConfig
 from sapf_ray.errors import ConfigError
 from sapf_ray.privacy.planner import PrivacyPlan
-from sapf_ray.report.costs import UNITS, DeviceCosts, check_model, pieces, read_costs, resolution_factor, shipped_costs, work
+from sapf_ray.report.costs import (
+    UNITS,
+    DeviceCosts,
+    check_model,
+    model_notes,
+    pieces,
+    read_costs,
+    resolution_factor,
+    shipped_costs,
+    work,
+)
 
 
 @dataclass(frozen=True)
@@ -172,7 +182,7 @@ def estimate(config: RunConfig, plan: PrivacyPlan, cluster: Cluster) -> Estimate
 def _notes(config: RunConfig, cluster: Cluster, stages: dict[str, StageEstimate], factor: float, efficiency: float) -> list[str]:
     costs, count = cluster.costs, cluster.count
     of = f"{costs.devices} devices" if costs.devices > 1 else "one device"
-    notes = [f"measured on {of} with {costs.model}: {costs.source}", *check_model(costs, config), *costs.notes]
+    notes = [f"measured on {of} with {costs.model}: {costs.source}", *model_notes(costs, config), *costs.notes]
     if factor != 1:
         notes.append(
             f"measured at {costs.resolution} px; a pass at the own resolution of {config.model.path} has {factor:.2g} times the "

@@ -122,6 +122,12 @@ def test_estimate_is_measured_then_scaled_from_its_like_then_a_guess(tmp_path):
     assert measured_seconds(tmp_path / planned[0].cell.name) == 42.0
 
 
+def test_models_of_another_size_than_the_measured_one_have_a_guess_too(tmp_path):
+    base = {"finetune.batch_size": 64, "finetune.steps": 5, **RDP}
+    planned = plan_cells(cells_of(tmp_path, base=base, axes={"model.path": ["glyphs-tiny", "letters-tiny", "glyphs-dit-tiny"]}))
+    assert [found.source for found in estimate(planned, tmp_path).values()] == ["guess"] * 3
+
+
 def test_finished_means_complete_and_of_the_same_config(tmp_path):
     cell, other = cells_of(tmp_path, axes={"seed": [0, 1]})
     assert not is_finished(cell, tmp_path)
