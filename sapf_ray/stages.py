@@ -20,7 +20,7 @@ from sapf_ray.rundir import RunDirectory, write_atomic
 
 @dataclass
 class Stages:
-    """Time, orchestration and peak memory of stages; keeps those of earlier starts for stages that are skipped.
+    """Time, orchestration and peak memory of stages. Times add up over the starts of a run, as far as these ended the stage.
 
     Args:
         since: ``time.time()`` at which this start of the run began.
@@ -51,14 +51,15 @@ class Stages:
 
     def _done(self, name: str, seconds: float, compute: float, peak: Peak) -> None:
         self._inside += seconds
-        self.seconds[name] = round(seconds, 2)
-        self.orchestration[name] = round(max(0.0, seconds - compute), 2)
-        runlog.event("stage_ended", seconds=self.seconds[name], orchestration=self.orchestration[name])
+        idle = max(0.0, seconds - compute)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 2)
+        self.orchestration[name] = round(self.orchestration.get(name, 0.0) + idle, 2)
+        runlog.event("stage_ended", seconds=round(seconds, 2), orchestration=round(idle, 2))
         self.run.write_json(self.run.timings, self.seconds)
         self.run.write_json(self.run.orchestration, self.orchestration)
         for key, value in (("peak_memory_mb", peak.main), ("peak_gpu_memory_mb", peak.gpu)):
             if value:
-                self.memory[key][name] = round(value, 1)
+                self.memory[key][name] = max(self.memory[key].get(name, 0.0), round(value, 1))
         self.run.write_json(self.run.memory, self.memory)
 
     def cost(self) -> dict[str, float]:

@@ -152,8 +152,11 @@ def test_tracking_holds_spend_scores_and_pictures(plain_run):
 def test_same_command_again_does_nothing_and_other_config_is_refused(plain_run, folder, tiny_pipeline):
     out, _ = plain_run
     before = {p: p.stat().st_mtime_ns for p in (out / "synthetic").iterdir() if p.suffix == ".parquet"}
+    seconds = json.loads((out / "metrics.json").read_text())["seconds"]
     finish(command(folder, tiny_pipeline, out))
     assert {p: p.stat().st_mtime_ns for p in before} == before
+    after = json.loads((out / "metrics.json").read_text())["seconds"]
+    assert all(after[stage] >= seconds[stage] for stage in seconds), "what the first start took is not forgotten"
     assert len(releases(out / "ledger.jsonl")) == STEPS + 2
     other = subprocess.run(
         command(folder, tiny_pipeline, out, "--saliency.ratio", "0.5"), capture_output=True, text=True, env=environment()
