@@ -188,17 +188,18 @@ def agreement(group: str, measured: dict[str, Measured]) -> dict[str, Any]:
     ours = results.pop("ours", None)
     if ours is None:
         return {}
+    ours = ours.astype(float)
+    # some matrices' gradients may be rounding noise or exactly zero
+    scale = np.abs(ours).clip(min=1e-9 * np.abs(ours).max())
     out: dict[str, Any] = {}
     for label, other in results.items():
         if other.shape != ours.shape:
             continue
-        mine = ours.astype(float)
-        difference = np.abs(mine - other.astype(float))
+        difference = np.abs(ours - other.astype(float))
         if group == "synthesis":
             out[label] = {"max_grey_levels": float(difference.max()), "mean_grey_levels": float(difference.mean())}
         else:
-            # some matrices' gradients may be rounding noise or exactly zero
-            out[label] = {"max_relative": float((difference / np.abs(mine).clip(min=1e-9 * np.abs(mine).max())).max())}
+            out[label] = {"max_relative": float((difference / scale).max())}
     return out
 
 
