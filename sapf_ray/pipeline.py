@@ -33,9 +33,11 @@ from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
+from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.report.grid import save_sample_grid
 from sapf_ray.rundir import RunDirectory, write_atomic
 from sapf_ray.saliency.selection import Selection, select
+from sapf_ray.saliency.shared import has_own, shared_selection
 from sapf_ray.stages import Stages, noise_of, open_ledger, privacy_note
 from sapf_ray.storage import Storage
 from sapf_ray.synthesis.launcher import synthesize
@@ -164,7 +166,10 @@ def _stages(
         **{key: values for key, values in stage.memory.items() if values},
     }
     directory.write_json(directory.metrics, metrics)
-    write_atomic(directory.card, privacy_card(plan, ledger, config, model_name=config.model.path, data_name=source.name))
+    write_atomic(directory.card, privacy_card(
+        plan, ledger, config, model_name=config.model.path, data_name=source.name,
+        shared_selection=directory.read_json(directory.selection).get("shared", False),
+    ))
     if config.cluster.storage:
         Storage(config.cluster.storage, directory).publish()
     tracker.finish(directory, plan, metrics, grid)
@@ -192,9 +197,14 @@ def _learn(
         )
     if not directory.selection.exists():
         with stage("selection"):
-            selection = select(
-                config.model, cache, plan, config.saliency, key, stream, ledger, report("selection"), config.seed
-            )
+            def release(key: NoiseKey, stream: str) -> Selection:
+                return select(config.model, cache, plan, config.saliency, key, stream, ledger, report("selection"), config.seed)
+
+            root = config.cluster.selection_dir
+            if root is None or plan.selection is None or has_own(ledger, stream):
+                selection = release(key, stream)
+            else:
+                selection = shared_selection(Path(root), config, plan, source.fingerprint(), ledger, release)
             directory.write_json(directory.selection, selection.to_dict())
     selected = directory.read_json(directory.selection)
     with stage("finetune"):

@@ -77,6 +77,7 @@ EXECUTION_ONLY = frozenset({
     "evaluation.cpus_per_task", "evaluation.gpus_per_task", "evaluation.cache_dir",
     "tracking.enabled", "tracking.uri", "tracking.experiment", "tracking.parent_run_id",
     "cluster.address", "cluster.num_cpus", "cluster.keep_cache", "cluster.storage", "cluster.latents_dir",
+    "cluster.selection_dir",
     "data.n_records",
 })
 

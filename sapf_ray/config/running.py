@@ -35,6 +35,9 @@ class ClusterConfig:
         keep_cache: Keep the sensitive latent cache after the run (mode 0600); by default it is deleted.
         latents_dir: Where latents are kept (mode 0700, as sensitive as the images) for other runs on the same images and
             model; by default in the run's own folder. `sapf tune` sets it, and deletes it at its end.
+        selection_dir: Where selection releases are kept for other runs that may use the same ones (same data, model, seed and
+            scoring; any epsilon, and any ratio where scores are released): each such run pays the release in its own epsilon,
+            their total once. By default each run makes its own. `sapf tune` sets it.
         storage: URI of a folder (s3://bucket/runs, gs://, hdfs://, file:///) for checkpoints and, at the end, what the run
             releases; by default both stay in the run directory.
     """
@@ -43,6 +46,7 @@ class ClusterConfig:
     num_cpus: int | None = None
     keep_cache: bool = False
     latents_dir: str | None = None
+    selection_dir: str | None = None
     storage: str | None = None
 
     def __post_init__(self) -> None:

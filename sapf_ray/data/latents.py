@@ -7,12 +7,10 @@ than samples are kept, so that training still draws a fresh latent each time.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from sapf_ray import cluster, worktime
 from sapf_ray.config import ModelConfig
 from sapf_ray.data.arrays import save_array
 from sapf_ray.data.base import ImageSource
+from sapf_ray.files import only_one
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.loading import kept_pipeline, load_pipeline, native_resolution, resolve_model
 
@@ -68,16 +67,6 @@ def shared_directory(root: Path, source: ImageSource, model: ModelConfig) -> Pat
     return root / hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def _only_builder(directory: Path) -> Iterator[None]:
-    """Makes the folder, mode 0700, and keeps other processes from building there at the same time."""
-    directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    directory.mkdir(exist_ok=True, mode=0o700)
-    with open(directory / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 @ray.remote(max_retries=3)
 @worktime.timed
 def _encode_shard(source: ImageSource, model: ModelConfig, device: str, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +91,7 @@ def build_latent_cache(
         resources: ``num_cpus`` / ``num_gpus`` of a task.
     """
     cache = LatentCache(str(directory))
-    with _only_builder(directory):
+    with only_one(directory):
         if not cache.complete:
             _build(directory, source, model, device, shard_size, resources, on_progress)
     return cache

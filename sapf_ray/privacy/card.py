@@ -25,7 +25,7 @@ from sapf_ray.privacy.planner import PrivacyPlan
 
 def privacy_card(
     plan: PrivacyPlan, ledger: Ledger, config: RunConfig, *, model_name: str, data_name: str,
-    diagnostics: Sequence[str] = (), reproducible: bool | None = None,
+    diagnostics: Sequence[str] = (), reproducible: bool | None = None, shared_selection: bool = False,
 ) -> str:
     """Markdown text of the card.
 
@@ -36,6 +36,7 @@ def privacy_card(
         model_name: The public model.
         data_name: The sensitive data set.
         diagnostics: Names of further results that were computed from sensitive images without noise.
+        shared_selection: Whether other runs use this run's selection release, too.
         reproducible: Whether noise came from a known seed; by default as ``config.privacy`` says.
     """
     if reproducible is None:
@@ -52,7 +53,7 @@ def privacy_card(
         _public(config),
         _not_private(config, diagnostics),
         _randomness(reproducible),
-        _limits(),
+        _limits(shared_selection),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -162,12 +163,16 @@ def _randomness(reproducible: bool) -> str:
                    "files. Keep it secret or delete it: whoever has it can remove the noise.")
 
 
-def _limits() -> str:
+def _limits(shared_selection: bool) -> str:
+    shared = (
+        " The selection here is one release that other runs use as well: it is whole in the ε of each, and once in the ε of "
+        "all of them together." if shared_selection else ""
+    )
     return (
         "## Known limits\n\n"
         "- The proof is for real numbers; the noise is drawn and added in floating point, whose rounding an attacker "
         "could in principle exploit (Mironov 2012). No protection against such attacks is built in.\n"
         "- With pseudo-random noise the guarantee holds against attackers who cannot break the generator.\n"
         "- Other disclosures about the same images, by other runs or other publications, add to this ε. "
-        "Several runs over the same images add up."
+        f"Several runs over the same images add up.{shared}"
     )

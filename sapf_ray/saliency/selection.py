@@ -44,6 +44,8 @@ class Selection:
         score: Name of the score, or ``all`` where the ratio keeps the whole pool.
         event: The (last) privacy event as JSON; None where selection reads no data.
         passed: Outcome of propose-test-release's test; where False the matrices are a random choice.
+        stream: Fingerprint under which the ledger has the releases; None where nothing was released.
+        shared: Whether other runs use the same releases (:mod:`sapf_ray.saliency.shared`).
     """
 
     matrices: list[str]
@@ -52,9 +54,16 @@ class Selection:
     pool_size: int
     event: dict | None
     passed: bool | None = None
+    stream: str | None = None
+    shared: bool = False
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+
+def release_names(count: int) -> list[str]:
+    """What a ledger calls the releases of a selection."""
+    return ["selection"] if count == 1 else [f"selection/{number}" for number in range(count)]
 
 
 def score_records(
@@ -132,13 +141,13 @@ def select(
     for number, size in enumerate(schedule(len(pool), n, releases)):
         closed = sorted(set(names) - set(kept))
         total = _exact_sum(model, cache, plan, config, key, pool, number, closed, on_progress)
-        recorded = ledger.record("selection" if releases == 1 else f"selection/{number}", event, stream, "selection")
+        recorded = ledger.record(release_names(releases)[number], event, stream, "selection")
         choice = MECHANISMS[config.mechanism].choose(
             total, SCORES[config.score], plan.selection, config.clipping_norm, size, key.stream("selection/noise", number), seed
         )
         kept = top_n(names, choice.values, size, config.granularity)
     scores = dict(zip(names, (choice.values / plan.n_records).tolist(), strict=True)) if choice.released else {}
-    return Selection(kept, scores, config.score, len(pool), recorded, choice.passed)
+    return Selection(kept, scores, config.score, len(pool), recorded, choice.passed, stream)
 
 
 def _exact_sum(

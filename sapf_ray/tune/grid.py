@@ -98,7 +98,7 @@ def dry_run_table(grid: Grid) -> Table:
             f"{time.seconds / 60:.1f}", time.source,
         )
     table.caption = "\n".join([
-        *privacy_notes(grid.planned),
+        *privacy_notes(grid.planned, grid.out),
         f"About {left} for what is left, one cell after another; `guess` is from rates of another machine (two CPU "
         "cores for the bundled models, the paper's Table 12 for others), so right to an order of magnitude.",
     ])
@@ -121,7 +121,7 @@ def run_grid(
     grid.out.mkdir(parents=True, exist_ok=True)
     first = grid.planned[0].cell.config
     tracker, tracking = _parent(grid, first)
-    for note in privacy_notes(grid.planned):
+    for note in privacy_notes(grid.planned, grid.out):
         console.print(note, style="dim")
     # Ray warns of many processes from four times this on; a waiting trial is a process, too
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
@@ -140,8 +140,8 @@ def run_grid(
         _close_children(tracker, grid, status)
         tracker.fail(status)
         raise
-    for folder in outcome.kept_latents:
-        console.print(f"{folder}: sensitive latents stay for the cells that are not finished", style="yellow")
+    for folder in outcome.kept_private:
+        console.print(f"{folder}: sensitive files stay for the cells that are not finished", style="yellow")
     return report, outcome
 
 
@@ -178,7 +178,7 @@ def _finish(tracker: Tracker, grid: Grid, outcome: Outcome, files: Sequence[Path
         return
     finished = sum(is_finished(item.cell, grid.out) for item in grid.planned)
     values: dict[str, float] = {"grid/cells": len(grid.planned), "grid/finished": finished, "grid/failed": len(outcome.failed)}
-    for total in totals(grid.planned):
+    for total in totals(grid.planned, grid.out):
         values[f"privacy/total_epsilon/{total.data.split()[0]}"] = total.epsilon
     for key, value in values.items():
         tracker.client.log_metric(tracker.run_id, key, value)

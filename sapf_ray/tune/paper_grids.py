@@ -106,7 +106,7 @@ def paper_report(name: str, grid: Grid, failed: Mapping[str, str] | None = None)
     ours = over_seeds(collect(grid.planned, grid.out, failed), axes)
     make = {"table7": _matrices, "table12": _resources}.get(name, _scores)
     columns, rows = make(name, axes, ours, grid.space)
-    notes = privacy_notes(grid.planned)
+    notes = privacy_notes(grid.planned, grid.out)
     pairs = [f"{paper} (beside {own})" for labels in grid.space.beside.values() for own, paper in labels.items()
              if any(own in row.values() for row in ours)]
     if pairs and grid.space.name.endswith("-smoke"):

@@ -2,7 +2,8 @@
 
 The total composes the plans of all cells that read the same images (design rule 7): whoever sees all the results, or
 one result that was picked after looking at all, has seen every release. Cells with noise from fresh keys are
-independent mechanisms, so their events simply compose.
+independent mechanisms, so their events simply compose. A selection release that several cells use (same key, same noise:
+:mod:`sapf_ray.saliency.shared`) is one mechanism, and the fine-tunings that start from it are adaptive: it composes once.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from sapf_ray.errors import SapfError
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.models.loading import BUNDLED_DIR, check_model, resolve_model
 from sapf_ray.models.pool import candidate_pool
-from sapf_ray.privacy.accountants import compose_epsilon
+from sapf_ray.privacy.accountants import DpEvent, compose_epsilon
+from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan, plan_events
 from sapf_ray.report.costs import shipped_costs
 from sapf_ray.report.estimate import Cluster
 from sapf_ray.report.estimate import estimate as estimate_on
 from sapf_ray.rundir import RunDirectory
+from sapf_ray.saliency.shared import released_stream, shared_folder
 from sapf_ray.tune.space import Cell
+
+SELECTIONS = ".selections"  # in a grid's directory
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Total:
     Args:
         data: ``data.source``, with the path where there is one.
         runs: Cells that read its images, with noise.
+        selecting: Those of them with a private selection.
+        selections: Selections that they make; fewer where cells share one.
         epsilon: Their composition under PLD, at ``delta``.
         summed: Sum of their epsilons (basic composition), at the sum of their deltas.
         non_private: Cells that read its images without noise: with these released as well there is no guarantee.
@@ -53,6 +60,8 @@ class Total:
 
     data: str
     runs: int
+    selecting: int
+    selections: int
     epsilon: float
     delta: float
     summed: float
@@ -110,22 +119,59 @@ def _check_model(config: RunConfig, plan: PrivacyPlan) -> None:
             candidate_pool(denoiser, config.saliency.pool)
 
 
-def totals(planned: Iterable[PlannedCell]) -> list[Total]:
-    """One line per data set whose images some cell reads."""
+def selection_root(config: RunConfig, out: Path) -> Path:
+    """Where the cells of a grid keep the selection releases that they share."""
+    return Path(config.cluster.selection_dir) if config.cluster.selection_dir else (out / SELECTIONS).resolve()
+
+
+def selection_name(item: PlannedCell, out: Path) -> str | None:
+    """Cells of one name have one selection release between them; None without a release.
+
+    Of a cell that paid for its selection, by its ledger. Others will use the shared release: the one that is there, or the
+    one that the first of them makes.
+    """
+    if item.plan.selection is None:
+        return None
+    run = RunDirectory(out / item.cell.name)
+    if run.ledger.exists():
+        streams = {event.stream for event in Ledger.open(run.ledger).events() if event.stage == "selection"}
+        if streams:
+            return " ".join(sorted(streams))
+    folder = shared_folder(selection_root(item.cell.config, out), item.cell.config, item.plan)
+    return released_stream(folder) or str(folder)
+
+
+def totals(planned: Iterable[PlannedCell], out: Path) -> list[Total]:
+    """One line per data set whose images some cell reads.
+
+    Args:
+        out: Directory of the grid's runs: which selections are shared is read from what is there.
+    """
     groups: dict[str, list[PlannedCell]] = {}
     for item in planned:
         if item.plan.reads_images:
             data = item.cell.config.data
             groups.setdefault(data.source + (f" ({data.path})" if data.path else ""), []).append(item)
-    return [_total(name, items) for name, items in groups.items()]
+    return [_total(name, items, out) for name, items in groups.items()]
 
 
-def _total(name: str, items: list[PlannedCell]) -> Total:
+def _total(name: str, items: list[PlannedCell], out: Path) -> Total:
     private = [item for item in items if not item.plan.non_private]
     delta = min((item.plan.delta for item in private), default=default_delta(items[0].plan.n_records))
-    events = [(event, count) for item in private for _, event, count in plan_events(item.plan)]
+    selections: dict[str, list[tuple[DpEvent, int]]] = {}
+    events, selecting = [], 0
+    for item in private:
+        release = selection_name(item, out)
+        for stage, event, count in plan_events(item.plan):
+            if stage != "selection" or release is None:
+                events.append((event, count))
+            elif (event, count) not in selections.setdefault(release, []):
+                selections[release].append((event, count))
+        selecting += release is not None
+    events += [paid for release in selections.values() for paid in release]
     return Total(
-        data=name, runs=len(private), epsilon=compose_epsilon(events, delta, "pld"), delta=delta,
+        data=name, runs=len(private), selecting=selecting, selections=len(selections),
+        epsilon=compose_epsilon(events, delta, "pld"), delta=delta,
         summed=sum(item.plan.composed_epsilon for item in private), summed_delta=sum(item.plan.delta for item in private),
         non_private=len(items) - len(private),
         seeded=sum(item.cell.config.privacy.reproducible_seed is not None for item in private),
@@ -138,6 +184,9 @@ def total_text(total: Total) -> str:
         f"{total.data}: all {total.runs} private runs together cost each training image ε = {total.epsilon:.4g} at δ = "
         f"{total.delta:.3g} (PLD; basic composition: {total.summed:.4g} at {total.summed_delta:.3g})"
     )
+    if total.selections < total.selecting:
+        releases = "one selection release" if total.selections == 1 else f"{total.selections} selection releases"
+        text += f"; {total.selecting} of them share {releases}, counted once"
     if total.non_private:
         text += f"; {total.non_private} more use no noise: with them released there is no guarantee"
     if total.seeded:

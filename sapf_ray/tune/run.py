@@ -27,12 +27,13 @@ from sapf_ray.data.base import open_source
 from sapf_ray.data.latents import shared_directory
 from sapf_ray.errors import SapfError
 from sapf_ray.rundir import RunDirectory
-from sapf_ray.tune.plans import PlannedCell, is_finished
+from sapf_ray.saliency.shared import private_folder
+from sapf_ray.tune.plans import PlannedCell, is_finished, selection_root
 from sapf_ray.tune.trial import Job, run_cell, trial
 
 RETRIES = 2  # of a cell whose run broke off; an error of the user's is not tried again
 _TUNE_DIRECTORY = ".tune"
-_SHARED_DIRECTORY = ".latents"
+_LATENTS = ".latents"
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # which prints a header also when asked to be silent
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -47,11 +48,11 @@ class Outcome:
 
     Attributes:
         failed: Cell name to one line that says why.
-        kept_latents: Sensitive folders that stay for the cells that are not finished.
+        kept_private: Sensitive folders that stay for the cells that are not finished.
     """
 
     failed: Mapping[str, str]
-    kept_latents: list[Path]
+    kept_private: list[Path]
 
 
 def concurrency(configs: Sequence[RunConfig]) -> int:
@@ -106,17 +107,17 @@ def run_cells(
     """
     todo = [item for item in planned if not is_finished(item.cell, out)]
     say(f"{len(planned)} cells, {len(planned) - len(todo)} of them finished before")
-    latents = _Latents(planned, out)
+    private = _Private(planned, out)
     failed: Mapping[str, str] = {}
     try:
         if todo:
             check_resources(todo)
             at_once = max_concurrent or concurrency([item.cell.config for item in todo])
             say(f"up to {min(at_once, len(todo))} at a time")
-            jobs = {item.cell.name: _job(item, out, at_once, latents.root, tracking or {}) for item in todo}
-            failed = _tune(jobs, out, say, at_once, retries, latents, task)
+            jobs = {item.cell.name: _job(item, out, at_once, private.latents, tracking or {}) for item in todo}
+            failed = _tune(jobs, out, say, at_once, retries, private, task)
     finally:
-        kept = latents.clean()
+        kept = private.clean()
     return Outcome(failed, kept)
 
 
@@ -126,22 +127,28 @@ def _job(
     config = _for_cluster(item.cell.config, at_once)
     config = replace(
         config, tracking=replace(config.tracking, **tracking),
-        cluster=replace(config.cluster, latents_dir=config.cluster.latents_dir or str(latents)),
+        cluster=replace(
+            config.cluster, latents_dir=config.cluster.latents_dir or str(latents),
+            selection_dir=str(selection_root(config, out)),
+        ),
     )
     return to_dict(config), str((out / item.cell.name).resolve())
 
 
-class _Latents:
-    """The shared folder of sensitive latents: each data set's go as soon as no cell needs them any more."""
+class _Private:
+    """The sensitive folders that cells share, latents and a selection's fingerprint: each goes with its last cell."""
 
     def __init__(self, planned: Sequence[PlannedCell], out: Path) -> None:
-        self.root = (out / _SHARED_DIRECTORY).resolve()
+        self.latents = (out / _LATENTS).resolve()
         self.out = out
         self.users: dict[Path, list[PlannedCell]] = {}
         for item in planned:
             config = item.cell.config
+            if item.plan.selection is not None and config.cluster.selection_dir is None:
+                folder = private_folder(selection_root(config, out), config, item.plan)
+                self.users.setdefault(folder, []).append(item)
             if item.plan.finetune is not None and not config.cluster.keep_cache and config.cluster.latents_dir is None:
-                folder = shared_directory(self.root, open_source(config.data), config.model)
+                folder = shared_directory(self.latents, open_source(config.data), config.model)
                 self.users.setdefault(folder, []).append(item)
 
     def clean(self) -> list[Path]:
@@ -150,13 +157,13 @@ class _Latents:
             if folder.exists() and all(is_finished(item.cell, self.out) for item in users):
                 shutil.rmtree(folder)
         kept = [folder for folder in self.users if folder.exists()]
-        if self.root.exists() and not any(self.root.iterdir()):
-            self.root.rmdir()
+        if self.latents.exists() and not any(self.latents.iterdir()):
+            self.latents.rmdir()
         return kept
 
 
 def _tune(
-    jobs: Mapping[str, Job], out: Path, say: Say, at_once: int, retries: int, latents: _Latents, task: Any
+    jobs: Mapping[str, Job], out: Path, say: Say, at_once: int, retries: int, private: _Private, task: Any
 ) -> dict[str, str]:
     """The trials; returns the cells that failed for good and why."""
     for name, value in _ENVIRONMENT.items():
@@ -175,7 +182,7 @@ def _tune(
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
         run_config=tune.RunConfig(
             name="grid", storage_path=str(storage), verbose=0, failure_config=tune.FailureConfig(max_failures=retries),
-            callbacks=[GridProgress({name: Path(job[1]) for name, job in jobs.items()}, say, latents.clean)],
+            callbacks=[GridProgress({name: Path(job[1]) for name, job in jobs.items()}, say, private.clean)],
         ),
     )
     try:

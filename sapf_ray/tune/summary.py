@@ -95,9 +95,9 @@ def score_columns(rows: Iterable[Mapping[str, Any]], paper: bool = False) -> lis
     return columns
 
 
-def privacy_notes(planned: Sequence[PlannedCell]) -> list[str]:
+def privacy_notes(planned: Sequence[PlannedCell], out: Path) -> list[str]:
     """The totals per data set (design rule 7)."""
-    found = [total_text(total) for total in totals(planned)]
+    found = [total_text(total) for total in totals(planned, out)]
     return [*found, WHO_PAYS] if found else ["No cell reads a sensitive image."]
 
 
@@ -122,7 +122,7 @@ def grid_report(
     ]
     if any(row.get("missing") for row in rows):
         columns.append(Column("missing", "not done"))
-    return Report(name, title or name, tuple(columns), rows, tuple(privacy_notes(planned)))
+    return Report(name, title or name, tuple(columns), rows, tuple(privacy_notes(planned, out)))
 
 
 def write_report(report: Report, out: Path) -> list[Path]:

@@ -22,7 +22,7 @@ METRICS = {
 @pytest.fixture(autouse=True)
 def no_accounting(monkeypatch):
     """Noise and totals of full-scale grids take many seconds; test_plans.py tests them."""
-    monkeypatch.setattr("sapf_ray.tune.paper_grids.privacy_notes", lambda planned: [])
+    monkeypatch.setattr("sapf_ray.tune.paper_grids.privacy_notes", lambda planned, out: [])
     monkeypatch.setattr("sapf_ray.tune.plans.make_plan", plan_without_search)
 
 

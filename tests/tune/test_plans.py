@@ -10,10 +10,21 @@ import pytest
 from sapf_ray.config import RunConfig
 from sapf_ray.errors import SapfError
 from sapf_ray.privacy.accountants import compose_epsilon, gaussian_event
+from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.report.paper import paper_setting
 from sapf_ray.rundir import RunDirectory
-from sapf_ray.tune.plans import check_disk, estimate, is_finished, measured_seconds, plan_cells, total_text, totals
+from sapf_ray.saliency.shared import shared_folder
+from sapf_ray.tune.plans import (
+    check_disk,
+    estimate,
+    is_finished,
+    measured_seconds,
+    plan_cells,
+    selection_root,
+    total_text,
+    totals,
+)
 from sapf_ray.tune.space import Cell, load_space, make_cells
 from tests.tune.test_space import GRIDS, SPACES, write
 
@@ -78,16 +89,52 @@ def test_total_composes_all_runs_on_a_data_set_and_no_other(tmp_path):
     planned = plan_cells(cells_of(
         tmp_path, base=base, axes={"dataset": ["digits", "stand_in"], "epsilon": [2.0, 4.0], "seed": [0, 1]},
     ))
-    (digits, stand_in) = totals(planned)
+    (digits, stand_in) = totals(planned, tmp_path)
     assert (digits.data, digits.runs, stand_in.runs) == ("digits", 4, 4)
     own = [item.plan for item in planned if item.cell.config.data.source == "digits"]
-    events = [(gaussian_event(9.0), 4)] + [
+    events = [(gaussian_event(9.0), 2)] + [  # each seed its own selection, for both ε
         (gaussian_event(plan.finetune.noise_multiplier, 100 / 1297), 10) for plan in own
     ]
     assert digits.epsilon == pytest.approx(compose_epsilon(events, own[0].delta, "pld"), rel=1e-9)
     assert digits.summed == pytest.approx(sum(plan.composed_epsilon for plan in own))
     assert max(plan.composed_epsilon for plan in own) < digits.epsilon < digits.summed
     assert "all 4 private runs together cost each training image" in total_text(digits)
+    assert "4 of them share 2 selection releases, counted once" in total_text(digits)
+
+
+def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp_path):
+    """Before a start by what cells will share, then by what their ledgers say they did."""
+    base = {"finetune.batch_size": 100, "finetune.steps": 2, "saliency.noise_multiplier": 4.0, **RDP}
+    planned = plan_cells(cells_of(tmp_path, base=base, axes={"epsilon": [3.0, 4.0], "ratio": [0.3, 0.5]}))
+
+    def composed(selections: int) -> float:
+        events = [(gaussian_event(4.0), selections)]
+        events += [(gaussian_event(item.plan.finetune.noise_multiplier, 100 / 1297), 2) for item in planned]
+        return compose_epsilon(events, planned[0].plan.delta, "pld")
+
+    def total():
+        (found,) = totals(planned, tmp_path)
+        assert found.selecting == 4 and found.epsilon == pytest.approx(composed(found.selections), rel=1e-9)
+        return found.selections
+
+    def pay(item, stream):
+        run = RunDirectory(tmp_path / item.cell.name)
+        run.claim(item.cell.config)
+        run.release()
+        ledger = Ledger.create(run.ledger, item.plan)
+        ledger.record("selection", item.plan.selection.event(), stream, "selection")
+
+    assert total() == 1
+    pay(planned[0], "its own, by an earlier version")
+    assert total() == 2, "that cell has its own, the other three will share one"
+    folder = shared_folder(selection_root(planned[1].cell.config, tmp_path), planned[1].cell.config, planned[1].plan)
+    folder.mkdir(parents=True)
+    (folder / "selection.json").write_text('{"stream": "of all"}')
+    pay(planned[1], "of all")
+    assert total() == 2, "those yet to come use the release that is there"
+    pay(planned[2], "of all")
+    pay(planned[3], "a second one")
+    assert total() == 3
 
 
 def test_total_tells_of_runs_without_noise_and_with_seeded_noise(tmp_path):
@@ -95,10 +142,10 @@ def test_total_tells_of_runs_without_noise_and_with_seeded_noise(tmp_path):
     planned = plan_cells(cells_of(tmp_path, base=base, repeatable=True, axes={
         "method": ["dp-lora", "lora-no-dp", "public"],
     }))
-    (total,) = totals(planned)
+    (total,) = totals(planned, tmp_path)
     assert (total.runs, total.non_private, total.seeded) == (1, 1, 1)
     assert "no guarantee" in total_text(total) and "seeded" in total_text(total)
-    assert totals(plan_cells(cells_of(tmp_path, axes={"method": ["public"]}))) == []
+    assert totals(plan_cells(cells_of(tmp_path, axes={"method": ["public"]})), tmp_path) == []
 
 
 def finish(cell: Cell, out: Path, seconds: dict[str, float]) -> RunDirectory:

@@ -17,7 +17,7 @@ from sapf_ray.data.latents import shared_directory
 from sapf_ray.errors import SapfError
 from sapf_ray.tune.grid import Grid, open_grid, raise_failures, run_grid
 from sapf_ray.tune.plans import plan_cells
-from sapf_ray.tune.run import _Latents, check_resources, concurrency, run_cells
+from sapf_ray.tune.run import _Private, check_resources, concurrency, run_cells
 from sapf_ray.tune.space import load_space, make_cells
 from tests.tune.test_space import write
 
@@ -119,7 +119,7 @@ def test_shared_latents_of_a_model_with_class_labels_go_with_its_last_cell(tmp_p
     config = planned[0].cell.config
     folder = shared_directory((tmp_path / ".latents").resolve(), open_source(config.data), config.model)
     folder.mkdir(parents=True)
-    latents = _Latents(planned, tmp_path)
+    latents = _Private(planned, tmp_path)
     assert latents.clean() == [folder]
     monkeypatch.setattr("sapf_ray.tune.run.is_finished", lambda cell, out: True)
     assert latents.clean() == [] and not folder.exists()

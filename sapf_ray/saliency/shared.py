@@ -1,0 +1,130 @@
+"""One selection release for all runs that may share it.
+
+The noisy scores of a selection do not depend on the ratio, on epsilon or on anything of fine-tuning. Runs that agree in all
+that they do depend on may therefore use one release, and whoever sees all those runs has seen it once: their total counts it
+once. Each run's own ledger still pays it in full, before the run may look, so each run's own epsilon is the same as of a run
+that selects for itself.
+
+Only what the mechanism releases is passed on. The Gaussian mechanism releases every score, so any ratio may be read off; the
+others release the choice alone, and so do the rounds of an iterative score: those serve runs of the same ratio.
+
+The folder has its own noise key. It is on disk before the release (a broken-off release is repeated exactly) and deleted
+right after; whoever comes first makes the release, others wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from sapf_ray.config import RunConfig, result_keys
+from sapf_ray.errors import RunDirectoryError
+from sapf_ray.files import only_one
+from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.planner import PrivacyPlan, plan_events
+from sapf_ray.privacy.streams import NoiseKey
+from sapf_ray.rundir import RunDirectory, write_atomic
+from sapf_ray.saliency.scores import n_selected, top_n
+from sapf_ray.saliency.selection import Selection, release_names
+
+_RELEASE = "selection.json"
+_PRIVATE = "private"
+_KEPT_AFTER = ("saliency.ratio", "saliency.granularity")  # what the ranking of released scores alone depends on
+_SECTIONS = ("data", "model", "saliency")
+
+Release = Callable[[NoiseKey, str], Selection]
+
+
+def shared_folder(root: Path, config: RunConfig, plan: PrivacyPlan) -> Path:
+    """Folder in ``root`` of the release that this run would use; the same for all runs that may share it.
+
+    Runs of different seeds do not: repetitions should tell how much the selection's noise matters.
+    """
+    assert plan.selection is not None
+    any_ratio = _releases_scores(plan)
+    keys = {
+        key: value for key, value in result_keys(config).items()
+        if key.split(".")[0] in _SECTIONS and not (any_ratio and key in _KEPT_AFTER)
+    }
+    stage = asdict(replace(plan.selection, share=None))
+    what = [keys, stage, plan.n_records, config.seed, config.privacy.reproducible_seed]
+    return root / hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def private_folder(root: Path, config: RunConfig, plan: PrivacyPlan) -> Path:
+    """What has to be deleted once no run needs to check its data against the release's."""
+    return shared_folder(root, config, plan) / _PRIVATE
+
+
+def released_stream(folder: Path) -> str | None:
+    """Fingerprint under which ledgers have the release; None where there is none yet."""
+    return RunDirectory.read_json(folder / _RELEASE)["stream"] if (folder / _RELEASE).exists() else None
+
+
+def shared_selection(root: Path, config: RunConfig, plan: PrivacyPlan, data: str, ledger: Ledger, release: Release) -> Selection:
+    """This run's selection, from the shared release in ``root``; makes that if no other run has.
+
+    Args:
+        data: Fingerprint of the sensitive data.
+        release: Pays and makes the release from a noise key, under the fingerprint of its stream.
+
+    Raises:
+        BudgetError: The release would pass this run's planned epsilon.
+        RunDirectoryError: The release is of other data, or the folder cannot be written.
+    """
+    folder = shared_folder(root, config, plan)
+    try:
+        with only_one(folder):
+            _check_data(folder, data)
+            if not (folder / _RELEASE).exists():
+                _make(folder, config, data, release)
+            (folder / _PRIVATE / "noise_key").unlink(missing_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"cluster.selection_dir {root}: cannot be read or written ({error.strerror})") from error
+    found = Selection(**RunDirectory.read_json(folder / _RELEASE))
+    assert plan.selection is not None and found.stream is not None
+    (event,) = [event for stage, event, _ in plan_events(plan) if stage == "selection"]
+    paid = {(e.release, e.stream) for e in ledger.events()}
+    for name in release_names(plan.selection.count):
+        if (name, found.stream) not in paid:  # another run made it: pay, then look
+            ledger.record(name, event, found.stream, "selection")
+    if not _releases_scores(plan):
+        return found
+    names, values = list(found.scores), torch.tensor(list(found.scores.values()), dtype=torch.float64)
+    n = n_selected(len(names), config.saliency.ratio)
+    return replace(found, matrices=top_n(names, values, n, config.saliency.granularity))
+
+
+def has_own(ledger: Ledger, stream: str) -> bool:
+    """Whether an earlier start of the run paid a selection of its own, from the run's stream, which it then keeps."""
+    return any(e.stage == "selection" and e.stream == stream for e in ledger.events())
+
+
+def _releases_scores(plan: PrivacyPlan) -> bool:
+    return plan.selection is not None and plan.selection.mechanism == "gaussian" and plan.selection.count == 1
+
+
+def _make(folder: Path, config: RunConfig, data: str, release: Release) -> None:
+    private = folder / _PRIVATE
+    private.mkdir(mode=0o700, exist_ok=True)
+    (private / "data_fingerprint").touch(mode=0o600)
+    write_atomic(private / "data_fingerprint", data)
+    (private / "data_fingerprint").chmod(0o600)
+    key = NoiseKey.load_or_create(private / "noise_key", config.privacy.reproducible_seed)
+    stream = key.stream_id("shared selection", data, folder.name)
+    made = replace(release(key, stream), shared=True)
+    write_atomic(folder / _RELEASE, json.dumps(made.to_dict(), indent=2) + "\n")
+
+
+def _check_data(folder: Path, data: str) -> None:
+    known = folder / _PRIVATE / "data_fingerprint"
+    if known.exists() and known.read_text() != data:
+        raise RunDirectoryError(
+            f"cluster.selection_dir {folder.parent}: holds the selection release {folder.name} of other data; "
+            "use another directory"
+        )
