@@ -85,6 +85,8 @@ def save_lines(rows: Sequence[Row], over: str, by: str, panels: Sequence[str], p
                 if paper_key is not None:
                     axis.plot(places, [_number(row.get(paper_key)) for row in ordered], "x", color=drawn[0].get_color())
         axes[1][column].set_xlabel(over)
+    if any(row.get(paper_key) is not None for row in rows for _, paper_key, _ in _scores(rows) if paper_key):
+        axes[0][0].plot([], [], "kx", label="paper")  # its crosses have each line's colour
     axes[0][0].legend(fontsize=8)
     return save_figure(figure, path)
 

@@ -50,7 +50,7 @@ PAPER_GRIDS: Mapping[str, PaperGrid] = {
     "table11": PaperGrid({**_MODEL_DATA, "method": "finetuning"}),
     "table12": PaperGrid({"method": "method"}),
     "table15": PaperGrid(
-        {"dataset": "dataset", "method": "metric"}, extra=(("select_hours", "selection hours", ".3g", "hours"),)
+        {"dataset": "dataset", "method": "metric"}, extra=(("select_hours", "selection hours", ".4f", "hours"),)
     ),
     "figure4": PaperGrid({**_MODEL_DATA, "method": "method"}, "bars"),
     "figure5": PaperGrid({**_MODEL_DATA, "epsilon": "epsilon", "ratio": "ratio"}, "lines", "epsilon"),

@@ -73,7 +73,8 @@ def test_the_key_goes_with_the_release_and_the_rest_is_private(tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"seed": 1}, {"model": ModelConfig(path="letters-tiny")}, {"privacy": PrivacyConfig(epsilon=8.0, accountant="rdp", reproducible_seed=0)},
+    {"seed": 1}, {"model": ModelConfig(path="letters-tiny")},
+    {"privacy": PrivacyConfig(epsilon=8.0, accountant="rdp", reproducible_seed=0)},
     *({"saliency": SaliencyConfig(**other)} for other in (
         {"noise_multiplier": 20.0}, {"pool": "qkvo"}, {"sample_rate": 0.5}, {"score": "noisy_mean_gradient"},
         {"clipping_norm": 2.0}, {"shard_size": 5},
