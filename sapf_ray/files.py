@@ -18,6 +18,12 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
+def below(uri: str, name: str) -> str:
+    """Folder ``name`` below a path, or below a URI, whose options (``?endpoint_override=minio:9000``) stay last."""
+    place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return f"{place.rstrip('/')}/{name}{mark}{options}"
+
+
 @contextlib.contextmanager
 def only_one(directory: Path) -> Iterator[None]:
     """Makes the folder, mode 0700, and lets one process at a time work there; others wait."""

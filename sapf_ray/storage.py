@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as fs
 
 from sapf_ray.errors import ConfigError, RunDirectoryError
-from sapf_ray.files import file_digest
+from sapf_ray.files import below, file_digest
 from sapf_ray.rundir import RunDirectory
 
 MANIFEST = "published.json"
@@ -39,7 +39,7 @@ class Storage:
 
     def __init__(self, uri: str, directory: RunDirectory) -> None:
         self.directory, self.name = directory, directory.root.resolve().name
-        self.uri = f"{uri.rstrip('/')}/{self.name}"
+        self.uri = below(uri, self.name)
         try:
             self.filesystem, self.path = fs.FileSystem.from_uri(self.uri)
             self._claim(uri)
@@ -50,7 +50,7 @@ class Storage:
     @property
     def checkpoints(self) -> str:
         """URI for Ray Train."""
-        return f"{self.uri}/checkpoints"
+        return below(self.uri, "checkpoints")
 
     def _claim(self, uri: str) -> None:
         """A folder of the same name may be another run's; its checkpoints must never be taken for this one's."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sapf_ray.errors import ConfigError, RunDirectoryError
+from sapf_ray.files import below
 from sapf_ray.rundir import RunDirectory
 from sapf_ray.storage import Storage
 
@@ -65,3 +66,11 @@ def test_storage_that_cannot_be_used_is_one_line(tmp_path, uri):
     with pytest.raises(ConfigError, match=r"cluster.storage = .*cannot be used") as caught:
         Storage(uri, finished(tmp_path / "run"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("uri", "expected"), [
+    ("s3://bucket/runs?endpoint_override=minio:9000&scheme=http", "s3://bucket/runs/a?endpoint_override=minio:9000&scheme=http"),
+    ("s3://bucket/runs/", "s3://bucket/runs/a"), ("/runs/what?", "/runs/what?/a"),
+])
+def test_options_of_a_uri_stay_behind_its_path(uri, expected):
+    assert below(uri, "a") == expected

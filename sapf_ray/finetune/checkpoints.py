@@ -98,6 +98,9 @@ def check_paid(state: TrainState | None, ledger: Ledger, stream: str) -> None:
 
 def _checkpoints(filesystem: fs.FileSystem, root: str) -> Iterator[str]:
     """Names of the checkpoints' folders, newest first (Ray names them by time)."""
-    found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    try:
+        found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    except OSError as error:
+        raise SapfError(f"{root}: checkpoints cannot be listed ({' '.join(str(error).split())[:200]})") from error
     names = [i.base_name for i in found if i.type == fs.FileType.Directory and i.base_name.startswith(_PREFIX)]
     yield from sorted(names, reverse=True)

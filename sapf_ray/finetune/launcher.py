@@ -19,6 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from sapf_ray import cluster, runlog, worktime
 from sapf_ray.errors import BudgetError, ClusterError, SapfError
+from sapf_ray.files import below
 from sapf_ray.finetune.checkpoints import check_paid, latest_state, repair_snapshot
 from sapf_ray.finetune.loop import FinetuneJob, write_adapter
 from sapf_ray.finetune.restarts import RestartEvents
@@ -43,7 +44,7 @@ def finetune(
     cluster.require([cluster.finetune_want(job.config)])
     cpus = cluster.worker_cpus(job.config)
     root = str(storage.resolve()) if isinstance(storage, Path) else storage
-    checkpoints = f"{root}/{RUN_NAME}"
+    checkpoints = below(root, RUN_NAME)
     earlier = latest_state(checkpoints)
     check_paid(earlier, Ledger.open(job.ledger), job.stream)
     if earlier is not None:
