@@ -185,7 +185,10 @@ def test_killed_in_every_stage_it_continues_and_never_understates(plain_run, fol
     assert opened.epsilon_spent() == pytest.approx(Ledger.open(whole / "ledger.jsonl").epsilon_spent())
     paid = [e.release for e in opened.events() if not e.replay]
     assert sorted(paid) == sorted(releases(whole / "ledger.jsonl")[1:])
-    assert json.loads((out / "selection.json").read_text()) == json.loads((whole / "selection.json").read_text())
+    selections = [json.loads((run / "selection.json").read_text()) for run in (out, whole)]
+    for selection in selections:
+        del selection["event"]["replay"]  # it was one where the kill came between the ledger's line and this file
+    assert selections[0] == selections[1]
     for killed, alone in zip(read_synthetic(out / "synthetic"), read_synthetic(whole / "synthetic"), strict=True):
         assert np.array_equal(killed, alone)
 
