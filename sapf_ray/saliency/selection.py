@@ -44,7 +44,6 @@ class Selection:
         score: Name of the score, or ``all`` where the ratio keeps the whole pool.
         event: The (last) privacy event as JSON; None where selection reads no data.
         passed: Outcome of propose-test-release's test; where False the matrices are a random choice.
-        stream: Fingerprint under which the ledger has the releases; None where nothing was released.
         shared: Whether other runs use the same releases (:mod:`sapf_ray.saliency.shared`).
     """
 
@@ -54,8 +53,12 @@ class Selection:
     pool_size: int
     event: dict | None
     passed: bool | None = None
-    stream: str | None = None
     shared: bool = False
+
+    @property
+    def stream(self) -> str | None:
+        """Fingerprint under which the ledger has the releases; None where nothing was released."""
+        return None if self.event is None else self.event["stream"]
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -147,7 +150,7 @@ def select(
         )
         kept = top_n(names, choice.values, size, config.granularity)
     scores = dict(zip(names, (choice.values / plan.n_records).tolist(), strict=True)) if choice.released else {}
-    return Selection(kept, scores, config.score, len(pool), recorded, choice.passed, stream)
+    return Selection(kept, scores, config.score, len(pool), recorded, choice.passed)
 
 
 def _exact_sum(

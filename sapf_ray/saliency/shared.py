@@ -63,7 +63,7 @@ def private_folder(root: Path, config: RunConfig, plan: PrivacyPlan) -> Path:
 
 def released_stream(folder: Path) -> str | None:
     """Fingerprint under which ledgers have the release; None where there is none yet."""
-    return RunDirectory.read_json(folder / _RELEASE)["stream"] if (folder / _RELEASE).exists() else None
+    return _read(folder).stream if (folder / _RELEASE).exists() else None
 
 
 def shared_selection(root: Path, config: RunConfig, plan: PrivacyPlan, data: str, ledger: Ledger, release: Release) -> Selection:
@@ -86,7 +86,7 @@ def shared_selection(root: Path, config: RunConfig, plan: PrivacyPlan, data: str
             (folder / _PRIVATE / "noise_key").unlink(missing_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"cluster.selection_dir {root}: cannot be read or written ({error.strerror})") from error
-    found = Selection(**RunDirectory.read_json(folder / _RELEASE))
+    found = _read(folder)
     assert plan.selection is not None and found.stream is not None
     (event,) = [event for stage, event, _ in plan_events(plan) if stage == "selection"]
     paid = {(e.release, e.stream) for e in ledger.events()}
@@ -103,6 +103,10 @@ def shared_selection(root: Path, config: RunConfig, plan: PrivacyPlan, data: str
 def has_own(ledger: Ledger, stream: str) -> bool:
     """Whether an earlier start of the run paid a selection of its own, from the run's stream, which it then keeps."""
     return any(e.stage == "selection" and e.stream == stream for e in ledger.events())
+
+
+def _read(folder: Path) -> Selection:
+    return Selection(**RunDirectory.read_json(folder / _RELEASE))
 
 
 def _releases_scores(plan: PrivacyPlan) -> bool:

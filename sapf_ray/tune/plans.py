@@ -124,21 +124,21 @@ def selection_root(config: RunConfig, out: Path) -> Path:
     return Path(config.cluster.selection_dir) if config.cluster.selection_dir else (out / SELECTIONS).resolve()
 
 
-def selection_name(item: PlannedCell, out: Path) -> str | None:
-    """Cells of one name have one selection release between them; None without a release.
+def selection_names(item: PlannedCell, out: Path) -> set[str]:
+    """Names of the cell's selection releases; cells that share a name share the release.
 
     Of a cell that paid for its selection, by its ledger. Others will use the shared release: the one that is there, or the
     one that the first of them makes.
     """
     if item.plan.selection is None:
-        return None
+        return set()
     run = RunDirectory(out / item.cell.name)
     if run.ledger.exists():
         streams = {event.stream for event in Ledger.open(run.ledger).events() if event.stage == "selection"}
         if streams:
-            return " ".join(sorted(streams))
+            return streams
     folder = shared_folder(selection_root(item.cell.config, out), item.cell.config, item.plan)
-    return released_stream(folder) or str(folder)
+    return {released_stream(folder) or str(folder)}
 
 
 def totals(planned: Iterable[PlannedCell], out: Path) -> list[Total]:
@@ -158,19 +158,18 @@ def totals(planned: Iterable[PlannedCell], out: Path) -> list[Total]:
 def _total(name: str, items: list[PlannedCell], out: Path) -> Total:
     private = [item for item in items if not item.plan.non_private]
     delta = min((item.plan.delta for item in private), default=default_delta(items[0].plan.n_records))
-    selections: dict[str, list[tuple[DpEvent, int]]] = {}
-    events, selecting = [], 0
+    selections: set[tuple[str, DpEvent, int]] = set()
+    events = []
     for item in private:
-        release = selection_name(item, out)
         for stage, event, count in plan_events(item.plan):
-            if stage != "selection" or release is None:
+            if stage == "selection":
+                selections.update((name, event, count) for name in selection_names(item, out))
+            else:
                 events.append((event, count))
-            elif (event, count) not in selections.setdefault(release, []):
-                selections[release].append((event, count))
-        selecting += release is not None
-    events += [paid for release in selections.values() for paid in release]
+    events += [(event, count) for _, event, count in selections]
     return Total(
-        data=name, runs=len(private), selecting=selecting, selections=len(selections),
+        data=name, runs=len(private), selecting=sum(item.plan.selection is not None for item in private),
+        selections=len(selections),
         epsilon=compose_epsilon(events, delta, "pld"), delta=delta,
         summed=sum(item.plan.composed_epsilon for item in private), summed_delta=sum(item.plan.delta for item in private),
         non_private=len(items) - len(private),

@@ -39,7 +39,7 @@ class Run:
         self.made += 1
         event = self.ledger.record("selection", self.plan.selection.event(), stream, "selection")
         values = key.stream("selection/noise", 0).normal(10).tolist()
-        return Selection(NAMES[:1], dict(zip(NAMES, values, strict=True)), "per_sample_norm", 10, event, stream=stream)
+        return Selection(NAMES[:1], dict(zip(NAMES, values, strict=True)), "per_sample_norm", 10, event)
 
     def select(self, root, data="these", release=None) -> Selection:
         return shared_selection(root, self.config, self.plan, data, self.ledger, release or self.release)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.report.paper import paper_setting
 from sapf_ray.rundir import RunDirectory
+from sapf_ray.saliency.selection import Selection
 from sapf_ray.saliency.shared import shared_folder
 from sapf_ray.tune.plans import (
     check_disk,
@@ -129,7 +131,8 @@ def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp
     assert total() == 2, "that cell has its own, the other three will share one"
     folder = shared_folder(selection_root(planned[1].cell.config, tmp_path), planned[1].cell.config, planned[1].plan)
     folder.mkdir(parents=True)
-    (folder / "selection.json").write_text('{"stream": "of all"}')
+    made = Selection([], {}, "per_sample_norm", 0, {"stream": "of all"}, shared=True)
+    (folder / "selection.json").write_text(json.dumps(made.to_dict()))
     pay(planned[1], "of all")
     assert total() == 2, "those yet to come use the release that is there"
     pay(planned[2], "of all")

@@ -53,7 +53,7 @@ def test_private_cells_side_by_side_share_latents_and_selection(ray_cluster, tmp
     assert selections[0] == selections[1] == json.loads((release / "selection.json").read_text())
     ledgers = [Ledger.open(tmp_path / "grid" / f"dp-sapf_epsilon{e}" / "ledger.jsonl") for e in (5, 10)]
     for ledger in ledgers:
-        assert [e.stream for e in ledger.events() if e.stage == "selection"] == [selections[0]["stream"]]
+        assert [e.stream for e in ledger.events() if e.stage == "selection"] == [selections[0]["event"]["stream"]]
     assert any("2 of them share one selection release, counted once" in note for note in report.notes)
     assert "once in the ε of all of them together" in (tmp_path / "grid" / "dp-sapf_epsilon5" / "privacy_card.md").read_text()
     for metrics in (tmp_path / "grid").glob("*/metrics.json"):
