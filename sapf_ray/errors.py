@@ -36,3 +36,8 @@ class TrackingError(SapfError):
 
 class ClusterError(SapfError):
     """The Ray cluster lacks what the run asks for."""
+
+
+def reason(error: Exception) -> str:
+    """What another library's error says, on one line."""
+    return " ".join(str(error).split())[:200]

@@ -204,7 +204,7 @@ def _learn(
             if root is None or plan.selection is None or has_own(ledger, stream):
                 selection = release(key, stream)
             else:
-                selection = shared_selection(Path(root), config, plan, source.fingerprint(), ledger, release)
+                selection = shared_selection(Path(root), config, plan, directory.data_fingerprint.read_text(), ledger, release)
             directory.write_json(directory.selection, selection.to_dict())
     selected = directory.read_json(directory.selection)
     with stage("finetune"):

@@ -30,6 +30,18 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def keep_fingerprint(path: Path, fingerprint: str, refusal: str) -> None:
+    """Notes the sensitive data's fingerprint in ``path``, mode 0600.
+
+    Raises:
+        RunDirectoryError: Another one is noted there: old noise must not meet new sums; says ``refusal``.
+    """
+    if path.exists() and path.read_text() != fingerprint:
+        raise RunDirectoryError(refusal)
+    write_atomic(path, fingerprint)
+    path.chmod(0o600)
+
+
 class RunDirectory:
     """Paths of one run and the lock that keeps a second process out."""
 
@@ -55,6 +67,7 @@ class RunDirectory:
         self.private = self.root / "private"
         self.noise_key = self.private / "noise_key"
         self.latents = self.private / "latents"
+        self.data_fingerprint = self.private / "data_fingerprint"
         # Ray Train's checkpoints: post-processing of noisy releases
         self.checkpoints = self.root / "checkpoints"
         self._lock: IO[str] | None = None

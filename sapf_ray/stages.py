@@ -15,7 +15,7 @@ from sapf_ray.memory import Peak, peak_memory
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.privacy.streams import NoiseKey
-from sapf_ray.rundir import RunDirectory, write_atomic
+from sapf_ray.rundir import RunDirectory, keep_fingerprint
 
 
 @dataclass
@@ -131,11 +131,8 @@ def noise_of(
 def _same_data(directory: RunDirectory, source: ImageSource) -> str:
     """The data's fingerprint; refuses to continue on other data, where old noise must not meet new sums."""
     fingerprint = source.fingerprint()
-    path = directory.private / "data_fingerprint"
-    if path.exists() and path.read_text() != fingerprint:
-        raise RunDirectoryError(
-            f"--out {directory.root}: the data set changed since this run began; start a new run in another directory"
-        )
-    write_atomic(path, fingerprint)
-    path.chmod(0o600)
+    keep_fingerprint(
+        directory.data_fingerprint, fingerprint,
+        f"--out {directory.root}: the data set changed since this run began; start a new run in another directory",
+    )
     return fingerprint

@@ -17,7 +17,7 @@ import json
 import pyarrow as pa
 import pyarrow.fs as fs
 
-from sapf_ray.errors import ConfigError, RunDirectoryError
+from sapf_ray.errors import ConfigError, RunDirectoryError, reason
 from sapf_ray.files import below, file_digest
 from sapf_ray.rundir import RunDirectory
 
@@ -44,7 +44,7 @@ class Storage:
             self.filesystem, self.path = fs.FileSystem.from_uri(self.uri)
             self._claim(uri)
         except _ERRORS as error:
-            allowed = f"cannot be used ({_reason(error)}); must be a folder that can be written"
+            allowed = f"cannot be used ({reason(error)}); must be a folder that can be written"
             raise ConfigError("cluster.storage", uri, allowed) from error
 
     @property
@@ -75,7 +75,7 @@ class Storage:
             return self._publish()
         except _ERRORS as error:
             raise RunDirectoryError(
-                f"{self.uri}: results could not be copied ({_reason(error)}); they are in {self.directory.root}, and the same "
+                f"{self.uri}: results could not be copied ({reason(error)}); they are in {self.directory.root}, and the same "
                 "command tries again"
             ) from error
 
@@ -107,7 +107,3 @@ class Storage:
     def _read(self, path: str) -> bytes:
         with self.filesystem.open_input_stream(path) as stream:
             return stream.read()
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pyarrow.fs as fs
 
 from sapf_ray import runlog
-from sapf_ray.errors import RunDirectoryError, SapfError
+from sapf_ray.errors import RunDirectoryError, SapfError, reason
 from sapf_ray.finetune.loop import TrainState
 from sapf_ray.privacy.ledger import Ledger
 
@@ -101,6 +101,6 @@ def _checkpoints(filesystem: fs.FileSystem, root: str) -> Iterator[str]:
     try:
         found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
     except OSError as error:
-        raise SapfError(f"{root}: checkpoints cannot be listed ({' '.join(str(error).split())[:200]})") from error
+        raise SapfError(f"{root}: checkpoints cannot be listed ({reason(error)})") from error
     names = [i.base_name for i in found if i.type == fs.FileType.Directory and i.base_name.startswith(_PREFIX)]
     yield from sorted(names, reverse=True)

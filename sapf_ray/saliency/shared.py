@@ -28,7 +28,7 @@ from sapf_ray.files import only_one
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
 from sapf_ray.privacy.streams import NoiseKey
-from sapf_ray.rundir import RunDirectory, write_atomic
+from sapf_ray.rundir import RunDirectory, keep_fingerprint, write_atomic
 from sapf_ray.saliency.scores import n_selected, top_n
 from sapf_ray.saliency.selection import Selection, release_names
 
@@ -80,8 +80,16 @@ def shared_selection(root: Path, config: RunConfig, plan: PrivacyPlan, data: str
     folder = shared_folder(root, config, plan)
     try:
         with only_one(folder):
-            _check_data(folder, data)
-            if not (folder / _RELEASE).exists():
+            made = (folder / _RELEASE).exists()
+            if not made:
+                (folder / _PRIVATE).mkdir(mode=0o700, exist_ok=True)
+            if (folder / _PRIVATE).exists():
+                keep_fingerprint(
+                    folder / _PRIVATE / "data_fingerprint", data,
+                    f"cluster.selection_dir {root}: holds the selection release {folder.name} of other data; "
+                    "use another directory",
+                )
+            if not made:
                 _make(folder, config, data, release)
             (folder / _PRIVATE / "noise_key").unlink(missing_ok=True)
     except OSError as error:
@@ -114,21 +122,7 @@ def _releases_scores(plan: PrivacyPlan) -> bool:
 
 
 def _make(folder: Path, config: RunConfig, data: str, release: Release) -> None:
-    private = folder / _PRIVATE
-    private.mkdir(mode=0o700, exist_ok=True)
-    (private / "data_fingerprint").touch(mode=0o600)
-    write_atomic(private / "data_fingerprint", data)
-    (private / "data_fingerprint").chmod(0o600)
-    key = NoiseKey.load_or_create(private / "noise_key", config.privacy.reproducible_seed)
+    key = NoiseKey.load_or_create(folder / _PRIVATE / "noise_key", config.privacy.reproducible_seed)
     stream = key.stream_id("shared selection", data, folder.name)
     made = replace(release(key, stream), shared=True)
     write_atomic(folder / _RELEASE, json.dumps(made.to_dict(), indent=2) + "\n")
-
-
-def _check_data(folder: Path, data: str) -> None:
-    known = folder / _PRIVATE / "data_fingerprint"
-    if known.exists() and known.read_text() != data:
-        raise RunDirectoryError(
-            f"cluster.selection_dir {folder.parent}: holds the selection release {folder.name} of other data; "
-            "use another directory"
-        )
