@@ -37,7 +37,7 @@ from jobs.pretraining.training import (
     train_features,
     train_vae,
 )
-from sapf_ray.data.glyphs import CHARACTERS, PRETRAIN_FONTS, GlyphCorpus, prompt_for
+from sapf_ray.glyphs import CHARACTERS, PRETRAIN_FONTS, GlyphCorpus, prompt_for
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, has_labels, null_condition
 from sapf_ray.models.glyph_features import GlyphFeatures, load_glyph_features
 from sapf_ray.synthesis.sampler import sample_images

@@ -14,7 +14,7 @@ import numpy as np
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data import open_source
-from sapf_ray.report.grid import class_rows, save_grid
+from sapf_ray.pictures import class_rows, save_grid
 from sapf_ray.synthesis.writer import read_synthetic
 
 

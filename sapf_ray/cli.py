@@ -168,9 +168,9 @@ def _run_config(namespace: jsonargparse.Namespace, *own: str) -> RunConfig:
 
 def _run(namespace: jsonargparse.Namespace, console: Console) -> None:
     config = _run_config(namespace, "out", "verbose")
-    from sapf_ray import runlog, worktime
     from sapf_ray.pipeline import run  # torch, ray and diffusers load only where they are used
     from sapf_ray.report.terminal import progress_bars, result_table
+    from sapf_ray.runs import runlog, worktime
 
     with runlog.shown() if namespace.verbose else contextlib.nullcontext(), progress_bars(console) as on_progress:
         result = run(config, namespace.out, on_progress, worktime.process_start())
@@ -180,8 +180,8 @@ def _run(namespace: jsonargparse.Namespace, console: Console) -> None:
 def _plan(namespace: jsonargparse.Namespace, console: Console) -> None:
     config = _run_config(namespace, "json", "cluster_devices", "cluster_costs", "cluster_price")
     from sapf_ray.data.base import open_source
+    from sapf_ray.estimate.cluster import estimate, open_cluster
     from sapf_ray.privacy.planner import make_plan, plan_table
-    from sapf_ray.report.estimate import estimate, open_cluster
 
     cluster = open_cluster(namespace.cluster_devices, config, namespace.cluster_costs, namespace.cluster_price)
     n_records = config.data.n_records or open_source(config.data).n_train
@@ -197,7 +197,7 @@ def _plan(namespace: jsonargparse.Namespace, console: Console) -> None:
 
 def _ledger(namespace: jsonargparse.Namespace, console: Console) -> None:
     from sapf_ray.privacy.ledger import Ledger
-    from sapf_ray.rundir import RunDirectory
+    from sapf_ray.runs.directory import RunDirectory
 
     console.print(Ledger.open(RunDirectory(namespace.directory).ledger).summary())
 
@@ -232,9 +232,9 @@ def _tune(namespace: jsonargparse.Namespace, console: Console) -> None:
 
 
 def _reproduce(namespace: jsonargparse.Namespace, console: Console) -> None:
-    from sapf_ray.report.accounting import TABLES, reproduce_accounting
+    from sapf_ray.paper.accounting import TABLES, reproduce_accounting
+    from sapf_ray.paper.grids import check_name, paper_report, write_plots
     from sapf_ray.tune.grid import dry_run_table, raise_failures, run_grid
-    from sapf_ray.tune.paper_grids import check_name, paper_report, write_plots
 
     check_name(namespace.table)
     outcome = None

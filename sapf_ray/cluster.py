@@ -20,9 +20,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sapf_ray import runlog, worktime
 from sapf_ray.config import ClusterConfig, FinetuneConfig, RunConfig
 from sapf_ray.errors import ClusterError, SapfError
+from sapf_ray.runs import runlog, worktime
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ def _why_not(error: Exception) -> str:
 
 
 def result(reference: ray.ObjectRef) -> Any:
-    """``ray.get``; the times of :func:`sapf_ray.worktime.timed` work go to the stage that is under way, and a user's error
+    """``ray.get``; the times of :func:`sapf_ray.runs.worktime.timed` work go to the stage that is under way, and a user's error
     inside the task or actor is raised as itself, in one line.
 
     Raises:

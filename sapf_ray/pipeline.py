@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sapf_ray import cluster, runlog
+from sapf_ray import cluster
 from sapf_ray.config import RunConfig, config_hash
 from sapf_ray.data.base import ImageSource, open_source
-from sapf_ray.data.latents import build_latent_cache, shared_directory
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.evolution import check_evolution, is_written, make_parts, write_data_set
@@ -25,23 +24,25 @@ from sapf_ray.evolution.evolve import evolve
 from sapf_ray.finetune.adapter import add_adapter
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
-from sapf_ray.metrics import Meter
+from sapf_ray.latents import build_latent_cache, shared_directory
 from sapf_ray.models.conditioning import denoiser_of
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import check_model, load_pipeline, model_resolution, resolve_model
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.pictures import save_sample_grid
 from sapf_ray.privacy.card import privacy_card
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
-from sapf_ray.privacy.streams import NoiseKey
-from sapf_ray.report.grid import save_sample_grid
-from sapf_ray.rundir import RunDirectory, write_atomic
+from sapf_ray.runs import runlog
+from sapf_ray.runs.clock import Stages, noise_of, open_ledger, privacy_note
+from sapf_ray.runs.directory import RunDirectory, write_atomic
+from sapf_ray.runs.gauges import Meter
+from sapf_ray.runs.storage import Storage
+from sapf_ray.runs.tracking import Tracker
 from sapf_ray.saliency.selection import Selection, select
 from sapf_ray.saliency.shared import has_own, shared_selection
-from sapf_ray.stages import Stages, noise_of, open_ledger, privacy_note
-from sapf_ray.storage import Storage
 from sapf_ray.synthesis.launcher import synthesize
-from sapf_ray.tracking import Tracker
 
 Progress = Callable[[str, int, int], None]
 

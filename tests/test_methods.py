@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from sapf_ray.cli import _expand
-from sapf_ray.config import EvaluationConfig, RunConfig, SynthesisConfig, TrackingConfig, from_dict, to_dict
+from sapf_ray.config import (
+    EvaluationConfig,
+    RunConfig,
+    SynthesisConfig,
+    TrackingConfig,
+    from_dict,
+    to_dict,
+)
 from sapf_ray.errors import ConfigError, DataError, SapfError
 from sapf_ray.finetune.adapter import WHOLE_WEIGHTS, add_adapter, load_adapter, save_weights
 from sapf_ray.finetune.loop import FinetuneJob, train
@@ -17,9 +24,9 @@ from sapf_ray.methods import METHODS, find_method, methods_json
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.pipeline import run
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
-from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.saliency.selection import select
 from sapf_ray.synthesis.writer import read_synthetic
 from tests.finetune.workers import run_ranks

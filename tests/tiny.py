@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sapf_ray.data.latents import LatentCache
+from sapf_ray.latents import LatentCache
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.loading import load_pipeline
 

@@ -15,11 +15,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sapf_ray.data.latents import LatentCache
+from sapf_ray.latents import LatentCache
 from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
-from sapf_ray.privacy.streams import NoiseKey
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.saliency.scores import n_selected
 
 

@@ -26,15 +26,15 @@ from jobs.bench.process import Log
 from sapf_ray import cluster
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.data.base import ImageSource, open_source
-from sapf_ray.data.latents import LatentCache, build_latent_cache
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
+from sapf_ray.latents import LatentCache, build_latent_cache
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.presets import load_preset
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
-from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.saliency.scores import n_selected
 from sapf_ray.saliency.selection import select
 from sapf_ray.synthesis.launcher import synthesize

@@ -25,15 +25,15 @@ from sapf_ray.config import (
     SaliencyConfig,
     SynthesisConfig,
 )
-from sapf_ray.data.latents import LatentCache
+from sapf_ray.grad_sample.capture import Pool
+from sapf_ray.latents import LatentCache
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.planner import make_plan
-from sapf_ray.privacy.streams import NoiseKey
-from sapf_ray.saliency.engine import Pool
+from sapf_ray.runs.worktime import timed
 from sapf_ray.saliency.scores import Release
 from sapf_ray.saliency.selection import _exact_sum
 from sapf_ray.synthesis.launcher import Job, _run_queue
-from sapf_ray.synthesis.plan import SamplingPlan, Shard
-from sapf_ray.worktime import timed
+from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 
 SHARDS, CHUNKS = 1000, 200
 QUICK = (40, 12)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from jobs.bench.models import Case, Workload
 from sapf_ray.config import SaliencyConfig
+from sapf_ray.grad_sample.capture import PoolCapture
 from sapf_ray.models.denoising import Draws, per_record_loss
 from sapf_ray.privacy.noise import clip_factors, clipped_sum
-from sapf_ray.saliency.engine import PoolCapture
 from sapf_ray.saliency.scores import SCORES, clipped_contribution
 
 Step = Callable[[], Any]

@@ -23,7 +23,7 @@ from jobs.bench.training import save_random_adapter
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.models.loading import resolve_model
 from sapf_ray.synthesis.launcher import Job, SamplingActor
-from sapf_ray.synthesis.plan import SamplingPlan
+from sapf_ray.synthesis.sampling_plan import SamplingPlan
 
 CLASSES = tuple("0123456789")
 PROMPTS = tuple(f"An image of {name}" for name in CLASSES)

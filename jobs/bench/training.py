@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from jobs.bench.models import Case, Workload
 from jobs.bench.selection import Step, vmap_gradients
 from sapf_ray.finetune.adapter import add_lora, save_adapter
-from sapf_ray.finetune.ghost import GhostGradients
-from sapf_ray.finetune.lora_gradients import LoraGradients
 from sapf_ray.finetune.optimizer import ReleaseOptimizer
+from sapf_ray.grad_sample.ghost import GhostGradients
+from sapf_ray.grad_sample.lora import LoraGradients
 
 LEARNING_RATE = 1e-4
 Prepare = Callable[[Workload], dict[str, nn.Parameter]]

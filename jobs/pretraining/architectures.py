@@ -16,7 +16,7 @@ from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sapf_ray.data.glyphs import CHARACTERS, DIGIT_WORDS
+from sapf_ray.glyphs import CHARACTERS, DIGIT_WORDS
 
 MAX_TOKENS, TEXT_WIDTH = 16, 64
 

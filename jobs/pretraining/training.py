@@ -14,7 +14,7 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sapf_ray.data.glyphs import CHARACTERS
+from sapf_ray.glyphs import CHARACTERS
 from sapf_ray.models.glyph_features import GlyphFeatures
 
 log = logging.getLogger("pretrain_public")

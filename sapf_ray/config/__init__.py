@@ -31,7 +31,13 @@ from sapf_ray.config.learning import (
     FinetuneConfig,
     SaliencyConfig,
 )
-from sapf_ray.config.outputs import CLASSIFIERS, FID_FEATURES, FID_REFERENCES, EvaluationConfig, SynthesisConfig
+from sapf_ray.config.outputs import (
+    CLASSIFIERS,
+    FID_FEATURES,
+    FID_REFERENCES,
+    EvaluationConfig,
+    SynthesisConfig,
+)
 from sapf_ray.config.running import ClusterConfig, TrackingConfig
 
 __all__ = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sapf_ray.data import (  # noqa: F401  (each enters itself in SOURCES)
+from sapf_ray.data.base import SOURCES, ImageSource, Split, open_source
+from sapf_ray.data.sources import (  # noqa: F401  (each enters itself in SOURCES)
     camelyon,
     celeba,
     cifar10,
@@ -12,6 +13,5 @@ from sapf_ray.data import (  # noqa: F401  (each enters itself in SOURCES)
     parquet,
     stand_in,
 )
-from sapf_ray.data.base import SOURCES, ImageSource, Split, open_source
 
 __all__ = ["SOURCES", "ImageSource", "Split", "open_source"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sapf_ray.data.digits import N_TEST, N_TRAIN
+from sapf_ray.data.sources.digits import N_TEST, N_TRAIN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -135,7 +135,9 @@ def datasets_json() -> list[dict[str, Any]]:
 
 def datasets_table() -> Table:
     """The catalog for the terminal: readable, addresses unbroken, from 80 columns on."""
-    from rich import box  # the sources import this module in every Ray task, which needs no terminal
+    from rich import (
+        box,  # the sources import this module in every Ray task, which needs no terminal
+    )
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)

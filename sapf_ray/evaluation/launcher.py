@@ -10,11 +10,12 @@ import numpy as np
 import ray
 import torch
 
-from sapf_ray import cluster, worktime
+from sapf_ray import cluster
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.data.base import ImageSource
 from sapf_ray.evaluation.protocol import evaluate
 from sapf_ray.models.device import pick_device
+from sapf_ray.runs import worktime
 
 FIDELITY = "fidelity"
 MOST_CPUS = 8.0

@@ -70,7 +70,9 @@ def evaluate(
     test = source.read("test", np.arange(source.n_test), resolution)
     scores: dict[str, float] = {}
     if fidelity:
-        from sapf_ray.evaluation.fidelity import frechet_distance  # seconds, which tasks that train a classifier are spared
+        from sapf_ray.evaluation.fidelity import (
+            frechet_distance,  # seconds, which tasks that train a classifier are spared
+        )
 
         reference = test[0]
         if config.fid_reference == "train":

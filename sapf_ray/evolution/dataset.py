@@ -8,10 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from sapf_ray import worktime
 from sapf_ray.evolution.generation import Generation
-from sapf_ray.synthesis.plan import SamplingPlan
-from sapf_ray.synthesis.writer import MANIFEST, is_complete, remove_foreign, write_manifest, write_shard
+from sapf_ray.runs import worktime
+from sapf_ray.synthesis.sampling_plan import SamplingPlan
+from sapf_ray.synthesis.writer import (
+    MANIFEST,
+    is_complete,
+    remove_foreign,
+    write_manifest,
+    write_shard,
+)
 
 
 def is_written(out_dir: Path | str, n_images: int, n_classes: int, spec: str, seed: int, shard_size: int) -> bool:

@@ -36,10 +36,10 @@ from sapf_ray.evolution.embedding import Embedding, make_embedding
 from sapf_ray.evolution.generation import Generation, Work, embed_candidates, make_samples
 from sapf_ray.evolution.histogram import RecordEmbeddings, all_votes, release_histogram
 from sapf_ray.evolution.population import next_parents, threshold_votes
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import StagePlan
-from sapf_ray.privacy.streams import NoiseKey
-from sapf_ray.rundir import write_atomic
+from sapf_ray.runs.directory import write_atomic
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ import numpy as np
 import ray
 import torch
 
-from sapf_ray import cluster, worktime
+from sapf_ray import cluster
 from sapf_ray.config import EvolutionConfig
 from sapf_ray.data.arrays import save_array
 from sapf_ray.errors import SapfError
 from sapf_ray.evolution.api import Api
 from sapf_ray.evolution.embedding import Embedding
 from sapf_ray.evolution.population import kept_slots, slot_seeds
+from sapf_ray.runs import worktime
 
 
 @dataclass(frozen=True)

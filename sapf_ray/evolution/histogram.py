@@ -20,17 +20,18 @@ import numpy as np
 import ray
 import torch
 
-from sapf_ray import cluster, worktime
+from sapf_ray import cluster
 from sapf_ray.config import EvolutionConfig
 from sapf_ray.data.arrays import save_array
 from sapf_ray.data.base import ImageSource
 from sapf_ray.errors import DataError
 from sapf_ray.evolution.embedding import Embedding
 from sapf_ray.evolution.generation import task_options
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.noise import add_gaussian_noise
 from sapf_ray.privacy.planner import StagePlan
-from sapf_ray.privacy.streams import NoiseKey
+from sapf_ray.runs import worktime
 
 _DISTANCES_PER_CHUNK = 1 << 22  # 32 MiB of float64
 SENSITIVITY = 1.0

@@ -1,7 +1,7 @@
 """Which candidates become parents, and where each member of the next generation comes from.
 
 All of it is post-processing of a noisy histogram, so its randomness is public: it comes from the run's seed.
-Slot i of any generation has label i mod classes, as in :class:`sapf_ray.synthesis.plan.SamplingPlan`: classes
+Slot i of any generation has label i mod classes, as in :class:`sapf_ray.synthesis.sampling_plan.SamplingPlan`: classes
 are equally frequent whatever their shares among the records, which stay private.
 
 References:
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sapf_ray.config import EvolutionConfig
-from sapf_ray.synthesis.plan import image_seed
+from sapf_ray.synthesis.sampling_plan import image_seed
 
 Select = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 

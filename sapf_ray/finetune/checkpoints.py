@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 import pyarrow.fs as fs
 
-from sapf_ray import runlog
 from sapf_ray.errors import RunDirectoryError, SapfError, reason
 from sapf_ray.finetune.loop import TrainState
 from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.runs import runlog
 
 STATE_FILE = "state.pt"
 SNAPSHOT = "checkpoint_manager_snapshot.json"

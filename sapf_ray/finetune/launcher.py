@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from sapf_ray import cluster, runlog, worktime
+from sapf_ray import cluster
 from sapf_ray.errors import BudgetError, ClusterError, SapfError
 from sapf_ray.files import below
 from sapf_ray.finetune.checkpoints import check_paid, latest_state, repair_snapshot
@@ -25,6 +25,7 @@ from sapf_ray.finetune.loop import FinetuneJob, write_adapter
 from sapf_ray.finetune.restarts import RestartEvents
 from sapf_ray.finetune.worker import run_worker
 from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.runs import runlog, worktime
 
 RUN_NAME = "finetune"
 LOST_SECONDS = 120.0  # that the cluster may be too small for the workers (a node that restarts) before training gives up

@@ -20,18 +20,24 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from sapf_ray.config import FinetuneConfig, ModelConfig
-from sapf_ray.data.latents import LatentCache
 from sapf_ray.errors import SapfError
-from sapf_ray.finetune.adapter import SampleGradients, add_adapter, load_factors, sample_gradients, save_weights
+from sapf_ray.finetune.adapter import (
+    SampleGradients,
+    add_adapter,
+    load_factors,
+    sample_gradients,
+    save_weights,
+)
 from sapf_ray.finetune.micro_batch import find_micro_batch
 from sapf_ray.finetune.optimizer import ReleaseOptimizer
+from sapf_ray.latents import LatentCache
 from sapf_ray.models.conditioning import denoiser_of, to_denoiser
 from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
 from sapf_ray.models.loading import load_pipeline
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
 from sapf_ray.privacy.sampling import poisson_sample, shard
-from sapf_ray.privacy.streams import NoiseKey
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from opacus.optimizers import DistributedDPOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sapf_ray.privacy.keyed_rng import NoiseStream
 from sapf_ray.privacy.noise import add_gaussian_noise, clip_factors
-from sapf_ray.privacy.streams import NoiseStream
 
 
 class ReleaseOptimizer(DistributedDPOptimizer):

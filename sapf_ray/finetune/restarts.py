@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from sapf_ray import runlog
+from sapf_ray.runs import runlog
 
 
 class RestartEvents(UserCallback):

@@ -29,7 +29,7 @@ def run_worker(parameters: dict) -> list[tuple[float, float]]:
     from sapf_ray.finetune.checkpoints import STATE_FILE, load_state, newest
     from sapf_ray.finetune.loop import TrainState, train
     from sapf_ray.models.device import pick_device
-    from sapf_ray.worktime import Laps
+    from sapf_ray.runs.worktime import Laps
 
     torch.set_num_threads(max(1, int(parameters["cpus"])))
     job = cloudpickle.loads(parameters["job"])

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from sapf_ray.models.conditioning import condition_arguments, predict
-from sapf_ray.privacy.streams import NoiseKey
+from sapf_ray.privacy.keyed_rng import NoiseKey
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A small public classifier of glyphs whose penultimate features serve the offline ``fid_glyph``.
 
-It was trained on rendered characters only (:mod:`sapf_ray.data.glyphs`). Distances in its feature
+It was trained on rendered characters only (:mod:`sapf_ray.glyphs`). Distances in its feature
 space compare digit-like images; they are never comparable with FID on Inception-v3 features.
 
 >>> net = load_glyph_features()
@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from sapf_ray.data.glyphs import CHARACTERS, IMAGE_SIDE
 from sapf_ray.errors import DataError
+from sapf_ray.glyphs import CHARACTERS, IMAGE_SIDE
 
 FEATURE_DIM = 96
 WEIGHTS_NAME = "model.safetensors"

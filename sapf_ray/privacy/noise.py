@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sapf_ray.privacy.streams import NoiseStream
+from sapf_ray.privacy.keyed_rng import NoiseStream
 
 TensorOrList = TypeVar("TensorOrList", Tensor, list[Tensor])
 

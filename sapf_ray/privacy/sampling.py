@@ -21,7 +21,7 @@ import math
 import numpy as np
 import torch
 
-from sapf_ray.privacy.streams import NoiseStream
+from sapf_ray.privacy.keyed_rng import NoiseStream
 
 
 def poisson_sample(n_records: int, sample_rate: float, generator: NoiseStream | torch.Generator) -> np.ndarray:

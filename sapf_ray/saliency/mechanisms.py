@@ -45,9 +45,9 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
+from sapf_ray.privacy.keyed_rng import NoiseStream
 from sapf_ray.privacy.noise import add_gaussian_noise, add_gumbel_noise, add_laplace_noise
 from sapf_ray.privacy.planner import StagePlan
-from sapf_ray.privacy.streams import NoiseStream
 from sapf_ray.saliency.scores import Release, Score
 
 

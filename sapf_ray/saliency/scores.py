@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 
 from sapf_ray.config import SaliencyConfig
+from sapf_ray.grad_sample.capture import Pool, PoolCapture
 from sapf_ray.models.pool import layer_of
 from sapf_ray.privacy.noise import clip_factors, clipped_sum
-from sapf_ray.saliency.engine import Pool, PoolCapture
 
 Release = list[Tensor]
 

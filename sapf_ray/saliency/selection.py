@@ -15,21 +15,29 @@ import numpy as np
 import ray
 import torch
 
-from sapf_ray import cluster, worktime
+from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SaliencyConfig
-from sapf_ray.data.latents import LatentCache
+from sapf_ray.grad_sample.capture import Pool
+from sapf_ray.latents import LatentCache
 from sapf_ray.models.conditioning import denoiser_of, to_denoiser
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import kept_pipeline, load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
 from sapf_ray.privacy.sampling import poisson_sample
-from sapf_ray.privacy.streams import NoiseKey
-from sapf_ray.saliency.engine import Pool
+from sapf_ray.runs import worktime
 from sapf_ray.saliency.mechanisms import MECHANISMS, random_values
-from sapf_ray.saliency.scores import SCORES, Release, clipped_contribution, n_selected, schedule, top_n
+from sapf_ray.saliency.scores import (
+    SCORES,
+    Release,
+    clipped_contribution,
+    n_selected,
+    schedule,
+    top_n,
+)
 from sapf_ray.saliency.synflow import synflow_scores
 
 

@@ -25,10 +25,10 @@ import torch
 from sapf_ray.config import RunConfig, result_keys
 from sapf_ray.errors import RunDirectoryError
 from sapf_ray.files import only_one
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
-from sapf_ray.privacy.streams import NoiseKey
-from sapf_ray.rundir import RunDirectory, keep_fingerprint, write_atomic
+from sapf_ray.runs.directory import RunDirectory, keep_fingerprint, write_atomic
 from sapf_ray.saliency.scores import n_selected, top_n
 from sapf_ray.saliency.selection import Selection, release_names
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sapf_ray.saliency.engine import Pool, PoolCapture
+from sapf_ray.grad_sample.capture import Pool, PoolCapture
 from sapf_ray.saliency.scores import schedule, top_n
 
 

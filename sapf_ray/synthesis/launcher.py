@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
-from sapf_ray import cluster, runlog, worktime
+from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError, DataError
 from sapf_ray.files import file_digest
@@ -27,9 +27,16 @@ from sapf_ray.finetune.adapter import load_adapter
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import load_pipeline, resolve_model
-from sapf_ray.synthesis.plan import SamplingPlan, Shard
+from sapf_ray.runs import runlog, worktime
 from sapf_ray.synthesis.sampler import sample_images
-from sapf_ray.synthesis.writer import encode_png, is_complete, remove_foreign, write_manifest, write_shard
+from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
+from sapf_ray.synthesis.writer import (
+    encode_png,
+    is_complete,
+    remove_foreign,
+    write_manifest,
+    write_shard,
+)
 
 MAX_RESTARTS = 3  # of one actor, and retries of one shard, by Ray itself
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sapf_ray.errors import DataError
-from sapf_ray.synthesis.plan import SamplingPlan, Shard
+from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 
 MANIFEST = "manifest.json"
 CARD = "README.md"

@@ -23,9 +23,9 @@ from sapf_ray import cluster
 from sapf_ray.config import RunConfig, config_hash, flatten, from_dict, to_dict
 from sapf_ray.errors import RunDirectoryError, SapfError
 from sapf_ray.report.render import Report
-from sapf_ray.rundir import RunDirectory, write_atomic
-from sapf_ray.tracking import Tracker, tracking_uri
-from sapf_ray.tune.plans import PlannedCell, check_disk, estimate, is_finished, plan_cells, totals
+from sapf_ray.runs.directory import RunDirectory, write_atomic
+from sapf_ray.runs.tracking import Tracker, tracking_uri
+from sapf_ray.tune.budget import PlannedCell, check_disk, estimate, is_finished, plan_cells, totals
 from sapf_ray.tune.run import RETRIES, Outcome, run_cells, unfinished_runs
 from sapf_ray.tune.space import Overrides, Space, load_space, make_cells
 from sapf_ray.tune.summary import grid_report, privacy_notes, write_report

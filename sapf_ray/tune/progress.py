@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.progress_reporter import TrialProgressCallback
 
-from sapf_ray.rundir import RunDirectory
+from sapf_ray.runs.directory import RunDirectory
 
 
 class GridProgress(TrialProgressCallback):

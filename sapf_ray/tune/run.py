@@ -24,11 +24,11 @@ import ray
 from sapf_ray import cluster
 from sapf_ray.config import RunConfig, to_dict
 from sapf_ray.data.base import open_source
-from sapf_ray.data.latents import shared_directory
 from sapf_ray.errors import SapfError
-from sapf_ray.rundir import RunDirectory
+from sapf_ray.latents import shared_directory
+from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.shared import private_folder
-from sapf_ray.tune.plans import PlannedCell, is_finished, selection_root
+from sapf_ray.tune.budget import PlannedCell, is_finished, selection_root
 from sapf_ray.tune.trial import Job, run_cell, trial
 
 RETRIES = 2  # of a cell whose run broke off; an error of the user's is not tried again
@@ -94,7 +94,7 @@ def run_cells(
     """Runs every cell that is not finished; wants Ray to be up.
 
     Args:
-        planned: From :func:`sapf_ray.tune.plans.plan_cells`.
+        planned: From :func:`sapf_ray.tune.budget.plan_cells`.
         out: Directory of the run directories.
         say: Called with one line per event.
         max_concurrent: Cells at once; by default as many as the cluster holds.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sapf_ray.report.render import Column, Report
-from sapf_ray.rundir import RunDirectory, write_atomic
-from sapf_ray.tune.plans import WHO_PAYS, PlannedCell, is_finished, total_text, totals
+from sapf_ray.runs.directory import RunDirectory, write_atomic
+from sapf_ray.tune.budget import WHO_PAYS, PlannedCell, is_finished, total_text, totals
 
 SEED = "seed"
 SELECT, FINETUNE, SYNTHESIS = "select", "finetune", "synthesis"

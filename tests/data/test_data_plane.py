@@ -11,7 +11,7 @@ import pytest
 
 from sapf_ray.config import ModelConfig
 from sapf_ray.data.base import ImageSource
-from sapf_ray.data.latents import build_latent_cache
+from sapf_ray.latents import build_latent_cache
 
 SIDE = 96
 MIB = 2**20

@@ -8,7 +8,7 @@ from sapf_ray.data import open_source
 from sapf_ray.errors import DataError
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.protocol import evaluate, resize
-from sapf_ray.synthesis.plan import SamplingPlan
+from sapf_ray.synthesis.sampling_plan import SamplingPlan
 from sapf_ray.synthesis.writer import write_manifest, write_shard
 
 CONFIG = EvaluationConfig(epochs=2, batch_size=16)

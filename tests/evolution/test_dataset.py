@@ -8,9 +8,9 @@ from sapf_ray.config import DataConfig, EvolutionConfig, ModelConfig, SynthesisC
 from sapf_ray.data import open_source
 from sapf_ray.evolution import is_written, make_parts, write_data_set
 from sapf_ray.evolution.evolve import evolve
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import evolution_stage
-from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.synthesis.writer import read_synthetic
 from tests.evolution.toy import DELTA, plan_of
 

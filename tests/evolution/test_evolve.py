@@ -12,8 +12,16 @@ from sapf_ray.config import EvolutionConfig, SynthesisConfig
 from sapf_ray.errors import BudgetError, ConfigError, RunDirectoryError, SapfError
 from sapf_ray.evolution import evolve as evolve_module
 from sapf_ray.evolution.population import threshold_votes
-from sapf_ray.privacy.streams import NoiseKey
-from tests.evolution.toy import AUG_PE, PE, PointApi, Toy, UnreadableSource, all_samples, distance_to_centres
+from sapf_ray.privacy.keyed_rng import NoiseKey
+from tests.evolution.toy import (
+    AUG_PE,
+    PE,
+    PointApi,
+    Toy,
+    UnreadableSource,
+    all_samples,
+    distance_to_centres,
+)
 
 CONFIG = EvolutionConfig(
     iterations=3, population=20, lookahead=2, strength_start=0.5, strength_end=0.1, threshold=1.0,

@@ -14,10 +14,10 @@ from sapf_ray.config import EvolutionConfig
 from sapf_ray.errors import BudgetError, DataError
 from sapf_ray.evolution import histogram
 from sapf_ray.evolution.histogram import RecordEmbeddings, all_votes, count_votes, release_histogram
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.noise import add_gaussian_noise
 from sapf_ray.privacy.planner import StagePlan, evolution_stage
-from sapf_ray.privacy.streams import NoiseKey
 from tests.evolution.toy import DELTA, PointEmbedding, PointSource, plan_of
 
 KEY = NoiseKey(bytes(range(32)))

@@ -14,7 +14,7 @@ from sapf_ray.evolution.population import (
     slot_seeds,
     threshold_votes,
 )
-from sapf_ray.synthesis.plan import SamplingPlan
+from sapf_ray.synthesis.sampling_plan import SamplingPlan
 from tests.evolution.toy import AUG_PE
 
 RNG = np.random.default_rng

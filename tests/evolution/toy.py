@@ -13,9 +13,9 @@ from sapf_ray.evolution import Parts
 from sapf_ray.evolution.evolve import evolve
 from sapf_ray.evolution.generation import Generation
 from sapf_ray.methods import METHODS
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, evolution_stage
-from sapf_ray.privacy.streams import NoiseKey
 
 DELTA = 1e-5
 KEY = NoiseKey.create(7)

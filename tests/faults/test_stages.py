@@ -12,17 +12,24 @@ import torch
 from safetensors.numpy import load_file
 
 from jobs.chaos import ray_workers
-from sapf_ray.config import DataConfig, FinetuneConfig, ModelConfig, PrivacyConfig, RunConfig, SaliencyConfig
+from sapf_ray.config import (
+    DataConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PrivacyConfig,
+    RunConfig,
+    SaliencyConfig,
+)
 from sapf_ray.data.base import open_source
-from sapf_ray.data.latents import LatentCache, build_latent_cache
 from sapf_ray.errors import RunDirectoryError
 from sapf_ray.finetune.adapter import WEIGHTS
 from sapf_ray.finetune.checkpoints import STATE_FILE, check_paid, latest_state, repair_snapshot
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob, TrainState, train
+from sapf_ray.latents import LatentCache, build_latent_cache
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
-from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.saliency.selection import select
 from tests.faults.processes import once, train_ranks
 from tests.finetune.test_loop import make_job

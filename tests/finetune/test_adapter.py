@@ -11,7 +11,14 @@ from safetensors.torch import load_file
 
 from sapf_ray.config import FinetuneConfig
 from sapf_ray.errors import DataError
-from sapf_ray.finetune.adapter import WEIGHTS, WHOLE_WEIGHTS, add_adapter, load_adapter, save_weights, untrained
+from sapf_ray.finetune.adapter import (
+    WEIGHTS,
+    WHOLE_WEIGHTS,
+    add_adapter,
+    load_adapter,
+    save_weights,
+    untrained,
+)
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
 from tests.networks import tiny_dit

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from sapf_ray.config import FinetuneConfig, ModelConfig, PrivacyConfig, RunConfig, SaliencyConfig
-from sapf_ray.data.latents import LatentCache
 from sapf_ray.finetune.adapter import add_lora, save_adapter
 from sapf_ray.finetune.loop import FinetuneJob, TrainState, train
+from sapf_ray.latents import LatentCache
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.noise import add_gaussian_noise, clip_factors
 from sapf_ray.privacy.planner import make_plan
 from sapf_ray.privacy.sampling import poisson_sample
-from sapf_ray.privacy.streams import NoiseKey
 from tests.finetune.workers import run_ranks
 from tests.tiny import save_latents
 

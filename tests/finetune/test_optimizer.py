@@ -12,8 +12,8 @@ from torch import nn
 
 from sapf_ray.finetune.loop import assert_ranks_agree
 from sapf_ray.finetune.optimizer import ReleaseOptimizer
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.noise import add_gaussian_noise
-from sapf_ray.privacy.streams import NoiseKey
 from tests.finetune.workers import run_ranks
 
 SIGMA, C, B, STEPS, SIZE = 1.7, 0.5, 8, 60, 400

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiTPipeline, DiTTransformer2
 
 from sapf_ray.config import ModelConfig, RunConfig, from_dict, to_dict
 from sapf_ray.errors import ConfigError, DataError
+from sapf_ray.grad_sample.capture import PoolCapture
 from sapf_ray.models.conditioning import (
     condition_arguments,
     denoiser_of,
@@ -22,8 +23,7 @@ from sapf_ray.models.conditioning import (
 from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
 from sapf_ray.models.loading import check_model, load_pipeline, native_resolution
 from sapf_ray.models.pool import candidate_pool
-from sapf_ray.privacy.streams import NoiseKey
-from sapf_ray.saliency.engine import PoolCapture
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.synthesis.sampler import initial_noise, sample_images, solver
 
 LABELS = {0: "tabby, tabby cat", 1: "tench", 2: "cat", 3: "digit one, one, 1"}

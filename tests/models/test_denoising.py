@@ -6,7 +6,7 @@ import pytest
 from sapf_ray.config import FinetuneConfig
 from sapf_ray.errors import ConfigError
 from sapf_ray.models.denoising import draw
-from sapf_ray.privacy.streams import NoiseKey
+from sapf_ray.privacy.keyed_rng import NoiseKey
 
 
 def test_timesteps_are_uniform_over_the_part_asked_for():

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from jobs import pretrain_public
 from jobs.pretraining.architectures import build_pipeline
 from jobs.pretraining.training import to_rgb
-from sapf_ray.data.glyphs import CHARACTERS, PRETRAIN_FONTS, GlyphCorpus, prompt_for
 from sapf_ray.errors import DataError
+from sapf_ray.glyphs import CHARACTERS, PRETRAIN_FONTS, GlyphCorpus, prompt_for
 from sapf_ray.models.glyph_features import BUNDLED_FEATURES, FEATURE_DIM, load_glyph_features
 from sapf_ray.models.loading import BUNDLED_DIR
 

@@ -13,7 +13,7 @@ from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import load_pipeline, native_resolution, resolve_model
 from sapf_ray.models.pool import candidate_pool
-from sapf_ray.privacy.streams import NoiseKey
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from tests.tiny import save_tiny_pipeline
 
 
@@ -74,9 +74,9 @@ def test_masked_tokens_change_neither_values_nor_per_sample_gradients():
     """77 tokens are filled up to 80 on CPU; the U-Net must not see it."""
     import torch
 
+    from sapf_ray.grad_sample.capture import PoolCapture
     from sapf_ray.models.conditioning import condition_arguments
     from sapf_ray.models.pool import candidate_pool
-    from sapf_ray.saliency.engine import PoolCapture
     from tests.tiny import tiny_unet
 
     unet = tiny_unet().requires_grad_(False).eval()

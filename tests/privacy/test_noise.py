@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, gumbel_r, kstest, laplace
 
-from sapf_ray.privacy.noise import add_gaussian_noise, add_gumbel_noise, add_laplace_noise, clip_factors, clipped_sum
-from sapf_ray.privacy.streams import NoiseKey
+from sapf_ray.privacy.keyed_rng import NoiseKey
+from sapf_ray.privacy.noise import (
+    add_gaussian_noise,
+    add_gumbel_noise,
+    add_laplace_noise,
+    clip_factors,
+    clipped_sum,
+)
 
 KEY = NoiseKey(bytes(range(32)))
 SIGMA, SENSITIVITY, SHAPE, RANKS = 1.7, 0.6, (100, 200), 3

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.sampling import poisson_sample, shard
-from sapf_ray.privacy.streams import NoiseKey
 
 N, RATE, STEPS = 400, 0.1, 2000
 KEY = NoiseKey(bytes(range(32)))

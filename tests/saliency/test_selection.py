@@ -11,13 +11,13 @@ import torch
 from scipy import stats
 
 from sapf_ray.config import FinetuneConfig, ModelConfig, PrivacyConfig, RunConfig, SaliencyConfig
-from sapf_ray.data.latents import LatentCache
 from sapf_ray.errors import BudgetError
+from sapf_ray.latents import LatentCache
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
-from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.saliency.scores import SCORES
 from sapf_ray.saliency.selection import score_records, select
 from tests.tiny import save_latents

@@ -11,11 +11,16 @@ import torch
 
 from sapf_ray.config import FinetuneConfig, ModelConfig, PrivacyConfig, RunConfig, SaliencyConfig
 from sapf_ray.errors import BudgetError, RunDirectoryError
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
-from sapf_ray.privacy.streams import NoiseKey
 from sapf_ray.saliency.selection import Selection, select
-from sapf_ray.saliency.shared import private_folder, released_stream, shared_folder, shared_selection
+from sapf_ray.saliency.shared import (
+    private_folder,
+    released_stream,
+    shared_folder,
+    shared_selection,
+)
 from tests.tiny import save_latents
 
 N = 40

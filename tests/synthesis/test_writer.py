@@ -9,8 +9,14 @@ import pytest
 from PIL import Image
 
 from sapf_ray.errors import DataError
-from sapf_ray.synthesis.plan import SamplingPlan
-from sapf_ray.synthesis.writer import is_complete, read_synthetic, remove_foreign, write_manifest, write_shard
+from sapf_ray.synthesis.sampling_plan import SamplingPlan
+from sapf_ray.synthesis.writer import (
+    is_complete,
+    read_synthetic,
+    remove_foreign,
+    write_manifest,
+    write_shard,
+)
 
 NAMES, PROMPTS = ("ant", "bee", "cat"), ("an ant", "a bee", "a cat")
 PLAN = SamplingPlan(n_images=22, n_classes=3, shard_size=8, seed=5)

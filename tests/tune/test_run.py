@@ -13,10 +13,10 @@ from rich.console import Console
 
 from sapf_ray import cluster
 from sapf_ray.data.base import open_source
-from sapf_ray.data.latents import shared_directory
 from sapf_ray.errors import SapfError
+from sapf_ray.latents import shared_directory
+from sapf_ray.tune.budget import plan_cells
 from sapf_ray.tune.grid import Grid, open_grid, raise_failures, run_grid
-from sapf_ray.tune.plans import plan_cells
 from sapf_ray.tune.run import _Private, check_resources, concurrency, run_cells
 from sapf_ray.tune.space import load_space, make_cells
 from tests.tune.test_space import write
@@ -26,8 +26,8 @@ from tests.tune.test_space import write
 def stub(config: dict, out: str) -> str | None:
     """A run without work: counts its starts, breaks off once with seed 1, fails for good with seed 3."""
     from sapf_ray.config import from_dict
-    from sapf_ray.rundir import RunDirectory
-    from sapf_ray.tracking import Tracker
+    from sapf_ray.runs.directory import RunDirectory
+    from sapf_ray.runs.tracking import Tracker
 
     run, whole = RunDirectory(out), from_dict(config)
     run.claim(whole)

@@ -1,0 +1,136 @@
+"""The latent cache: VAE posterior moments and conditions (prompt embeddings or label ids), computed once.
+
+The moments are as sensitive as the images: files are mode 0600 inside the run directory's private
+folder, or in one that the runs of a grid share, and are deleted at the end (design rule 8). Moments rather
+than samples are kept, so that training still draws a fresh latent each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+
+from sapf_ray import cluster
+from sapf_ray.config import ModelConfig
+from sapf_ray.data.arrays import save_array
+from sapf_ray.data.base import ImageSource
+from sapf_ray.files import only_one
+from sapf_ray.models.conditioning import encode_conditions
+from sapf_ray.models.loading import kept_pipeline, load_pipeline, native_resolution, resolve_model
+from sapf_ray.runs import worktime
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Paths and public shapes; opening it reads nothing.
+
+    Attributes:
+        directory: Holds ``moments.npy`` (N, 2C, h, w) float32, ``labels.npy`` (N,) int64,
+            ``conditions.npy`` (classes, L, d) float32 prompt embeddings, or (classes,) int64 label ids.
+    """
+
+    directory: str
+
+    @property
+    def complete(self) -> bool:
+        return all((Path(self.directory) / f"{name}.npy").is_file() for name in ("moments", "labels", "conditions"))
+
+    def read(self, records: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Moments (n, 2C, h, w) and conditions (n, ...) of the given records."""
+        moments = np.load(Path(self.directory) / "moments.npy", mmap_mode="r")
+        labels = np.load(Path(self.directory) / "labels.npy", mmap_mode="r")
+        conditions = np.load(Path(self.directory) / "conditions.npy")
+        return torch.from_numpy(moments[records]), torch.from_numpy(conditions[labels[records]])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        moments = np.load(Path(self.directory) / "moments.npy", mmap_mode="r")
+        return (moments.shape[1] // 2, *moments.shape[2:])
+
+    def any_conditions(self, n: int) -> torch.Tensor:
+        """(n, ...) conditions in the shape of the records'; reads no record."""
+        condition = np.load(Path(self.directory) / "conditions.npy")[:1]
+        return torch.from_numpy(condition).repeat(n, *[1] * (condition.ndim - 1))
+
+
+def shared_directory(root: Path, source: ImageSource, model: ModelConfig) -> Path:
+    """Folder in ``root`` for the latents of these images: the same for all runs that may share them."""
+    what = json.dumps([source.fingerprint(), source.prompts, resolve_model(model.path), model.dtype, model.class_labels])
+    return root / hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+@ray.remote(max_retries=3)
+@worktime.timed
+def _encode_shard(source: ImageSource, model: ModelConfig, device: str, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pipe = kept_pipeline(model, device)
+    images, labels = source.read("train", records, native_resolution(pipe))
+    out = []
+    with torch.no_grad():
+        for batch in np.array_split(images, max(1, -(-len(images) // 64))):
+            x = torch.from_numpy(batch).to(device, pipe.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1
+            out.append(pipe.vae.encode(x).latent_dist.parameters.float().cpu().numpy())
+    return np.concatenate(out), labels
+
+
+def build_latent_cache(
+    directory: Path, source: ImageSource, model: ModelConfig, device: str, shard_size: int,
+    resources: dict[str, float], on_progress: Callable[[int, int], None] | None = None,
+) -> LatentCache:
+    """Encodes all training images, one Ray task per shard, into ``directory``.
+
+    Args:
+        shard_size: Records per task; the driver holds one shard at a time.
+        resources: ``num_cpus`` / ``num_gpus`` of a task.
+    """
+    cache = LatentCache(str(directory))
+    with only_one(directory):
+        if not cache.complete:
+            _build(directory, source, model, device, shard_size, resources, on_progress)
+    return cache
+
+
+def _build(
+    directory: Path, source: ImageSource, model: ModelConfig, device: str, shard_size: int,
+    resources: dict[str, float], on_progress: Callable[[int, int], None] | None,
+) -> None:
+    with worktime.working():
+        pipe = load_pipeline(model.path, model.dtype)
+        conditions = encode_conditions(pipe, source.prompts, model.class_labels).numpy()
+        save_array(directory / "conditions.npy", conditions, mode=0o600)
+        del pipe
+    shards = np.array_split(np.arange(source.n_train), max(1, -(-source.n_train // shard_size)))
+    # ImageSource may be large (a list of 300,000 paths): by reference, not pickled into every task
+    source_ref = ray.put(source)
+    task = _encode_shard.options(name="encode", scheduling_strategy=cluster.SPREAD, **resources)
+    encoded = cluster.as_finished(
+        lambda shard: task.remote(source_ref, model, device, shard), shards,
+        cluster.in_flight(resources.get("num_cpus", 1.0), resources.get("num_gpus", 0.0)),
+    )
+    moments: np.memmap | None = None
+    labels = np.empty(source.n_train, np.int64)
+    partial = directory / "moments.partial.npy"
+    for done, (shard, (values, shard_labels)) in enumerate(encoded, 1):
+        if moments is None:
+            _touch_private(partial)
+            moments = np.lib.format.open_memmap(partial, "w+", np.float32, (source.n_train, *values.shape[1:]))
+        moments[shard], labels[shard] = values, shard_labels
+        if on_progress:
+            on_progress(done, len(shards))
+    assert moments is not None
+    moments.flush()
+    del moments
+    save_array(directory / "labels.npy", labels, mode=0o600)
+    os.replace(partial, directory / "moments.npy")
+
+
+def _touch_private(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))

@@ -1,0 +1,1 @@
+"""What knows the paper: its tables, accounting, grids, matrices and figures."""

@@ -1,0 +1,213 @@
+"""The paper's tables and figures that need runs: our grid's numbers beside the printed ones.
+
+Each has a space of the same name in ``tune_spaces/``, whose labels are the paper's. Where the space names other labels
+(a smoke twin: other model, other images) its ``beside`` says which of the paper's rows to print; those pairs are no
+comparison, and a note says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sapf_ray.errors import ConfigError
+from sapf_ray.paper.accounting import TABLES
+from sapf_ray.paper.figures import save_bars, save_lines
+from sapf_ray.paper.matrices import block_rows, save_matrix_map
+from sapf_ray.paper.tables import paper_table
+from sapf_ray.report.render import Column, Report
+from sapf_ray.tune.grid import Grid
+from sapf_ray.tune.space import Space
+from sapf_ray.tune.summary import (
+    STAGES,
+    axis_columns,
+    collect,
+    over_seeds,
+    privacy_notes,
+    score_columns,
+    write_report,
+)
+
+
+@dataclass(frozen=True)
+class PaperGrid:
+    """How a table's columns correspond to a grid's axes.
+
+    Attributes:
+        axes: Axis to the paper's column; an axis without a column is constant in the paper's table.
+        plot: bars (over the last axis named) or lines (over it, one line per value of ``by``); None for tables.
+        extra: More pairs: our key, header, format, the paper's column.
+    """
+
+    axes: Mapping[str, str]
+    plot: str | None = None
+    by: str | None = None
+    extra: tuple[tuple[str, str, str, str], ...] = ()
+
+
+_MODEL_DATA = {"model": "public_model", "dataset": "dataset"}
+PAPER_GRIDS: Mapping[str, PaperGrid] = {
+    "table2": PaperGrid({"method": "method"}),
+    "table5": PaperGrid({**_MODEL_DATA, "method": "method", "epsilon": "epsilon"}),
+    "table6": PaperGrid({"dataset": "dataset", "method": "method"}),
+    "table7": PaperGrid({"ratio": "ratio_percent"}),
+    "table8": PaperGrid({**_MODEL_DATA, "epsilon": "epsilon"}),
+    "table11": PaperGrid({**_MODEL_DATA, "method": "finetuning"}),
+    "table12": PaperGrid({"method": "method"}),
+    "table15": PaperGrid(
+        {"dataset": "dataset", "method": "metric"}, extra=(("select_hours", "selection hours", ".4f", "hours"),)
+    ),
+    "figure4": PaperGrid({**_MODEL_DATA, "method": "method"}, "bars"),
+    "figure5": PaperGrid({**_MODEL_DATA, "epsilon": "epsilon", "ratio": "ratio"}, "lines", "epsilon"),
+    "figure6": PaperGrid({**_MODEL_DATA, "method": "method"}, "bars"),
+    "figure7": PaperGrid({**_MODEL_DATA, "ratio": "ratio"}, "lines", "model"),
+}
+_FIGURES_RATIO = 0.3  # of the paper's main results (Table 13), so their points in the figures over the ratio
+# Points of figures that the text gives (sections 5.2 and 5.3); the figures themselves print no numbers.
+_IN_TEXT: Mapping[str, list[dict[str, Any]]] = {
+    "figure4": [
+        {"public_model": "SD-v1-5", "dataset": "cifar10", "method": "Random", "fid": 146.3, "acc": 16.2},
+        {"public_model": "SD-v1-5", "dataset": "celeba", "method": "Layer-Level", "fid": 121.6, "acc": 64.0},
+    ],
+    "figure5": [
+        {"public_model": "SD-v1-5", "dataset": "cifar10", "epsilon": 20.0, "ratio": _FIGURES_RATIO, "fid": 25.5, "acc": None},
+    ],
+}
+NOT_COMPARABLE = (
+    "The paper's numbers beside ours belong to {pairs}: another model and other images, so the pairs show which row is "
+    "which and are no comparison."
+)
+
+
+def names() -> list[str]:
+    """What ``sapf reproduce`` takes."""
+    kind = re.compile(r"(table|figure)(\d+)").fullmatch
+    return sorted({*TABLES, *PAPER_GRIDS}, key=lambda name: (name[0] != "t", int(kind(name)[2])))  # type: ignore[index]
+
+
+def check_name(name: str) -> None:
+    """Raises:
+    ConfigError: Nothing of the paper that can be reproduced has this name.
+    """
+    if name not in TABLES and name not in PAPER_GRIDS:
+        raise ConfigError("table", name, f"must be one of {', '.join(names())}")
+
+
+def paper_rows(name: str) -> list[dict[str, Any]]:
+    """The printed rows; of a figure the points that Table 5 or the text gives."""
+    if not name.startswith("figure"):
+        return paper_table(name)
+    main = [row for row in paper_table("table5") if row["method"] in ("DP-SAPF", "DP-LoRA")]
+    if name in ("figure4", "figure6", "figure7"):
+        main = [row for row in main if row["epsilon"] == 10]
+    if name in ("figure5", "figure7"):
+        main = [row | {"ratio": _FIGURES_RATIO if row["method"] == "DP-SAPF" else 1.0} for row in main]
+    return [*main, *_IN_TEXT.get(name, [])]
+
+
+def paper_report(name: str, grid: Grid, failed: Mapping[str, str] | None = None) -> Report:
+    """The paper's table with our numbers beside it; written to the grid's directory as CSV, Markdown and LaTeX."""
+    axes = [axis for axis in grid.planned[0].cell.labels if axis != "seed"]
+    ours = over_seeds(collect(grid.planned, grid.out, failed), axes)
+    make = {"table7": _matrices, "table12": _resources}.get(name, _scores)
+    columns, rows = make(name, axes, ours, grid.space)
+    notes = privacy_notes(grid.planned, grid.out)
+    pairs = [f"{paper} (beside {own})" for labels in grid.space.beside.values() for own, paper in labels.items()
+             if any(own in row.values() for row in ours)]
+    if pairs and grid.space.name.endswith("-smoke"):
+        notes = [NOT_COMPARABLE.format(pairs=", ".join(pairs)), *notes]
+    if any("fid" not in row for row in ours):
+        notes.append("FID is Inception's and needs --evaluation.inception_weights; without them its cells stay empty.")
+    if any(row.get("missing") for row in rows):
+        columns = [*columns, Column("missing", "not done")]
+    report = Report(name, grid.space.title, tuple(columns), rows, tuple(notes))
+    write_report(report, grid.out)
+    return report
+
+
+def _paper_key(name: str, row: Mapping[str, Any], space: Space) -> tuple[Any, ...]:
+    """Of the paper's row: our row's labels of the mapped axes, each taken as the one it stands beside."""
+    return tuple(space.beside.get(axis, {}).get(row[axis], row[axis]) for axis in PAPER_GRIDS[name].axes)
+
+
+def _printed(name: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    return {tuple(row.get(column) for column in PAPER_GRIDS[name].axes.values()): row for row in paper_rows(name)}
+
+
+def _scores(
+    name: str, axes: Sequence[str], ours: list[dict[str, Any]], space: Space
+) -> tuple[list[Column], list[dict[str, Any]]]:
+    spec, printed = PAPER_GRIDS[name], _printed(name)
+    pairs = [("fid", "fid"), ("acc", "acc"), *((column, column) for *_, column in spec.extra)]
+    rows, used = [], set()
+    for row in ours:
+        key = _paper_key(name, row, space)
+        used.add(key)
+        found = printed.get(key, {})
+        rows.append(row | {f"paper_{key}": found.get(column) for key, column in pairs})
+    if not space.name.endswith("-smoke") and not name.startswith("figure"):
+        constant = {axis: row[axis] for row in ours[:1] for axis in axes if axis not in spec.axes}
+        rows += [
+            {**constant, **dict(zip(spec.axes, key, strict=True)), "missing": "not in the grid",
+             **{f"paper_{key}": row.get(column) for key, column in pairs}}
+            for key, row in printed.items() if key not in used
+        ]
+    columns = [*axis_columns(axes), *score_columns(rows, paper=True)]
+    columns += [Column(key, header, form, f"paper_{paper}") for key, header, form, paper in spec.extra]
+    return [*columns, Column("epsilon_spent", "ε spent", ".4g")], rows
+
+
+def _resources(
+    name: str, axes: Sequence[str], ours: list[dict[str, Any]], space: Space
+) -> tuple[list[Column], list[dict[str, Any]]]:
+    printed = {(row["method"], row["stage"]): row for row in paper_rows(name)}
+    rows = []
+    for row in ours:
+        (method,) = _paper_key(name, row, space)
+        for stage in STAGES:
+            found = printed.get((method, stage), {})
+            rows.append({
+                **{axis: row[axis] for axis in axes}, "stage": stage, "hours": row.get(f"{stage}_hours"),
+                "gb": row.get(f"{stage}_gb"), "paper_hours": found.get("hours"), "paper_gb": found.get("memory_gb"),
+                "missing": row["missing"],
+            })
+    columns = [*axis_columns(axes), Column("stage", "stage"), Column("gb", "memory GB", ".2f", "paper_gb"),
+               Column("hours", "hours", ".3f", "paper_hours")]
+    return columns, rows
+
+
+def _matrices(
+    name: str, axes: Sequence[str], ours: list[dict[str, Any]], space: Space
+) -> tuple[list[Column], list[dict[str, Any]]]:
+    printed = {(row["ratio_percent"], row["block"]): row for row in paper_rows(name)}
+    rows = []
+    for row in ours:
+        percent = round(100 * row["ratio"], 6)
+        found = {block: found for (ratio, block), found in printed.items() if ratio == percent}
+        kept = block_rows(row.get("matrices") or [])
+        for block in dict.fromkeys([*kept, *found]):
+            mine, theirs = kept.get(block, {}), found.get(block, {})
+            rows.append({
+                **{axis: row[axis] for axis in axes}, "block": block, "missing": row["missing"],
+                **{layer: mine.get(layer) for layer in ("attn1", "attn2")},
+                **{f"paper_{layer}": theirs.get(layer) for layer in ("attn1", "attn2")},
+            })
+    columns = [*axis_columns(axes), Column("block", "block"), Column("attn1", "self-attention", paper_key="paper_attn1"),
+               Column("attn2", "cross-attention", paper_key="paper_attn2")]
+    return columns, rows
+
+
+def write_plots(name: str, report: Report, grid: Grid) -> list[Path]:
+    """The figure, where the paper has one; of Table 7 a heat map. Returns what was written."""
+    spec, path = PAPER_GRIDS[name], grid.out / f"{name}.png"
+    if name == "table7":
+        return [save_matrix_map(report.rows, path, grid.space.title)]
+    if spec.plot is None or not any(row.get("accuracy") is not None for row in report.rows):
+        return []
+    if spec.plot == "bars":
+        return [save_bars(report.rows, "method", ("model", "dataset"), path, grid.space.title)]
+    panels = tuple(axis for axis in ("model", "dataset") if axis != spec.by)
+    return [save_lines(report.rows, "ratio", str(spec.by), panels, path, grid.space.title)]

@@ -1,0 +1,109 @@
+"""Checkpoints and results on storage that the nodes do not mount: any file system that pyarrow knows.
+
+``cluster.storage`` names a folder there (``s3://bucket/runs``, ``gs://…``, ``hdfs://…``, ``file:///…``); a run has its own
+folder below it, named like its run directory:
+
+* ``checkpoints/``: Ray Train's, written while training;
+* what the run releases, at its end: config, plan, ledger, selection, privacy card, adapter, synthetic images. Scores stay in
+  the run directory, for they are measured on real images; so does everything in ``private/``.
+
+``published.json`` comes last and lists the files with their SHA-256: a folder without it is not finished.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.fs as fs
+
+from sapf_ray.errors import ConfigError, RunDirectoryError, reason
+from sapf_ray.files import below, file_digest
+from sapf_ray.runs.directory import RunDirectory
+
+MANIFEST = "published.json"
+_ERRORS = (OSError, pa.ArrowException)
+
+
+class Storage:
+    """The folder of one run.
+
+    Args:
+        uri: ``cluster.storage``.
+        directory: The run directory; its random id tells whose folder it is.
+
+    Raises:
+        ConfigError: The URI is none, or cannot be written.
+        RunDirectoryError: The folder holds another run.
+    """
+
+    def __init__(self, uri: str, directory: RunDirectory) -> None:
+        self.directory, self.name = directory, directory.root.resolve().name
+        self.uri = below(uri, self.name)
+        try:
+            self.filesystem, self.path = fs.FileSystem.from_uri(self.uri)
+            self._claim(uri)
+        except _ERRORS as error:
+            allowed = f"cannot be used ({reason(error)}); must be a folder that can be written"
+            raise ConfigError("cluster.storage", uri, allowed) from error
+
+    @property
+    def checkpoints(self) -> str:
+        """URI for Ray Train."""
+        return below(self.uri, "checkpoints")
+
+    def _claim(self, uri: str) -> None:
+        """A folder of the same name may be another run's; its checkpoints must never be taken for this one's."""
+        run = self.directory.run_id().encode()
+        marker = f"{self.path}/{self.directory.owner.name}"
+        self.filesystem.create_dir(self.path, recursive=True)
+        if self.filesystem.get_file_info(marker).type == fs.FileType.NotFound:
+            self._write(marker, run)
+        if self._read(marker) != run:
+            raise RunDirectoryError(
+                f"cluster.storage = {uri!r}: {self.name} there belongs to another run; give --out another name, or delete that "
+                "folder"
+            )
+
+    def publish(self) -> list[str]:
+        """Copies what the run releases; files that are there already stay. Returns the names that were copied.
+
+        Raises:
+            RunDirectoryError: The storage failed; the results are in the run directory.
+        """
+        try:
+            return self._publish()
+        except _ERRORS as error:
+            raise RunDirectoryError(
+                f"{self.uri}: results could not be copied ({reason(error)}); they are in {self.directory.root}, and the same "
+                "command tries again"
+            ) from error
+
+    def _publish(self) -> list[str]:
+        run = self.directory
+        single = [path for path in (run.config, run.plan, run.ledger, run.selection, run.card) if path.exists()]
+        folders = [path for path in (run.adapter, run.synthetic) if path.exists()]
+        files = [*single, *(path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file())]
+        digests = {path.relative_to(run.root).as_posix(): file_digest(path) for path in files}
+        manifest = f"{self.path}/{MANIFEST}"
+        there: dict[str, str] = {}
+        if self.filesystem.get_file_info(manifest).type != fs.FileType.NotFound:
+            there = json.loads(self._read(manifest))
+        stale = [name for name, digest in digests.items() if there.get(name) != digest]
+        if stale and there:
+            self.filesystem.delete_file(manifest)  # until all are new
+        for name in stale:
+            target = f"{self.path}/{name}"
+            self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            fs.copy_files(str(run.root.resolve() / name), target, fs.LocalFileSystem(), self.filesystem)
+        if stale:
+            self._write(manifest, json.dumps(digests, indent=2).encode())
+        return stale
+
+    def _write(self, path: str, content: bytes) -> None:
+        with self.filesystem.open_output_stream(path) as stream:
+            stream.write(content)
+
+    def _read(self, path: str) -> bytes:
+        with self.filesystem.open_input_stream(path) as stream:
+            return stream.read()

@@ -1,0 +1,191 @@
+"""MLflow: the config, the plan, epsilon over releases, scores and pictures of one run.
+
+Only what the mechanism releases, plus labelled non-private scores against real test images, is logged
+(design rule 6).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+from sapf_ray.runs import runlog
+from sapf_ray.config import RunConfig, flatten, to_dict
+from sapf_ray.errors import SapfError, TrackingError
+from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.planner import STAGES, PrivacyPlan
+from sapf_ray.runs.directory import RunDirectory
+
+CURVE_POINTS = 25
+SPENT = "privacy/epsilon_spent"
+_P = ParamSpec("_P")
+
+
+def tracking_uri(config: RunConfig, directory: RunDirectory) -> str:
+    """The configured URI, else MLFLOW_TRACKING_URI, else a sqlite file beside the run directory."""
+    default = f"sqlite:///{(directory.root.parent / 'mlflow.db').resolve()}"
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def _while_reachable(method: Callable[Concatenate[Tracker, _P], None]) -> Callable[Concatenate[Tracker, _P], None]:
+    """A server that goes down in mid-run costs a warning, not the run; the same command logs what is missing."""
+
+    @functools.wraps(method)
+    def call(self: Tracker, *arguments: _P.args, **options: _P.kwargs) -> None:
+        if self.client is None:
+            return
+        try:
+            method(self, *arguments, **options)
+        except Exception as error:  # mlflow, requests and sqlalchemy raise their own families
+            if isinstance(error, SapfError) and not isinstance(error, TrackingError):
+                raise
+            runlog.event("tracking_lost", runlog.WARNING, error=type(error).__name__)
+            if not self.lost:
+                logging.getLogger(__name__).warning(
+                    "sapf: warning: MLflow at %s cannot be reached any more (%s); the run goes on, and the same command "
+                    "logs what is missing once it is back", self.uri, type(error).__name__,
+                )
+            self.lost = True
+
+    return call
+
+
+class Tracker:
+    """One MLflow run; continued when the run directory is."""
+
+    def __init__(self, uri: str | None, run_id: str | None) -> None:
+        self.uri, self.run_id = uri, run_id
+        self.client: Any = None
+        self.lost = False  # the server went down after the start
+
+    @classmethod
+    def open(cls, config: RunConfig, directory: RunDirectory, params: dict[str, Any] | None = None) -> Tracker:
+        """Connects before any budget is spent.
+
+        Args:
+            params: MLflow parameters; the flat config unless given.
+
+        Raises:
+            TrackingError: The store cannot be reached.
+        """
+        if not config.tracking.enabled:
+            return cls(None, None)
+        uri = tracking_uri(config, directory)
+        _probe(uri)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        from mlflow import MlflowClient  # slow import, only where tracking is on
+        from mlflow.exceptions import MlflowException
+
+        # importing mlflow sets its own levels
+        for name in ("mlflow", "mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            client = MlflowClient(tracking_uri=uri)
+            run_id = directory.read_json(directory.mlflow)["run_id"] if directory.mlflow.exists() else None
+            if run_id is not None:
+                client.update_run(run_id, status="RUNNING")
+            else:
+                run_id = cls._create(client, uri, config, directory, flatten(to_dict(config)) if params is None else params)
+        except MlflowException as error:
+            raise TrackingError(f"tracking.uri = {uri}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # sqlalchemy and requests raise their own families
+            raise TrackingError(
+                f"tracking.uri = {uri}: cannot be used ({type(error).__name__}: {str(error).splitlines()[0]})"
+            ) from error
+        tracker = cls(uri, run_id)
+        tracker.client = client
+        return tracker
+
+    @staticmethod
+    def _create(client: Any, uri: str, config: RunConfig, directory: RunDirectory, params: dict[str, Any]) -> str:
+        found = client.get_experiment_by_name(config.tracking.experiment)
+        if found is not None:
+            experiment = found.experiment_id
+        else:
+            location = None
+            if uri.startswith("sqlite:///"):
+                location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
+            experiment = client.create_experiment(config.tracking.experiment, artifact_location=location)
+        parent = config.tracking.parent_run_id
+        tags = {"mlflow.parentRunId": parent} if parent is not None else {}
+        run = client.create_run(experiment, run_name=directory.root.name, tags=tags)
+        for key, value in params.items():
+            client.log_param(run.info.run_id, key, value)
+        directory.write_json(directory.mlflow, {"run_id": run.info.run_id, "uri": uri})
+        return run.info.run_id
+
+    @_while_reachable
+    def log_plan(self, plan: PrivacyPlan) -> None:
+        values: dict[str, float | None] = {
+            "privacy/epsilon_planned": plan.epsilon, "privacy/delta": plan.delta,
+            "privacy/composed_epsilon": plan.composed_epsilon, "privacy/n_records": plan.n_records,
+            "privacy/sample_rate": plan.sample_rate,
+        }
+        for stage in STAGES:
+            part = getattr(plan, stage)
+            if part is not None:
+                values[f"privacy/{stage}_noise_multiplier"] = part.noise_multiplier
+                values[f"privacy/{stage}_share"] = part.share
+        for key, value in values.items():
+            if value is not None and value < float("inf"):
+                self.client.log_metric(self.run_id, key, float(value))
+
+    def fail(self, status: str) -> None:
+        if self.client is not None and not self.lost:
+            try:
+                self.client.set_terminated(self.run_id, status=status)
+            except Exception:  # the run's own error is the one to show
+                logging.getLogger(__name__).debug("could not mark the MLflow run %s", status, exc_info=True)
+
+    @_while_reachable
+    def log_spend(self, ledger: Ledger) -> None:
+        """Epsilon spent over the steps of fine-tuning or the histograms of an evolution, as soon as they are over."""
+        self._log_spend(ledger)
+
+    def _log_spend(self, ledger: Ledger) -> None:
+        stage = "finetune" if ledger.plan.evolution is None else "evolution"
+        for step, epsilon in ledger.epsilon_curve(CURVE_POINTS, stage):
+            if epsilon < float("inf"):
+                self.client.log_metric(self.run_id, SPENT, epsilon, step=step)
+
+    @_while_reachable
+    def finish(self, directory: RunDirectory, plan: PrivacyPlan, metrics: dict[str, Any], grid: Path) -> None:
+        """Logs the scores and the artifacts, and closes the run."""
+        if self.uri is not None:
+            _probe(self.uri)
+        if SPENT not in self.client.get_run(self.run_id).data.metrics:  # missed while the server was down
+            self._log_spend(Ledger.open(directory.ledger))
+        for key, value in flatten(metrics).items():
+            if isinstance(value, int | float):
+                self.client.log_metric(self.run_id, key.replace(".", "/"), float(value))
+        self.client.set_tag(self.run_id, "privacy.adjacency", plan.adjacency)
+        self.client.set_tag(self.run_id, "privacy.accountant", plan.accountant)
+        self.client.log_artifact(self.run_id, str(grid), "pictures")
+        for path in (directory.config, directory.plan, directory.ledger, directory.selection, directory.metrics, directory.card):
+            if path.exists():
+                self.client.log_artifact(self.run_id, str(path))
+        if directory.adapter.exists():
+            self.client.log_artifacts(self.run_id, str(directory.adapter), "adapter")
+        self.client.set_terminated(self.run_id)
+
+
+def _probe(uri: str) -> None:
+    """A server that is down is told in seconds, not after MLflow's minutes of retries."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
+    except urllib.error.HTTPError:
+        return  # something answers there
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise TrackingError(
+            f"tracking.uri = {uri}: the MLflow server does not answer ({reason}); start it, give another --tracking.uri, "
+            "or run with --tracking.enabled false"
+        ) from error

@@ -1,0 +1,65 @@
+"""A run directory belongs to one config and one process at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from sapf_ray.config import FinetuneConfig, PrivacyConfig, RunConfig
+from sapf_ray.errors import RunDirectoryError
+from sapf_ray.runs.directory import RunDirectory
+
+
+def test_same_config_continues_and_workers_may_change(tmp_path):
+    first = RunDirectory(tmp_path / "run")
+    assert first.claim(RunConfig()) is False
+    first.release()
+    again = RunDirectory(tmp_path / "run")
+    assert again.claim(dataclasses.replace(RunConfig(), finetune=FinetuneConfig(num_workers=2))) is True
+    again.release()
+
+
+def test_other_config_is_refused_with_the_key_that_differs(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim(RunConfig())
+    directory.release()
+    with pytest.raises(RunDirectoryError, match=r"privacy\.epsilon = 10\.0, asked is 2\.0"):
+        RunDirectory(tmp_path / "run").claim(RunConfig(privacy=PrivacyConfig(epsilon=2.0)))
+
+
+def test_second_process_file_and_foreign_folder_are_refused(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim(RunConfig())
+    with pytest.raises(RunDirectoryError, match="another sapf process"):
+        RunDirectory(tmp_path / "run").claim(RunConfig())
+    directory.release()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunDirectoryError, match="is a file"):
+        RunDirectory(tmp_path / "file").claim(RunConfig())
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_text("x")
+    with pytest.raises(RunDirectoryError, match="not empty"):
+        RunDirectory(tmp_path / "photos").claim(RunConfig())
+
+
+def test_damaged_files_are_named(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim(RunConfig())
+    directory.release()
+    directory.config.write_text("{{{")
+    with pytest.raises(RunDirectoryError, match=r"config\.yaml: damaged"):
+        RunDirectory(tmp_path / "run").claim(RunConfig())
+    directory.selection.write_text("{")
+    with pytest.raises(RunDirectoryError, match=r"selection\.json: damaged"):
+        directory.read_json(directory.selection)
+
+
+def test_private_folder_is_for_its_owner_only(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim(RunConfig())
+    directory.prepare_private()
+    assert directory.private.stat().st_mode & 0o777 == 0o700
+    directory.delete_private()
+    assert not directory.private.exists()
+    directory.release()
