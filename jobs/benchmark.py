@@ -1,13 +1,15 @@
 """Speed and memory of every stage against its rivals, side by side in one run.
 
-    python -m jobs.benchmark --out runs/bench                     # what `make bench` runs; about 20 minutes on 2 cores
-    python -m jobs.benchmark --groups lora --size sd --repeats 9
+    python -m jobs.benchmark --out runs/bench                     # what `make bench` runs; about 20
+    minutes on 2 cores python -m jobs.benchmark --groups lora --size sd --repeats 9
     python -m jobs.benchmark --curves true --groups selection,lora
-    python -m jobs.benchmark --device cuda --dtype bfloat16       # Stable Diffusion 1.5's architecture
+    python -m jobs.benchmark --device cuda --dtype bfloat16       # Stable Diffusion 1.5's
+    architecture
 
-Contenders are processes that take their steps in turn, so noise of the machine hits all alike; figures are
-ratios within a round. Ours run with the allocator settings that ``sapf`` gives its workers, rivals with the
-stock ones, and figures that end in ``_same_allocator`` compare with a floor that has ours.
+Contenders are processes that take their steps in turn, so noise of the machine hits all alike;
+figures are ratios within a round. Ours run with the allocator settings that ``sapf`` gives its
+workers, rivals with the stock ones, and figures that end in ``_same_allocator`` compare with a
+floor that has ours.
 """
 
 from __future__ import annotations
@@ -50,22 +52,34 @@ def _gemm_rate(base: Case) -> float | None:
     return measured["gemm"].flops / min(measured["gemm"].seconds) / 1e9
 
 
-def _group(group: str, size: str, base: Case, repeats: int, only: list[str], results: dict[str, Any]) -> None:
+def _group(
+    group: str, size: str, base: Case, repeats: int, only: list[str], results: dict[str, Any]
+) -> None:
     """Measures one group on one size and adds it to the results."""
     with tempfile.TemporaryDirectory() as directory:
         case = replace(
-            figures.CASES[group, size], device=base.device, dtype=base.dtype, threads=base.threads, directory=directory
+            figures.CASES[group, size],
+            device=base.device,
+            dtype=base.dtype,
+            threads=base.threads,
+            directory=directory,
         )
         _log(f"{group} on {size}: {case.n} images a step, {case.batch} a forward pass")
         rows = [row for row in figures.entries(group, case) if not only or row.label in only]
-        measured, failures = measure(rows, repeats, _log, figures.FLOPS_OF[group], figures.RESULTS_OF[group])
+        measured, failures = measure(
+            rows, repeats, _log, figures.FLOPS_OF[group], figures.RESULTS_OF[group]
+        )
     prefix = figures.prefix(group, size)
     for name, value in figures.ratios(group, measured).items():
         results[prefix + name] = value
         _log(f"  {prefix}{name}: {value['median']:.3f} ({value['min']:.3f} to {value['max']:.3f})")
     for label, m in measured.items():
-        row = figures.absolute(m, results["absolute"].get("gemm_gflop_per_s")) | {"dtype": m.case.dtype}
-        results["absolute"][f"{group}/{size}/{label}"] = row | ({"passes_per_image": PASSES} if group == "synthesis" else {})
+        row = figures.absolute(m, results["absolute"].get("gemm_gflop_per_s")) | {
+            "dtype": m.case.dtype
+        }
+        results["absolute"][f"{group}/{size}/{label}"] = row | (
+            {"passes_per_image": PASSES} if group == "synthesis" else {}
+        )
     for label, row in figures.agreement(group, measured).items():
         results["agreement"][f"{group}/{size}/{label}"] = row
     for label, text in failures.items():
@@ -73,16 +87,28 @@ def _group(group: str, size: str, base: Case, repeats: int, only: list[str], res
     _check_agreement(group, size, measured, results)
 
 
-def _check_agreement(group: str, size: str, measured: dict[str, Measured], results: dict[str, Any]) -> None:
+def _check_agreement(
+    group: str, size: str, measured: dict[str, Measured], results: dict[str, Any]
+) -> None:
     """A rival that computes something else is no rival: it counts as a failure."""
     for label, row in figures.agreement(group, measured).items():
         if row.get("max_relative", 0.0) > figures.TOLERANCE[measured["ours"].case.dtype]:
-            results["failures"][f"{group}/{size}/{label}: result"] = f"differs from ours by {row['max_relative']:.2g} relative"
+            results["failures"][f"{group}/{size}/{label}: result"] = (
+                f"differs from ours by {row['max_relative']:.2g} relative"
+            )
 
 
 def main(
-    out: str = "runs/bench", groups: str = ",".join(GROUPS), size: str = "", contenders: str = "", repeats: int = 5,
-    ray_repeats: int = 2, device: str = "cpu", dtype: str = "float32", threads: int = 1, curves: bool = False,
+    out: str = "runs/bench",
+    groups: str = ",".join(GROUPS),
+    size: str = "",
+    contenders: str = "",
+    repeats: int = 5,
+    ray_repeats: int = 2,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int = 1,
+    curves: bool = False,
     quick: bool = False,
 ) -> dict[str, Any]:
     """Measures, prints the table and writes results.json, results.md and plots.
@@ -90,7 +116,8 @@ def main(
     Args:
         out: Directory of the results.
         groups: Comma-separated: selection, lora, full, synthesis, ray, workers, scheduling.
-        size: Comma-separated rows of jobs.bench.models.SIZES; by default sd and embedded, on CUDA sd15-256 and sd15-512.
+        size: Comma-separated rows of jobs.bench.models.SIZES; by default sd and embedded, on CUDA
+            sd15-256 and sd15-512.
         contenders: Only these rows of the groups (comma-separated); by default all.
         repeats: Measured rounds after the one that warms up.
         ray_repeats: Rounds of the groups that run whole stages on Ray.
@@ -101,13 +128,18 @@ def main(
         quick: Tiny model and one round: shows that everything runs, not how fast.
     """
     chosen = _names("groups", groups, GROUPS)
-    default = "tiny" if quick else "sd15-256,sd15-512" if device.startswith("cuda") else "sd,embedded"
+    default = (
+        "tiny" if quick else "sd15-256,sd15-512" if device.startswith("cuda") else "sd,embedded"
+    )
     sizes = _names("size", size or default, tuple(SIZES))
     if quick:
         repeats = ray_repeats = 1
     base = Case(sizes[0], 1, device=device, dtype=dtype, threads=threads)
     results: dict[str, Any] = {
-        "machine": report.machine(device, threads), "absolute": {}, "agreement": {}, "failures": {},
+        "machine": report.machine(device, threads),
+        "absolute": {},
+        "agreement": {},
+        "failures": {},
     }
     only = [name.strip() for name in contenders.split(",") if name.strip()]
     if set(chosen) & set(figures.GROUPS) and (rate := _gemm_rate(base)):
@@ -127,7 +159,9 @@ def main(
         results |= scheduling.run(ray_repeats, quick, _log)
     _log("\n" + report.write(results, Path(out)))
     if curves:
-        rows = growth.run(sizes[0], base, min(repeats, 2), _log, chosen, quick) + growth.worker_rows(results["absolute"])
+        rows = growth.run(
+            sizes[0], base, min(repeats, 2), _log, chosen, quick
+        ) + growth.worker_rows(results["absolute"])
         growth.write_csv(rows, Path(out) / "curves.csv")
         report.plot_curves(rows, Path(out) / "curves.png")
     return results

@@ -1,10 +1,11 @@
 """Train the bundled public models on rendered glyphs, from nothing, on a laptop.
 
-    python -m jobs.pretrain_public --out sapf_ray/models/bundled --seed 0 --threads 1 [--models letters-tiny]
+    python -m jobs.pretrain_public --out sapf_ray/models/bundled --seed 0 --threads 1 [--models
+    letters-tiny]
 
-Each row of ``MODELS`` becomes a diffusers directory with a model card; ``glyphs-tiny`` also trains the VAE and text
-encoder that the others share, and ``glyph-features/``, the classifier behind ``fid_glyph``. Public data only: no
-privacy is spent.
+Each row of ``MODELS`` becomes a diffusers directory with a model card; ``glyphs-tiny`` also trains
+the VAE and text encoder that the others share, and ``glyph-features/``, the classifier behind
+``fid_glyph``. Public data only: no privacy is spent.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ log = logging.getLogger("pretrain_public")
 
 DONOR, FEATURES = "glyphs-tiny", "glyph-features"
 BATCH = 96  # images per step of a denoiser
-SERIFS = tuple(font for font in PRETRAIN_FONTS if font.startswith(("DejaVuSerif", "STIX", "cmb", "cmr")))
+SERIFS = tuple(
+    font for font in PRETRAIN_FONTS if font.startswith(("DejaVuSerif", "STIX", "cmb", "cmr"))
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ def _vae(out: Path) -> AutoencoderKL:
 
 
 def _letters(out: Path) -> Any:
-    text_encoder = CLIPTextModel.from_pretrained(out / DONOR / "text_encoder").requires_grad_(False).eval()
+    text_encoder = (
+        CLIPTextModel.from_pretrained(out / DONOR / "text_encoder").requires_grad_(False).eval()
+    )
     tokenizer = CLIPTokenizer.from_pretrained(out / DONOR / "tokenizer")
     return text_pipeline(build_unet((24, 40, 40)), _vae(out), text_encoder, tokenizer)
 
@@ -99,14 +104,21 @@ MODELS: dict[str, PublicModel] = {
 }  # fmt: skip
 
 
-def trained_part(pipe: Any, shared: tuple[str, ...]) -> tuple[nn.Module, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+def trained_part(
+    pipe: Any, shared: tuple[str, ...]
+) -> tuple[nn.Module, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     """What is trained, and how it predicts noise from (noisy latents, timesteps, labels)."""
     if has_labels(pipe):
         return pipe.transformer, lambda noisy, t, label: pipe.transformer(noisy, t, label).sample
-    tokens = pipe.tokenizer([*map(prompt_for, CHARACTERS), ""], padding="max_length", return_tensors="pt").input_ids
+    tokens = pipe.tokenizer(
+        [*map(prompt_for, CHARACTERS), ""], padding="max_length", return_tensors="pt"
+    ).input_ids
     if "text_encoder" not in shared:  # there are only 63 prompts: all are encoded at every step
         trained = nn.ModuleDict({"unet": pipe.unet, "text": pipe.text_encoder})
-        return trained, lambda noisy, t, label: pipe.unet(noisy, t, pipe.text_encoder(tokens)[0][label]).sample
+        return (
+            trained,
+            lambda noisy, t, label: pipe.unet(noisy, t, pipe.text_encoder(tokens)[0][label]).sample,
+        )
     with torch.no_grad():
         states = pipe.text_encoder(tokens)[0]
     return pipe.unet, lambda noisy, t, label: pipe.unet(noisy, t, states[label]).sample
@@ -119,7 +131,9 @@ def recognition(pipe: Any, net: GlyphFeatures, seed: int, per_digit: int = 20) -
     seeds = range(seed, seed + len(labels))
     rates = {}
     for guidance in (1.0, 2.0):
-        images = torch.from_numpy(sample_images(pipe, conditions, null_condition(pipe), seeds, 20, guidance))
+        images = torch.from_numpy(
+            sample_images(pipe, conditions, null_condition(pipe), seeds, 20, guidance)
+        )
         with torch.no_grad():
             read = net.eval()(images.permute(0, 3, 1, 2) / 255)[:, :10].argmax(1)
         rates[f"guidance {guidance:g}"] = round(float((read == labels).float().mean()), 3)
@@ -130,7 +144,9 @@ def recognition(pipe: Any, net: GlyphFeatures, seed: int, per_digit: int = 20) -
 def held_out_accuracy(net: GlyphFeatures, corpus: GlyphCorpus, seed: int) -> dict[str, float]:
     """On fresh glyphs: among all 62 classes (c/C/0/O/o overlap), and among digits for digits."""
     generator = torch.Generator().manual_seed(seed)
-    images, labels = corpus.render(4000, generator, draw_labels(4000, generator, MODELS[DONOR].digit_share))
+    images, labels = corpus.render(
+        4000, generator, draw_labels(4000, generator, MODELS[DONOR].digit_share)
+    )
     with torch.no_grad():
         logits = torch.cat([net.eval()(to_rgb(part)) for part in images.split(500)])
     digits = labels < 10
@@ -146,8 +162,16 @@ def pretrain(name: str, args: argparse.Namespace, command: str) -> None:
     torch.manual_seed(args.seed)
     trace = Trace(torch.Generator().manual_seed(args.seed))
     corpus = GlyphCorpus(row.fonts, CHARACTERS, args.seed)
-    images, labels = corpus.render(args.images, trace.generator, draw_labels(args.images, trace.generator, row.digit_share))
-    log.info("%s: %d images of corpus %s, %.0f s", name, len(images), corpus.corpus_hash()[:12], time.perf_counter() - start)
+    images, labels = corpus.render(
+        args.images, trace.generator, draw_labels(args.images, trace.generator, row.digit_share)
+    )
+    log.info(
+        "%s: %d images of corpus %s, %.0f s",
+        name,
+        len(images),
+        corpus.corpus_hash()[:12],
+        time.perf_counter() - start,
+    )
     pipe = row.build(args.out)
     facts: dict[str, object] = {
         "seed": args.seed,
@@ -164,19 +188,37 @@ def pretrain(name: str, args: argparse.Namespace, command: str) -> None:
         accuracy = held_out_accuracy(net, corpus, args.seed + 1)
         log.info("classifier on fresh glyphs: %s", accuracy)
         about = "A classifier of 62 characters; its 96 penultimate features serve `fid_glyph`."
-        more = facts | trace.facts("features") | {"parameters": f"{count(net):,}", "accuracy on fresh glyphs": accuracy}
-        publish(partial(save_features, net), args.out / FEATURES, card(FEATURES, about, command, more))
+        more = (
+            facts
+            | trace.facts("features")
+            | {"parameters": f"{count(net):,}", "accuracy on fresh glyphs": accuracy}
+        )
+        publish(
+            partial(save_features, net), args.out / FEATURES, card(FEATURES, about, command, more)
+        )
         train_vae(pipe.vae, images, args.vae_steps, trace)
     latents = encode_corpus(pipe.vae.eval(), images, trace, set_scale=not row.shared)
     trained, predict = trained_part(pipe, row.shared)
-    train_denoiser("denoiser", trained, predict, pipe.scheduler, latents, labels, args.steps or row.steps, trace, BATCH)
+    train_denoiser(
+        "denoiser",
+        trained,
+        predict,
+        pipe.scheduler,
+        latents,
+        labels,
+        args.steps or row.steps,
+        trace,
+        BATCH,
+    )
     denoiser = denoiser_of(pipe)
     modules = {"denoiser": denoiser, "VAE": pipe.vae}
     if not has_labels(pipe):
         modules["text encoder"] = pipe.text_encoder
     facts |= trace.facts("denoiser", *(() if row.shared else ("vae",)))
     facts["parameters"] = ", ".join(f"{part} {count(module):,}" for part, module in modules.items())
-    facts["q, k, v matrices"] = sum(n.endswith(("to_q", "to_k", "to_v")) for n, _ in denoiser.named_modules())
+    facts["q, k, v matrices"] = sum(
+        n.endswith(("to_q", "to_k", "to_v")) for n, _ in denoiser.named_modules()
+    )
     facts["digits recognised as asked (DPM-Solver++, 20 steps)"] = recognition(pipe, net, args.seed)
     facts["seconds in all"] = round(time.perf_counter() - start)
     save = partial(save_pipeline, pipe, shared=row.shared, donor=DONOR)
@@ -185,24 +227,45 @@ def pretrain(name: str, args: argparse.Namespace, command: str) -> None:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.pretrain_public", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory to write the models to, one folder each")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="which rows; all by default")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.pretrain_public", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory to write the models to, one folder each"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=list(MODELS),
+        default=list(MODELS),
+        help="which rows; all by default",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=150_000, help="rendered training images")
     parser.add_argument("--feature-steps", type=int, default=1200, help="of 128 images")
     parser.add_argument("--vae-steps", type=int, default=1100, help="of 64 images")
-    parser.add_argument("--steps", type=int, help=f"of {BATCH} images, of every denoiser; the row's own by default")
+    parser.add_argument(
+        "--steps", type=int, help=f"of {BATCH} images, of every denoiser; the row's own by default"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     args = parser.parse_args(argv)
-    for flag, least in {"images": 1000, "feature-steps": 1, "vae-steps": 1, "steps": 1, "threads": 1, "seed": 0}.items():
+    for flag, least in {
+        "images": 1000,
+        "feature-steps": 1,
+        "vae-steps": 1,
+        "steps": 1,
+        "threads": 1,
+        "seed": 0,
+    }.items():
         value = getattr(args, flag.replace("-", "_"))
         if value is not None and value < least:
             parser.error(f"--{flag} {value}: must be at least {least}")
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"--out {args.out}: exists and is not a directory")
     if DONOR not in args.models and not (args.out / DONOR / "model_index.json").exists():
-        parser.error(f"--models {' '.join(args.models)}: shares parts of {DONOR}, which is not in {args.out}; train it as well")
+        parser.error(
+            f"--models {' '.join(args.models)}: shares parts of {DONOR}, which is not in {args.out}; train it as well"
+        )
     args.models.sort(key=list(MODELS).index)  # glyphs-tiny first: the others build on it
     return args
 

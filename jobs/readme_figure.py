@@ -1,6 +1,7 @@
 """The picture at the head of README: real digits beside what runs made of the public model.
 
-    python -m jobs.readme_figure "{'public model, not fine-tuned': runs/public, 'DP-SAPF, ε = 10': runs/digits}"
+    python -m jobs.readme_figure "{'public model, not fine-tuned': runs/public, 'DP-SAPF, ε = 10':
+    runs/digits}"
 
 Shows real images, which a run itself never does: scikit-learn's digits are public.
 """
@@ -18,7 +19,9 @@ from sapf_ray.pictures import class_rows, save_grid
 from sapf_ray.synthesis.writer import read_synthetic
 
 
-def main(runs: dict[str, str], out: str = "docs/digits.png", source: str = "digits", per_class: int = 10) -> None:
+def main(
+    runs: dict[str, str], out: str = "docs/digits.png", source: str = "digits", per_class: int = 10
+) -> None:
     """Draws one panel per run after the panel of real test images.
 
     Args:
@@ -32,7 +35,9 @@ def main(runs: dict[str, str], out: str = "docs/digits.png", source: str = "digi
     images, labels = real.read("test", np.arange(real.n_test), 32)
     panels = {"real (test set)": class_rows(images, labels, n_classes, per_class)}
     for title, directory in runs.items():
-        panels[title] = class_rows(*read_synthetic(Path(directory) / "synthetic"), n_classes, per_class)
+        panels[title] = class_rows(
+            *read_synthetic(Path(directory) / "synthetic"), n_classes, per_class
+        )
     print(save_grid(panels, Path(out), real.class_names))
 
 

@@ -2,11 +2,12 @@
 
 Example::
 
-    ray job submit --address http://head:8265 --runtime-env-json "$(python -m jobs.runtime_env)" -- \
-        python -m jobs.run run --preset digits --out /shared/runs/digits
+    ray job submit --address http://head:8265 --runtime-env-json "$(python -m jobs.runtime_env)" --
+        \ python -m jobs.run run --preset digits --out /shared/runs/digits
 
-Any command of ``sapf`` goes here (run, tune, reproduce, plan ...), and ``benchmark`` starts :mod:`jobs.benchmark`. The work
-goes to the cluster that the job was submitted to. The same submission again continues what an earlier one left.
+Any command of ``sapf`` goes here (run, tune, reproduce, plan ...), and ``benchmark`` starts
+:mod:`jobs.benchmark`. The work goes to the cluster that the job was submitted to. The same
+submission again continues what an earlier one left.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The runtime environment of a submitted job, as JSON for ``ray job submit --runtime-env-json``.
 
-``pip`` (the default): every node installs the dependencies that ``pyproject.toml`` names, in the versions installed here;
-minutes at the first job, cached on the node afterwards. Ray itself is left out: its version is the cluster's.
-``image``: the nodes' container image has them (``jobs/cluster/Dockerfile``), only the code is sent.
+``pip`` (the default): every node installs the dependencies that ``pyproject.toml`` names, in the
+versions installed here; minutes at the first job, cached on the node afterwards. Ray itself is left
+out: its version is the cluster's. ``image``: the nodes' container image has them
+    (``jobs/cluster/Dockerfile``), only the code is sent.
 """
 
 from __future__ import annotations
@@ -17,7 +18,20 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Ray sends at most 500 MiB, and nothing of these is needed there
-EXCLUDES = [".git", ".venv", "runs", "mlruns", "build", "dist", "docs", "tests", "*.db", "*.egg-info", ".*_cache", ".hypothesis"]
+EXCLUDES = [
+    ".git",
+    ".venv",
+    "runs",
+    "mlruns",
+    "build",
+    "dist",
+    "docs",
+    "tests",
+    "*.db",
+    "*.egg-info",
+    ".*_cache",
+    ".hypothesis",
+]
 
 
 def requirements() -> list[str]:
@@ -42,7 +56,8 @@ def runtime_env(install: str = "pip") -> dict[str, Any]:
         install: ``pip`` or ``image``.
     """
     env: dict[str, Any] = {
-        "working_dir": str(ROOT), "excludes": EXCLUDES,
+        "working_dir": str(ROOT),
+        "excludes": EXCLUDES,
         "env_vars": {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"},
     }
     if install == "pip":
@@ -51,6 +66,8 @@ def runtime_env(install: str = "pip") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--install", choices=("pip", "image"), default="pip")
     json.dump(runtime_env(parser.parse_args().install), sys.stdout)

@@ -1,7 +1,7 @@
 """The ``sapf`` command: parse, call, print. No logic of its own.
 
-Every option is a key of :mod:`sapf_ray.config`; YAML files and dotted flags use the same names. A later
-source wins: defaults, ``--preset``, ``--config``, flags.
+Every option is a key of :mod:`sapf_ray.config`; YAML files and dotted flags use the same names. A
+later source wins: defaults, ``--preset``, ``--config``, flags.
 """
 
 from __future__ import annotations
@@ -43,16 +43,24 @@ def _one_line(message: str) -> str:
 
 
 def _explain(message: str) -> str:
-    """jsonargparse's words, with the field, the value and what is allowed; unknown options get a suggestion."""
-    wrong_type = re.search(r'Parser key "([\w.]+)".*Expected a <class \'(\w+)\'>\. Got value: (.*)', message)
+    """jsonargparse's words, with the field, the value and what is allowed; unknown options get a
+    suggestion.
+    """
+    wrong_type = re.search(
+        r'Parser key "([\w.]+)".*Expected a <class \'(\w+)\'>\. Got value: (.*)', message
+    )
     if wrong_type:
         field, kind, value = wrong_type.groups()
         return f"{field} = {value!r}: must be a value of type {kind}"
-    not_listed = re.search(r'Parser key "([\w.]+)".*Expected a typing\.Literal\[(.*)\]\. Got value: (.*)', message)
+    not_listed = re.search(
+        r'Parser key "([\w.]+)".*Expected a typing\.Literal\[(.*)\]\. Got value: (.*)', message
+    )
     if not_listed:
         field, choices, value = not_listed.groups()
         return f"{field} = {value!r}: must be one of {choices}"
-    unknown = re.search(r"unrecognized arguments: --([^\s=]+)|does not accept option '([\w.]+)'", message)
+    unknown = re.search(
+        r"unrecognized arguments: --([^\s=]+)|does not accept option '([\w.]+)'", message
+    )
     if unknown is None:
         return message.replace("required: run.out", "required: --out")
     name = unknown.group(1) or unknown.group(2)
@@ -60,29 +68,67 @@ def _explain(message: str) -> str:
     known = ["config", "preset", "out", "json", *keys]
     close = difflib.get_close_matches(name, known, n=1)
     section = [key for key in keys if key.startswith(name.split(".")[0] + ".")]
-    allowed = section or ["config", "preset", "out", *dict.fromkeys(k.split(".")[0] + ".*" * ("." in k) for k in keys)]
+    allowed = section or [
+        "config",
+        "preset",
+        "out",
+        *dict.fromkeys(k.split(".")[0] + ".*" * ("." in k) for k in keys),
+    ]
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{name}: unknown key; {hint}allowed: {', '.join(allowed)}"
 
 
 def _config_parser(description: str) -> _Parser:
     parser = _Parser(description=description, env_prefix="SAPF", exit_on_error=True)
-    parser.add_argument("--config", action="config", help="YAML file with the keys below; flags override it.")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with the keys below; flags override it."
+    )
     parser.add_class_arguments(RunConfig, None, fail_untyped=True)
     return parser
 
 
 def _add_grid_options(parser: _Parser) -> None:
-    parser.add_argument("--out", type=str, default=None, help="Directory of the runs, runs/NAME unless given; the same command "
-                        "again continues it, and keeps what is finished.")
-    parser.add_argument("--smoke", type=bool, default=False, nargs="?", const=True, help="The small twin on embedded data.")
-    parser.add_argument("--dry_run", "--dry-run", type=bool, default=False, nargs="?", const=True,
-                        help="List cells, budgets and times; start nothing.")
-    parser.add_argument("--resume", type=bool, default=True, nargs="?", const=True, help="A grid always continues.")
-    parser.add_argument("--max_concurrent", "--max-concurrent", type=int, default=0,
-                        help="Cells at the same time; 0: as many as the cluster holds.")
+    parser.add_argument(
+        "--out",
+        type=str,
+        default=None,
+        help="Directory of the runs, runs/NAME unless given; the same command "
+        "again continues it, and keeps what is finished.",
+    )
+    parser.add_argument(
+        "--smoke",
+        type=bool,
+        default=False,
+        nargs="?",
+        const=True,
+        help="The small twin on embedded data.",
+    )
+    parser.add_argument(
+        "--dry_run",
+        "--dry-run",
+        type=bool,
+        default=False,
+        nargs="?",
+        const=True,
+        help="List cells, budgets and times; start nothing.",
+    )
+    parser.add_argument(
+        "--resume", type=bool, default=True, nargs="?", const=True, help="A grid always continues."
+    )
+    parser.add_argument(
+        "--max_concurrent",
+        "--max-concurrent",
+        type=int,
+        default=0,
+        help="Cells at the same time; 0: as many as the cluster holds.",
+    )
     parser.add_argument("--retries", type=int, default=2, help="Of a cell whose run broke off.")
-    parser.add_argument("--only", type=str, default=None, help="Cells with these labels, e.g. method=DP-SAPF,seed=0.")
+    parser.add_argument(
+        "--only",
+        type=str,
+        default=None,
+        help="Cells with these labels, e.g. method=DP-SAPF,seed=0.",
+    )
     parser.add_class_arguments(RunConfig, None, fail_untyped=True)
 
 
@@ -90,40 +136,86 @@ def _parser() -> _Parser:
     parser = _Parser(prog="sapf", description="Differentially private image synthesis on Ray.")
     commands = parser.add_subcommands(dest="command")
     run = _config_parser("Run or continue one experiment.")
-    run.add_argument("--out", type=str, required=True, help="Run directory; the same command again continues it.")
-    run.add_argument("--verbose", type=bool, default=False, nargs="?", const=True,
-                     help="Show the lines of run.log.jsonl on stderr as well.")
+    run.add_argument(
+        "--out", type=str, required=True, help="Run directory; the same command again continues it."
+    )
+    run.add_argument(
+        "--verbose",
+        type=bool,
+        default=False,
+        nargs="?",
+        const=True,
+        help="Show the lines of run.log.jsonl on stderr as well.",
+    )
     plan = _config_parser("Plan the privacy spend; reads no image.")
-    plan.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON object.")
-    plan.add_argument("--cluster_devices", type=str, default=None, metavar="KxDEVICE", help="Also estimate time and memory of "
-                      "each stage on K devices, from measured costs: 4xa6000 (the paper's), 2xcpu2; `--cluster` for short.")
-    plan.add_argument("--cluster_costs", type=str, default=None, help="Own measurement for it: results.json of `make bench`, or "
-                      "metrics.json of a finished run.")
-    plan.add_argument("--cluster_price", type=float, default=None, help="Price of a device for an hour: adds costs to it.")
+    plan.add_argument(
+        "--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON object."
+    )
+    plan.add_argument(
+        "--cluster_devices",
+        type=str,
+        default=None,
+        metavar="KxDEVICE",
+        help="Also estimate time and memory of "
+        "each stage on K devices, from measured costs: 4xa6000 (the paper's), 2xcpu2; `--cluster` for short.",
+    )
+    plan.add_argument(
+        "--cluster_costs",
+        type=str,
+        default=None,
+        help="Own measurement for it: results.json of `make bench`, or "
+        "metrics.json of a finished run.",
+    )
+    plan.add_argument(
+        "--cluster_price",
+        type=float,
+        default=None,
+        help="Price of a device for an hour: adds costs to it.",
+    )
     ledger = _Parser(description="What a run spent, replayed from its ledger.")
     ledger.add_argument("directory", type=str, help="Run directory.")
     for name, sub in (("run", run), ("plan", plan)):
-        sub.add_argument("--preset", type=str, default=None, help="Start from a preset: " + ", ".join(presets()))
-        sub.add_argument("--method", type=str, default=None, help="A row of `sapf methods`; flags override it.")
+        sub.add_argument(
+            "--preset", type=str, default=None, help="Start from a preset: " + ", ".join(presets())
+        )
+        sub.add_argument(
+            "--method", type=str, default=None, help="A row of `sapf methods`; flags override it."
+        )
         commands.add_subcommand(name, sub)
     commands.add_subcommand("ledger", ledger)
     tune = _Parser(description="Run or continue a grid of experiments, and print its table.")
     tune.add_argument("space", type=str, help="YAML file, or the name of one in tune_spaces/.")
-    reproduce = _Parser(description="A table or figure of the paper, ours beside its printed values.")
-    reproduce.add_argument("table", type=str, help="table9, table10, table13: computed, reads no image, up to a minute; "
-                           "table2, 5, 6, 7, 8, 11, 12, 15, figure4, 5, 6, 7: runs or continues the grid.")
+    reproduce = _Parser(
+        description="A table or figure of the paper, ours beside its printed values."
+    )
+    reproduce.add_argument(
+        "table",
+        type=str,
+        help="table9, table10, table13: computed, reads no image, up to a minute; "
+        "table2, 5, 6, 7, 8, 11, 12, 15, figure4, 5, 6, 7: runs or continues the grid.",
+    )
     reproduce.add_argument("--format", type=_FORMATS, default="text", help="How to print it.")
     for name, sub in (("tune", tune), ("reproduce", reproduce)):
         _add_grid_options(sub)
         commands.add_subcommand(name, sub)
-    data_sets = _Parser(description="The data sets that data.source takes, and where to obtain them.")
-    data_sets.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list.")
+    data_sets = _Parser(
+        description="The data sets that data.source takes, and where to obtain them."
+    )
+    data_sets.add_argument(
+        "--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list."
+    )
     commands.add_subcommand("datasets", data_sets)
     methods = _Parser(description="The methods that --method takes.")
-    methods.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list.")
+    methods.add_argument(
+        "--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list."
+    )
     commands.add_subcommand("methods", methods)
-    models = _Parser(description="The public models that --model.path takes by name, and where to obtain them.")
-    models.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list.")
+    models = _Parser(
+        description="The public models that --model.path takes by name, and where to obtain them."
+    )
+    models.add_argument(
+        "--json", type=bool, default=False, nargs="?", const=True, help="Print one JSON list."
+    )
     commands.add_subcommand("models", models)
     return parser
 
@@ -139,10 +231,16 @@ def _option(arguments: list[str], name: str) -> str | None:
 
 
 def _expand(arguments: list[str]) -> list[str]:
-    """Puts the preset's file and the method's overrides first, so that every other option overrides them."""
-    arguments = [re.sub(r"^--address(?==|$)", "--cluster.address", argument) for argument in arguments]
+    """Puts the preset's file and the method's overrides first, so that every other option overrides
+    them.
+    """
+    arguments = [
+        re.sub(r"^--address(?==|$)", "--cluster.address", argument) for argument in arguments
+    ]
     if arguments[:1] == ["plan"]:  # the parser has the name already, for the config's section
-        arguments = [re.sub(r"^--cluster(?==|$)", "--cluster_devices", argument) for argument in arguments]
+        arguments = [
+            re.sub(r"^--cluster(?==|$)", "--cluster_devices", argument) for argument in arguments
+        ]
     first: list[str] = []
     preset, method = _option(arguments, "--preset"), _option(arguments, "--method")
     if preset is not None:
@@ -150,13 +248,20 @@ def _expand(arguments: list[str]) -> list[str]:
     if method is not None:
         from sapf_ray.methods import find_method
 
-        first += [f"--{key}={json.dumps(value).strip(chr(34))}" for key, value in find_method(method).overrides.items()]
+        first += [
+            f"--{key}={json.dumps(value).strip(chr(34))}"
+            for key, value in find_method(method).overrides.items()
+        ]
     return [*arguments[:1], *first, *arguments[1:]]
 
 
 def _given(arguments: list[str]) -> list[str]:
-    """Config keys that the command line sets itself: their defaults must not override a grid's file."""
-    return [key for key in flatten(to_dict(RunConfig())) if _option(arguments, f"--{key}") is not None]
+    """Config keys that the command line sets itself: their defaults must not override a grid's
+    file.
+    """
+    return [
+        key for key in flatten(to_dict(RunConfig())) if _option(arguments, f"--{key}") is not None
+    ]
 
 
 def _run_config(namespace: jsonargparse.Namespace, *own: str) -> RunConfig:
@@ -172,7 +277,10 @@ def _run(namespace: jsonargparse.Namespace, console: Console) -> None:
     from sapf_ray.report.terminal import progress_bars, result_table
     from sapf_ray.runs import runlog, worktime
 
-    with runlog.shown() if namespace.verbose else contextlib.nullcontext(), progress_bars(console) as on_progress:
+    with (
+        runlog.shown() if namespace.verbose else contextlib.nullcontext(),
+        progress_bars(console) as on_progress,
+    ):
         result = run(config, namespace.out, on_progress, worktime.process_start())
     console.print(result_table(result))
 
@@ -183,7 +291,9 @@ def _plan(namespace: jsonargparse.Namespace, console: Console) -> None:
     from sapf_ray.estimate.cluster import estimate, open_cluster
     from sapf_ray.privacy.planner import make_plan, plan_table
 
-    cluster = open_cluster(namespace.cluster_devices, config, namespace.cluster_costs, namespace.cluster_price)
+    cluster = open_cluster(
+        namespace.cluster_devices, config, namespace.cluster_costs, namespace.cluster_price
+    )
     n_records = config.data.n_records or open_source(config.data).n_train
     plan = make_plan(config, n_records)
     times = None if cluster is None else estimate(config, plan, cluster)
@@ -207,16 +317,22 @@ def _open_grid(name: str, namespace: jsonargparse.Namespace) -> Grid:
     from sapf_ray.tune.grid import open_grid
 
     only = {}
-    for part in re.split(r",\s*(?=[\w.]+=)", namespace.only) if namespace.only else []:  # a label may hold a comma
+    for part in (
+        re.split(r",\s*(?=[\w.]+=)", namespace.only) if namespace.only else []
+    ):  # a label may hold a comma
         axis, equals, label = part.partition("=")
         if not equals:
-            raise ConfigError("--only", namespace.only, "must be AXIS=LABEL, or several separated by commas")
+            raise ConfigError(
+                "--only", namespace.only, "must be AXIS=LABEL, or several separated by commas"
+            )
         only[axis.strip()] = label.strip()
     for option, lowest in (("max_concurrent", 0), ("retries", 0)):
         if namespace[option] < lowest:
             raise ConfigError(f"--{option}", namespace[option], f"must be at least {lowest}")
     overrides = {key: namespace[key] for key in namespace.given}
-    return open_grid(name, namespace.out, namespace.smoke, overrides, only, strict=not namespace.dry_run)
+    return open_grid(
+        name, namespace.out, namespace.smoke, overrides, only, strict=not namespace.dry_run
+    )
 
 
 def _tune(namespace: jsonargparse.Namespace, console: Console) -> None:
@@ -276,7 +392,12 @@ def _models(namespace: jsonargparse.Namespace, console: Console) -> None:
     _show(namespace.json, models_json, models_table, console)
 
 
-def _show(as_json: bool, rows: Callable[[], list[dict[str, Any]]], table: Callable[[], Table], console: Console) -> None:
+def _show(
+    as_json: bool,
+    rows: Callable[[], list[dict[str, Any]]],
+    table: Callable[[], Table],
+    console: Console,
+) -> None:
     if as_json:
         print(json.dumps(rows(), indent=2))
     else:
@@ -284,15 +405,23 @@ def _show(as_json: bool, rows: Callable[[], list[dict[str, Any]]], table: Callab
 
 
 _COMMANDS = {
-    "run": _run, "plan": _plan, "ledger": _ledger, "tune": _tune, "reproduce": _reproduce, "datasets": _datasets,
-    "methods": _methods, "models": _models,
+    "run": _run,
+    "plan": _plan,
+    "ledger": _ledger,
+    "tune": _tune,
+    "reproduce": _reproduce,
+    "datasets": _datasets,
+    "methods": _methods,
+    "models": _models,
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 bad input, 130 interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that outlives ctrl-C starts Ray again
+    os.environ.setdefault(
+        "RAY_ENABLE_AUTO_CONNECT", "0"
+    )  # else a thread that outlives ctrl-C starts Ray again
     console = Console()
     try:
         parser = _parser()
@@ -310,14 +439,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         command_line = " ".join(["sapf", *arguments])
-        sys.stderr.write(f"\nsapf: interrupted; nothing is lost. The same command continues: {command_line}\n")
+        sys.stderr.write(
+            f"\nsapf: interrupted; nothing is lost. The same command continues: {command_line}\n"
+        )
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.stderr.write(f"sapf: error: {_one_line(str(error))}; nothing is lost, the same command goes on when there is room\n")
+        sys.stderr.write(
+            f"sapf: error: {_one_line(str(error))}; nothing is lost, the same command goes on when there is room\n"
+        )
         return 2
     return 0
 

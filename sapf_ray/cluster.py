@@ -26,7 +26,8 @@ from sapf_ray.runs import runlog, worktime
 
 T = TypeVar("T")
 
-# Of every process of a run. Freed memory is kept: glibc otherwise returns a large tensor's pages at once, and every
+# Of every process of a run. Freed memory is kept: glibc otherwise returns a large tensor's pages
+# at once, and every
 # reuse pays page faults (5 % of a forward pass of the bundled U-Net, measured on one idle core).
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
@@ -40,19 +41,24 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
 }
-# A machine of its own gives no notice before it goes, and its processes inherit this one's environment: a runtime_env
+# A machine of its own gives no notice before it goes, and its processes inherit this one's
+# environment: a runtime_env
 # would cost each of them half a second.
 LOCAL_ENVIRONMENT = ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
-CONNECT_SECONDS = 5.0  # to find out that nothing listens at an address; Ray itself tries for minutes
+CONNECT_SECONDS = (
+    5.0  # to find out that nothing listens at an address; Ray itself tries for minutes
+)
 PROBE_SECONDS = 60.0  # for every node to look into the run directory
-SPREAD = "SPREAD"  # of tasks and actors that do not talk to each other: over the nodes, not one node first
+# of tasks and actors that do not talk to each other: over the nodes, not one node first
+SPREAD = "SPREAD"
 
 
 @contextlib.contextmanager
 def session(config: ClusterConfig) -> Iterator[None]:
-    """Joins the cluster at ``config.address`` or RAY_ADDRESS, or starts a local Ray; leaves a Ray that was already up alone.
+    """Joins the cluster at ``config.address`` or RAY_ADDRESS, or starts a local Ray; leaves a Ray
+    that was already up alone.
 
     Raises:
         ClusterError: The address does not answer, or another version of Ray or Python runs there.
@@ -67,9 +73,12 @@ def session(config: ClusterConfig) -> Iterator[None]:
         os.environ.setdefault(name, value)
     try:
         ray.init(
-            address=address or "local", num_cpus=None if address else config.num_cpus,
-            include_dashboard=None if address else False, log_to_driver=False,
-            logging_level=logging.ERROR, configure_logging=True,
+            address=address or "local",
+            num_cpus=None if address else config.num_cpus,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
             runtime_env={"env_vars": ENVIRONMENT} if address else None,
         )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
@@ -111,19 +120,20 @@ def _why_not(error: Exception) -> str:
     text = str(error).strip()
     versions = re.findall(r"(Ray|Python): (\S+)", text)
     if "Version mismatch" in text and len(versions) == 4:
-        there, here = (f"Ray {part[0][1]} on Python {part[1][1]}" for part in (versions[:2], versions[2:]))
+        there, here = (
+            f"Ray {part[0][1]} on Python {part[1][1]}" for part in (versions[:2], versions[2:])
+        )
         return f"the cluster runs {there}, this process {here}; install the same versions on both"
-    return (
-        f"no Ray answers there ({(text or type(error).__name__).splitlines()[0]}); leave it out to start a local one"
-    )
+    return f"no Ray answers there ({(text or type(error).__name__).splitlines()[0]}); leave it out to start a local one"
 
 
 def result(reference: ray.ObjectRef) -> Any:
-    """``ray.get``; the times of :func:`sapf_ray.runs.worktime.timed` work go to the stage that is under way, and a user's error
-    inside the task or actor is raised as itself, in one line.
+    """``ray.get``; the times of :func:`sapf_ray.runs.worktime.timed` work go to the stage that is
+    under way, and a user's error inside the task or actor is raised as itself, in one line.
 
     Raises:
-        ClusterError: The work was lost more often than Ray retries it (machines or workers that keep dying).
+        ClusterError: The work was lost more often than Ray retries it (machines or workers that
+            keep dying).
     """
     try:
         value = ray.get(reference)
@@ -148,10 +158,11 @@ def result(reference: ray.ObjectRef) -> Any:
 def as_finished(
     submit: Callable[[T], ray.ObjectRef], items: Iterable[T], window: int, ordered: bool = False
 ) -> Iterator[tuple[T, Any]]:
-    """Every item with the result of its task, as they come or, where ``ordered``, in the order of the items.
+    """Every item with the result of its task, as they come or, where ``ordered``, in the order of
+    the items.
 
-    At most ``window`` items are submitted and not yet yielded, so what driver and object store hold does not grow with their
-    number, not even where one of them is late.
+    At most ``window`` items are submitted and not yet yielded, so what driver and object store hold
+    does not grow with their number, not even where one of them is late.
 
     Args:
         submit: Starts an item's task.
@@ -180,14 +191,16 @@ def as_finished(
 
 
 def in_flight(cpus: float, gpus: float = 0.0) -> int:
-    """How many tasks of this size to have submitted at a time: enough that no worker waits for the driver, and that a late
-    task does not stop the others soon."""
+    """How many tasks of this size to have submitted at a time: enough that no worker waits for the
+    driver, and that a late task does not stop the others soon."""
     return max(32, 4 * room(cpus, gpus))
 
 
 def in_background(call: Callable[[], Any], name: str) -> Future[Any]:
-    """``call()`` on a thread of this name. On the main one Ray Train and Tune take SIGINT for themselves and leave with
-    exit code 0; where that waits instead, ctrl-C reaches the caller as KeyboardInterrupt in every stage alike."""
+    """``call()`` on a thread of this name. On the main one Ray Train and Tune take SIGINT for
+    themselves and leave with exit code 0; where that waits instead, ctrl-C reaches the caller as
+    KeyboardInterrupt in every stage alike.
+    """
     outcome: Future[Any] = Future()
 
     def run() -> None:
@@ -202,7 +215,9 @@ def in_background(call: Callable[[], Any], name: str) -> Future[Any]:
 
 @dataclass(frozen=True)
 class Want:
-    """``count`` equal units (tasks, workers, actors) that a stage runs at the same time, each on one node."""
+    """``count`` equal units (tasks, workers, actors) that a stage runs at the same time, each on
+    one node.
+    """
 
     section: str
     unit: str  # the end of the fields that set its size: cpus_per_<unit>, gpus_per_<unit>
@@ -213,7 +228,13 @@ class Want:
 
 def finetune_want(config: FinetuneConfig) -> Want:
     """What training's workers ask for; each of them at least one core."""
-    return Want("finetune", "worker", config.num_workers, max(1.0, config.cpus_per_worker), config.gpus_per_worker)
+    return Want(
+        "finetune",
+        "worker",
+        config.num_workers,
+        max(1.0, config.cpus_per_worker),
+        config.gpus_per_worker,
+    )
 
 
 def room(cpus: float, gpus: float = 0.0) -> int:
@@ -222,19 +243,27 @@ def room(cpus: float, gpus: float = 0.0) -> int:
     for node in ray.nodes():
         if node["Alive"]:
             have = node["Resources"]
-            units += int(min(
-                have.get(kind, 0.0) / asked + 1e-9 for kind, asked in (("CPU", cpus), ("GPU", gpus)) if asked > 0
-            ))
+            units += int(
+                min(
+                    have.get(kind, 0.0) / asked + 1e-9
+                    for kind, asked in (("CPU", cpus), ("GPU", gpus))
+                    if asked > 0
+                )
+            )
     return units
 
 
 def worker_cpus(config: FinetuneConfig, runs: int = 1) -> float:
-    """Cores of a train worker: the configured ones, or as many as let the workers of that many equal runs fit at once."""
+    """Cores of a train worker: the configured ones, or as many as let the workers of that many
+    equal runs fit at once.
+    """
     if config.cpus_per_worker:
         return config.cpus_per_worker
     workers = runs * config.num_workers
     most = int(ray.cluster_resources().get("CPU", 1.0)) // workers
-    return next((float(n) for n in range(most, 1, -1) if room(n, config.gpus_per_worker) >= workers), 1.0)
+    return next(
+        (float(n) for n in range(most, 1, -1) if room(n, config.gpus_per_worker) >= workers), 1.0
+    )
 
 
 def require(wants: list[Want]) -> None:
@@ -262,15 +291,29 @@ def require(wants: list[Want]) -> None:
 
 def wants(config: RunConfig) -> list[Want]:
     """What each stage of a run asks for; one stage runs at a time."""
-    saliency, synthesis, evaluation, evolution = config.saliency, config.synthesis, config.evaluation, config.evolution
+    saliency, synthesis, evaluation, evolution = (
+        config.saliency,
+        config.synthesis,
+        config.evaluation,
+        config.evolution,
+    )
     learning = [
         Want("saliency", "task", 1, saliency.cpus_per_task, saliency.gpus_per_task),
         finetune_want(config.finetune),
-        Want("synthesis", "actor", max(1, synthesis.num_actors), synthesis.cpus_per_actor, synthesis.gpus_per_actor),
+        Want(
+            "synthesis",
+            "actor",
+            max(1, synthesis.num_actors),
+            synthesis.cpus_per_actor,
+            synthesis.gpus_per_actor,
+        ),
     ]
     if evolution.enabled:
         learning = [Want("evolution", "task", 1, evolution.cpus_per_task, evolution.gpus_per_task)]
-    return [*learning, Want("evaluation", "task", 1, evaluation.cpus_per_task or 1.0, evaluation.gpus_per_task)]
+    return [
+        *learning,
+        Want("evaluation", "task", 1, evaluation.cpus_per_task or 1.0, evaluation.gpus_per_task),
+    ]
 
 
 def check(config: RunConfig) -> None:
@@ -300,14 +343,18 @@ def check_shared(directory: Path) -> None:
     try:
         asked = {
             _read_token.options(
-                name="check_shared", scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(path)): node for node in nodes
+                name="check_shared",
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            ).remote(str(path)): node
+            for node in nodes
         }
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
         for reference, node in asked.items():
             name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             if reference not in ready:
-                raise ClusterError(f"--out {directory}: {name} did not look there within {PROBE_SECONDS:g} s; is it overloaded?")
+                raise ClusterError(
+                    f"--out {directory}: {name} did not look there within {PROBE_SECONDS:g} s; is it overloaded?"
+                )
             if result(reference) != token:
                 raise ClusterError(
                     f"--out {directory}: {name} of the cluster does not see it; put the run directory on storage that all nodes "

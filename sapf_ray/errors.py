@@ -14,7 +14,9 @@ class ConfigError(SapfError):
         self.field, self.value, self.allowed = field, value, allowed
         super().__init__(f"{field} = {value!r}: {allowed}")
 
-    def __reduce__(self):  # Ray pickles exceptions; the default calls __init__ with the message only
+    def __reduce__(
+        self,
+    ):  # Ray pickles exceptions; the default calls __init__ with the message only
         return type(self), (self.field, self.value, self.allowed)
 
 

@@ -19,7 +19,9 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def below(uri: str, name: str) -> str:
-    """Folder ``name`` below a path, or below a URI, whose options (``?endpoint_override=minio:9000``) stay last."""
+    """Folder ``name`` below a path, or below a URI, whose options
+    (``?endpoint_override=minio:9000``) stay last.
+    """
     place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
     return f"{place.rstrip('/')}/{name}{mark}{options}"
 

@@ -89,26 +89,35 @@ def prompt_for(character: str) -> str:
 
 
 class GlyphCorpus:
-    """Endless labelled images of ``characters`` in ``fonts``; a label is an index in ``characters``.
+    """Endless labelled images of ``characters`` in ``fonts``; a label is an index in
+    ``characters``.
 
     The same arguments, generator state and batch sizes give the same images.
     """
 
     def __init__(
-        self, fonts: Sequence[str] | None = None, characters: str = CHARACTERS, seed: int = 0, style: GlyphStyle = PUBLIC_STYLE
+        self,
+        fonts: Sequence[str] | None = None,
+        characters: str = CHARACTERS,
+        seed: int = 0,
+        style: GlyphStyle = PUBLIC_STYLE,
     ) -> None:
         self.fonts = tuple(PRETRAIN_FONTS if fonts is None else fonts)
         self.characters, self.style = characters, style
         if not self.fonts:
             raise ValueError("fonts: at least one font is needed")
         if not characters or set(characters) - set(CHARACTERS):
-            raise ValueError(f"characters: {characters!r} must be a non-empty part of {CHARACTERS!r}")
+            raise ValueError(
+                f"characters: {characters!r} must be a non-empty part of {CHARACTERS!r}"
+            )
         banks = [_font_bank(font) for font in self.fonts]
         columns = [CHARACTERS.index(c) for c in characters]
         self._bitmaps = np.stack([bitmaps[columns] for bitmaps, _ in banks])
         self._fields = torch.from_numpy(np.stack([fields[columns] for _, fields in banks]))
         # A monospaced zero is dotted or slashed, which is not how the digit is written by hand.
-        self._usable = torch.tensor([[float(not ("Mono" in f and c == "0")) for f in self.fonts] for c in characters])
+        self._usable = torch.tensor(
+            [[float(not ("Mono" in f and c == "0")) for f in self.fonts] for c in characters]
+        )
         if not bool((self._usable.sum(1) > 0).all()):
             raise ValueError(f"fonts: none of {self.fonts} has a plain zero")
         self._generator = torch.Generator().manual_seed(seed)
@@ -120,7 +129,10 @@ class GlyphCorpus:
         return digest.hexdigest()
 
     def render(
-        self, n: int, generator: torch.Generator | None = None, classes: torch.Tensor | Sequence[int] | None = None
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        classes: torch.Tensor | Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw ``n`` images: uint8 (n, 1, 32, 32), 0 = black, and int64 labels (n,).
 
@@ -221,7 +233,9 @@ def skeletonize(bitmaps: np.ndarray) -> np.ndarray:
             rows, cols = (-1, -1, 0, 1, 1, 1, 0, -1), (0, 1, 1, 1, 0, -1, -1, -1)
             around = [np.roll(ink, (-r, -c), (1, 2)) for r, c in zip(rows, cols, strict=True)]
             count = np.sum(around, axis=0)
-            rises = np.sum([~a & b for a, b in zip(around, around[1:] + around[:1], strict=True)], 0)
+            rises = np.sum(
+                [~a & b for a, b in zip(around, around[1:] + around[:1], strict=True)], 0
+            )
             north, east, south, west = around[::2]
             if first:
                 corner = ~(north & east & south) & ~(east & south & west)
@@ -265,5 +279,7 @@ def _draw(face: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
     ImageDraw.Draw(glyph).text((-left, -top), character, fill=255, font=face)
     size = (max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale)))
     canvas = Image.new("L", (_DRAW, _DRAW))
-    canvas.paste(glyph.resize(size, Image.Resampling.BOX), ((_DRAW - size[0]) // 2, (_DRAW - size[1]) // 2))
+    canvas.paste(
+        glyph.resize(size, Image.Resampling.BOX), ((_DRAW - size[0]) // 2, (_DRAW - size[1]) // 2)
+    )
     return np.asarray(canvas)

@@ -1,8 +1,9 @@
-"""The latent cache: VAE posterior moments and conditions (prompt embeddings or label ids), computed once.
+"""The latent cache: VAE posterior moments and conditions (prompt embeddings or label ids), computed
+once.
 
 The moments are as sensitive as the images: files are mode 0600 inside the run directory's private
-folder, or in one that the runs of a grid share, and are deleted at the end (design rule 8). Moments rather
-than samples are kept, so that training still draws a fresh latent each time.
+folder, or in one that the runs of a grid share, and are deleted at the end (design rule 8). Moments
+rather than samples are kept, so that training still draws a fresh latent each time.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ class LatentCache:
 
     Attributes:
         directory: Holds ``moments.npy`` (N, 2C, h, w) float32, ``labels.npy`` (N,) int64,
-            ``conditions.npy`` (classes, L, d) float32 prompt embeddings, or (classes,) int64 label ids.
+            ``conditions.npy`` (classes, L, d) float32 prompt embeddings, or (classes,) int64 label
+            ids.
     """
 
     directory: str
 
     @property
     def complete(self) -> bool:
-        return all((Path(self.directory) / f"{name}.npy").is_file() for name in ("moments", "labels", "conditions"))
+        return all(
+            (Path(self.directory) / f"{name}.npy").is_file()
+            for name in ("moments", "labels", "conditions")
+        )
 
     def read(self, records: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Moments (n, 2C, h, w) and conditions (n, ...) of the given records."""
@@ -63,14 +68,26 @@ class LatentCache:
 
 
 def shared_directory(root: Path, source: ImageSource, model: ModelConfig) -> Path:
-    """Folder in ``root`` for the latents of these images: the same for all runs that may share them."""
-    what = json.dumps([source.fingerprint(), source.prompts, resolve_model(model.path), model.dtype, model.class_labels])
+    """Folder in ``root`` for the latents of these images: the same for all runs that may share
+    them.
+    """
+    what = json.dumps(
+        [
+            source.fingerprint(),
+            source.prompts,
+            resolve_model(model.path),
+            model.dtype,
+            model.class_labels,
+        ]
+    )
     return root / hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
 @ray.remote(max_retries=3)
 @worktime.timed
-def _encode_shard(source: ImageSource, model: ModelConfig, device: str, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _encode_shard(
+    source: ImageSource, model: ModelConfig, device: str, records: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     pipe = kept_pipeline(model, device)
     images, labels = source.read("train", records, native_resolution(pipe))
     out = []
@@ -82,8 +99,13 @@ def _encode_shard(source: ImageSource, model: ModelConfig, device: str, records:
 
 
 def build_latent_cache(
-    directory: Path, source: ImageSource, model: ModelConfig, device: str, shard_size: int,
-    resources: dict[str, float], on_progress: Callable[[int, int], None] | None = None,
+    directory: Path,
+    source: ImageSource,
+    model: ModelConfig,
+    device: str,
+    shard_size: int,
+    resources: dict[str, float],
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> LatentCache:
     """Encodes all training images, one Ray task per shard, into ``directory``.
 
@@ -99,8 +121,13 @@ def build_latent_cache(
 
 
 def _build(
-    directory: Path, source: ImageSource, model: ModelConfig, device: str, shard_size: int,
-    resources: dict[str, float], on_progress: Callable[[int, int], None] | None,
+    directory: Path,
+    source: ImageSource,
+    model: ModelConfig,
+    device: str,
+    shard_size: int,
+    resources: dict[str, float],
+    on_progress: Callable[[int, int], None] | None,
 ) -> None:
     with worktime.working():
         pipe = load_pipeline(model.path, model.dtype)
@@ -112,7 +139,8 @@ def _build(
     source_ref = ray.put(source)
     task = _encode_shard.options(name="encode", scheduling_strategy=cluster.SPREAD, **resources)
     encoded = cluster.as_finished(
-        lambda shard: task.remote(source_ref, model, device, shard), shards,
+        lambda shard: task.remote(source_ref, model, device, shard),
+        shards,
         cluster.in_flight(resources.get("num_cpus", 1.0), resources.get("num_gpus", 0.0)),
     )
     moments: np.memmap | None = None
@@ -121,7 +149,9 @@ def _build(
     for done, (shard, (values, shard_labels)) in enumerate(encoded, 1):
         if moments is None:
             _touch_private(partial)
-            moments = np.lib.format.open_memmap(partial, "w+", np.float32, (source.n_train, *values.shape[1:]))
+            moments = np.lib.format.open_memmap(
+                partial, "w+", np.float32, (source.n_train, *values.shape[1:])
+            )
         moments[shard], labels[shard] = values, shard_labels
         if on_progress:
             on_progress(done, len(shards))

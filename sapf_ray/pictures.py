@@ -1,4 +1,6 @@
-"""Picture grids: one row per class. Real images never appear unless the caller asks for a research figure."""
+"""Picture grids: one row per class. Real images never appear unless the caller asks for a research
+figure.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,12 @@ from sapf_ray.runs import worktime
 from sapf_ray.synthesis.writer import read_synthetic
 
 
-def class_rows(images: np.ndarray, labels: np.ndarray, n_classes: int, per_class: int) -> np.ndarray:
-    """The first ``per_class`` images of each class as one picture (n_classes*R, per_class*R, 3) uint8."""
+def class_rows(
+    images: np.ndarray, labels: np.ndarray, n_classes: int, per_class: int
+) -> np.ndarray:
+    """The first ``per_class`` images of each class as one picture (n_classes*R, per_class*R, 3)
+    uint8.
+    """
     side = images.shape[1]
     canvas = np.zeros((n_classes * side, per_class * side, 3), np.uint8)
     for label in range(n_classes):
@@ -22,12 +28,18 @@ def class_rows(images: np.ndarray, labels: np.ndarray, n_classes: int, per_class
     return canvas
 
 
-def save_grid(panels: dict[str, np.ndarray], path: Path, row_names: tuple[str, ...], title: str = "") -> Path:
+def save_grid(
+    panels: dict[str, np.ndarray], path: Path, row_names: tuple[str, ...], title: str = ""
+) -> Path:
     """Panels side by side, each a picture of :func:`class_rows`, rows named by class."""
     height, width = next(iter(panels.values())).shape[:2]
     scale = 4.2 / height * len(row_names) / 10
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(width * scale * len(panels) + 1, height * scale + 0.6), squeeze=False, layout="constrained"
+        1,
+        len(panels),
+        figsize=(width * scale * len(panels) + 1, height * scale + 0.6),
+        squeeze=False,
+        layout="constrained",
     )
     rows = len(row_names)
     for axis, (name, picture) in zip(axes[0], panels.items(), strict=True):
@@ -43,7 +55,9 @@ def save_grid(panels: dict[str, np.ndarray], path: Path, row_names: tuple[str, .
 
 
 @worktime.working()
-def save_sample_grid(synthetic: Path, class_names: tuple[str, ...], path: Path, per_class: int = 10) -> Path:
+def save_sample_grid(
+    synthetic: Path, class_names: tuple[str, ...], path: Path, per_class: int = 10
+) -> Path:
     """A grid of synthetic images only: safe to log anywhere the data set itself may go."""
     images, labels = read_synthetic(synthetic)
     picture = class_rows(images, labels, len(class_names), per_class)

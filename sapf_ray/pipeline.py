@@ -1,8 +1,8 @@
 """The main job, stage by stage; the only file that knows them all.
 
-plan -> latents -> selection -> fine-tuning -> synthesis -> evaluation -> card and tracking; or, without training,
-plan -> evolution -> evaluation -> card and tracking. Each stage whose artifact is already in the run directory is
-skipped, so the same command continues an interrupted run.
+plan -> latents -> selection -> fine-tuning -> synthesis -> evaluation -> card and tracking; or,
+without training, plan -> evolution -> evaluation -> card and tracking. Each stage whose artifact is
+already in the run directory is skipped, so the same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -57,18 +57,21 @@ class Result:
     tracking_uri: str | None
 
 
-def run(config: RunConfig, out: str, on_progress: Progress | None = None, since: float | None = None) -> Result:
+def run(
+    config: RunConfig, out: str, on_progress: Progress | None = None, since: float | None = None
+) -> Result:
     """Runs or continues one experiment in directory ``out``.
 
     Args:
         config: The whole experiment.
         out: Run directory; created, or one that an earlier start of the same config left.
         on_progress: Called with (stage, done, total).
-        since: ``time.time()`` from which on time counts as the run's, now unless given; see :meth:`Stages.cost`.
+        since: ``time.time()`` from which on time counts as the run's, now unless given; see
+            :meth:`Stages.cost`.
 
     Raises:
-        SapfError: Any of its subclasses, with one line that says what to change. Everything that can be checked
-            without the sensitive images is checked before the first is read.
+        SapfError: Any of its subclasses, with one line that says what to change. Everything that
+            can be checked without the sensitive images is checked before the first is read.
     """
 
     since = time.time() if since is None else since
@@ -79,8 +82,12 @@ def run(config: RunConfig, out: str, on_progress: Progress | None = None, since:
     shapes = check_model(config.model, source.prompts)
     if plan.finetune is not None:
         pool = candidate_pool(shapes, config.saliency.pool)
-        if config.finetune.adapter != "lora" or config.saliency.pool == "all":  # not every layer can be trained
-            add_adapter(denoiser_of(load_pipeline(model_path)), list(pool), config.finetune, config.seed)
+        if (
+            config.finetune.adapter != "lora" or config.saliency.pool == "all"
+        ):  # not every layer can be trained
+            add_adapter(
+                denoiser_of(load_pipeline(model_path)), list(pool), config.finetune, config.seed
+            )
     if plan.evolution is not None:
         check_evolution(config.evolution, config.synthesis, source, plan.evolution)
         make_parts(config.evolution, config.synthesis, config.model, source.prompts)
@@ -91,7 +98,9 @@ def run(config: RunConfig, out: str, on_progress: Progress | None = None, since:
         Storage(config.cluster.storage, directory)  # says now what it would say at the end
     tracker = Tracker.open(config, directory)
     try:
-        with runlog.start_of_run(runlog.Place(str(directory.log.resolve()), directory.run_id()), resumed):
+        with runlog.start_of_run(
+            runlog.Place(str(directory.log.resolve()), directory.run_id()), resumed
+        ):
             stage = Stages(directory, since)
             with cluster.session(config.cluster):
                 cluster.check(config)
@@ -107,11 +116,17 @@ def run(config: RunConfig, out: str, on_progress: Progress | None = None, since:
 
                     return show
 
-                result = _stages(config, directory, plan, source, model_path, tracker, meter, stage, report)
-            result.metrics["orchestration"] = stage.cost()  # now with what came after the last stage
+                result = _stages(
+                    config, directory, plan, source, model_path, tracker, meter, stage, report
+                )
+            result.metrics["orchestration"] = (
+                stage.cost()
+            )  # now with what came after the last stage
             directory.write_json(directory.metrics, result.metrics)
             runlog.event(
-                "run_ended", seconds=round(time.time() - since, 2), orchestration=result.metrics["orchestration"]["total_share"]
+                "run_ended",
+                seconds=round(time.time() - since, 2),
+                orchestration=result.metrics["orchestration"]["total_share"],
             )
             return result
     except BaseException as error:
@@ -122,8 +137,15 @@ def run(config: RunConfig, out: str, on_progress: Progress | None = None, since:
 
 
 def _stages(
-    config: RunConfig, directory: RunDirectory, plan: PrivacyPlan, source: ImageSource, model_path: str,
-    tracker: Tracker, meter: Meter, stage: Stages, report: Callable[[str], Callable[[int, int], None]],
+    config: RunConfig,
+    directory: RunDirectory,
+    plan: PrivacyPlan,
+    source: ImageSource,
+    model_path: str,
+    tracker: Tracker,
+    meter: Meter,
+    stage: Stages,
+    report: Callable[[str], Callable[[int, int], None]],
 ) -> Result:
     with stage("plan"):
         ledger = open_ledger(directory, plan)
@@ -137,7 +159,9 @@ def _stages(
             with stage("evolution"):
                 _evolve(config, directory, plan, source, ledger, report)
             tracker.log_spend(ledger)
-        shutil.rmtree(directory.generations, ignore_errors=True)  # the last generation is the data set
+        shutil.rmtree(
+            directory.generations, ignore_errors=True
+        )  # the last generation is the data set
     if not directory.selection.exists():
         directory.write_json(directory.selection, Selection([], {}, "none", 0, None).to_dict())
     if not config.cluster.keep_cache:
@@ -148,11 +172,20 @@ def _stages(
         with stage("synthesis"):
             adapter = directory.adapter if plan.finetune is not None else None
             idle_share = synthesize(
-                directory.synthetic, config.model, adapter, source.class_names, source.prompts, config.synthesis, config.seed,
-                privacy_note(plan, spent), on_progress=report("synthesis"),
+                directory.synthetic,
+                config.model,
+                adapter,
+                source.class_names,
+                source.prompts,
+                config.synthesis,
+                config.seed,
+                privacy_note(plan, spent),
+                on_progress=report("synthesis"),
             ).idle_share
     with stage("pictures"):
-        grid = save_sample_grid(directory.synthetic, source.class_names, directory.plots / "synthetic.png")
+        grid = save_sample_grid(
+            directory.synthetic, source.class_names, directory.plots / "synthetic.png"
+        )
     scores: dict[str, float] = {}
     if config.evaluation.enabled:
         with stage("evaluation"):
@@ -162,15 +195,25 @@ def _stages(
         scores["synthesis_idle_share"] = round(idle_share, 4)
     metrics = {
         **scores,
-        "epsilon_spent": _finite(spent), "epsilon_planned": _finite(plan.epsilon if plan.reads_images else 0.0),
-        "delta": plan.delta, "seconds": stage.seconds, "orchestration": stage.cost(),
+        "epsilon_spent": _finite(spent),
+        "epsilon_planned": _finite(plan.epsilon if plan.reads_images else 0.0),
+        "delta": plan.delta,
+        "seconds": stage.seconds,
+        "orchestration": stage.cost(),
         **{key: values for key, values in stage.memory.items() if values},
     }
     directory.write_json(directory.metrics, metrics)
-    write_atomic(directory.card, privacy_card(
-        plan, ledger, config, model_name=config.model.path, data_name=source.name,
-        shared_selection=directory.read_json(directory.selection).get("shared", False),
-    ))
+    write_atomic(
+        directory.card,
+        privacy_card(
+            plan,
+            ledger,
+            config,
+            model_name=config.model.path,
+            data_name=source.name,
+            shared_selection=directory.read_json(directory.selection).get("shared", False),
+        ),
+    )
     if config.cluster.storage:
         Storage(config.cluster.storage, directory).publish()
     tracker.finish(directory, plan, metrics, grid)
@@ -182,7 +225,12 @@ def _finite(epsilon: float) -> float | str:
 
 
 def _learn(
-    config: RunConfig, directory: RunDirectory, plan: PrivacyPlan, source: ImageSource, ledger: Ledger, stage: Stages,
+    config: RunConfig,
+    directory: RunDirectory,
+    plan: PrivacyPlan,
+    source: ImageSource,
+    ledger: Ledger,
+    stage: Stages,
     report: Callable[[str], Callable[[int, int], None]],
 ) -> None:
     """The stages that read sensitive images to train: latents, selection, fine-tuning."""
@@ -193,57 +241,121 @@ def _learn(
         if shared is not None:
             latents = shared_directory(Path(shared), source, config.model)
         cache = build_latent_cache(
-            latents, source, config.model, device, config.saliency.shard_size,
-            {"num_cpus": config.saliency.cpus_per_task, "num_gpus": config.saliency.gpus_per_task}, report("latents"),
+            latents,
+            source,
+            config.model,
+            device,
+            config.saliency.shard_size,
+            {"num_cpus": config.saliency.cpus_per_task, "num_gpus": config.saliency.gpus_per_task},
+            report("latents"),
         )
     if not directory.selection.exists():
         with stage("selection"):
+
             def release(key: NoiseKey, stream: str) -> Selection:
-                return select(config.model, cache, plan, config.saliency, key, stream, ledger, report("selection"), config.seed)
+                return select(
+                    config.model,
+                    cache,
+                    plan,
+                    config.saliency,
+                    key,
+                    stream,
+                    ledger,
+                    report("selection"),
+                    config.seed,
+                )
 
             root = config.cluster.selection_dir
             if root is None or plan.selection is None or has_own(ledger, stream):
                 selection = release(key, stream)
             else:
-                selection = shared_selection(Path(root), config, plan, directory.data_fingerprint.read_text(), ledger, release)
+                selection = shared_selection(
+                    Path(root),
+                    config,
+                    plan,
+                    directory.data_fingerprint.read_text(),
+                    ledger,
+                    release,
+                )
             directory.write_json(directory.selection, selection.to_dict())
     selected = directory.read_json(directory.selection)
     with stage("finetune"):
         job = FinetuneJob(
-            config.model, selected["matrices"], cache, plan, config.finetune, key, stream,
-            str(directory.ledger.resolve()), config.seed,
+            config.model,
+            selected["matrices"],
+            cache,
+            plan,
+            config.finetune,
+            key,
+            stream,
+            str(directory.ledger.resolve()),
+            config.seed,
         )
-        place = Storage(config.cluster.storage, directory).checkpoints if config.cluster.storage else directory.checkpoints
+        place = (
+            Storage(config.cluster.storage, directory).checkpoints
+            if config.cluster.storage
+            else directory.checkpoints
+        )
         finetune(job, place, directory.adapter, report("finetune"))
 
 
 def _is_evolved(config: RunConfig, directory: RunDirectory, source: ImageSource) -> bool:
     synthesis, classes = config.synthesis, len(source.class_names)
     return is_written(
-        directory.synthetic, synthesis.n_images, classes, config_hash(config), config.seed, synthesis.shard_size
+        directory.synthetic,
+        synthesis.n_images,
+        classes,
+        config_hash(config),
+        config.seed,
+        synthesis.shard_size,
     )
 
 
 def _evolve(
-    config: RunConfig, directory: RunDirectory, plan: PrivacyPlan, source: ImageSource, ledger: Ledger,
+    config: RunConfig,
+    directory: RunDirectory,
+    plan: PrivacyPlan,
+    source: ImageSource,
+    ledger: Ledger,
     report: Callable[[str], Callable[[int, int], None]],
 ) -> None:
     """The one stage of Private Evolution: reads sensitive images and writes the synthetic data set."""
     assert plan.evolution is not None
     key, stream = noise_of(config, directory, plan, source, ledger)
     last = evolve(
-        make_parts(config.evolution, config.synthesis, config.model, source.prompts), source,
-        model_resolution(config.model.path), config.evolution, config.synthesis, plan.evolution, key, stream,
-        ledger, directory.generations, directory.private / "records", config.seed, report("evolution"), plan.non_private,
+        make_parts(config.evolution, config.synthesis, config.model, source.prompts),
+        source,
+        model_resolution(config.model.path),
+        config.evolution,
+        config.synthesis,
+        plan.evolution,
+        key,
+        stream,
+        ledger,
+        directory.generations,
+        directory.private / "records",
+        config.seed,
+        report("evolution"),
+        plan.non_private,
     )
     write_data_set(
-        last, directory.synthetic, source.class_names, source.prompts, config_hash(config),
-        privacy_note(plan, ledger.epsilon_spent()), config.seed, config.synthesis.shard_size,
+        last,
+        directory.synthetic,
+        source.class_names,
+        source.prompts,
+        config_hash(config),
+        privacy_note(plan, ledger.epsilon_spent()),
+        config.seed,
+        config.synthesis.shard_size,
     )
 
 
-def _evaluate(config: RunConfig, directory: RunDirectory, source: ImageSource, resolution: int) -> dict[str, float]:
+def _evaluate(
+    config: RunConfig, directory: RunDirectory, source: ImageSource, resolution: int
+) -> dict[str, float]:
     if directory.metrics.exists():
         saved = directory.read_json(directory.metrics)
         return {k: v for k, v in saved.items() if k.startswith(("fid", "accuracy"))}
-    return evaluate_on_cluster(directory.synthetic, source, resolution, config.evaluation, config.seed)
+    return evaluate_on_cluster(
+        directory.synthetic, source, resolution, config.evaluation, config.seed
+    )

@@ -1,4 +1,6 @@
-"""What torch allocates and asks of the device, seen at the dispatcher: exact, and the same on any machine."""
+"""What torch allocates and asks of the device, seen at the dispatcher: exact, and the same on any
+machine.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Allocations(TorchDispatchMode):
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        before = {
+            x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for x in tree_leaves(result):
             if isinstance(x, Tensor) and (key := x.untyped_storage()._cdata) not in before:
@@ -48,7 +52,11 @@ class NoSync(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         waits = any(name == waiting or name.startswith(waiting + "_") for waiting in self.waiting)
-        to_host = name == "_to_copy" and (kwargs or {}).get("device") == torch.device("cpu") and args[0].device.type != "cpu"
+        to_host = (
+            name == "_to_copy"
+            and (kwargs or {}).get("device") == torch.device("cpu")
+            and args[0].device.type != "cpu"
+        )
         if waits or to_host:
             raise AssertionError(f"{func} waits for the device")
         return func(*args, **(kwargs or {}))

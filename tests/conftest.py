@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # read when torch, Ray and the hub client are imported
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin at barriers are 7x slower on a busy machine
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # threads that spin at barriers are 7x slower on a busy machine
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,7 +19,8 @@ import torch
 
 from tests.tiny import save_tiny_pipeline
 
-# Tensors here are tiny: a second thread costs more in waiting than it brings, much more on a busy machine.
+# Tensors here are tiny: a second thread costs more in waiting than it brings, much more on a busy
+# machine.
 torch.set_num_threads(1)
 
 
@@ -27,7 +30,11 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
-        num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
         object_store_memory=200 * 2**20,
     )
     yield

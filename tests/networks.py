@@ -1,4 +1,6 @@
-"""Tiny U-Net and DiT with random batches, and the oracle: gradients by one forward and backward per record."""
+"""Tiny U-Net and DiT with random batches, and the oracle: gradients by one forward and backward per
+record.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,15 @@ from tests.tiny import tiny_unet
 def tiny_dit(attention_bias: bool = True) -> DiTTransformer2DModel:
     torch.manual_seed(0)
     return DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=2, sample_size=4, patch_size=2,
-        attention_bias=attention_bias, num_embeds_ada_norm=3, norm_num_groups=4,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=4,
+        num_layers=2,
+        sample_size=4,
+        patch_size=2,
+        attention_bias=attention_bias,
+        num_embeds_ada_norm=3,
+        norm_num_groups=4,
     )
 
 
@@ -32,8 +41,15 @@ class Case:
     def losses(self, records: slice = slice(None)) -> Tensor:
         """(n,) mean over each record's rows."""
         k = self.rows_per_record
-        rows = slice(None if records.start is None else records.start * k, None if records.stop is None else records.stop * k)
-        return self.row_losses(self.model, *(part[rows] for part in self.batch)).unflatten(0, (-1, k)).mean(1)
+        rows = slice(
+            None if records.start is None else records.start * k,
+            None if records.stop is None else records.stop * k,
+        )
+        return (
+            self.row_losses(self.model, *(part[rows] for part in self.batch))
+            .unflatten(0, (-1, k))
+            .mean(1)
+        )
 
     def gradients(self, parameters: Sequence[Tensor]) -> list[list[Tensor]]:
         """The oracle: records x parameters."""
@@ -42,7 +58,14 @@ class Case:
             p.requires_grad_(True)
         n = len(self.batch[0]) // self.rows_per_record
         rows = [
-            list(torch.autograd.grad(self.losses(slice(i, i + 1)).sum(), parameters, allow_unused=True, materialize_grads=True))
+            list(
+                torch.autograd.grad(
+                    self.losses(slice(i, i + 1)).sum(),
+                    parameters,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            )
             for i in range(n)
         ]
         for p, flag in zip(parameters, flags, strict=True):

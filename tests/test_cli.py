@@ -12,10 +12,25 @@ from sapf_ray.errors import ConfigError
 from tests.commands import call
 
 CONTRACT = (
-    "data.source", "data.path", "data.n_records", "model.path", "privacy.epsilon", "privacy.delta", "privacy.accountant",
-    "saliency.score", "saliency.noise_multiplier", "saliency.sample_rate", "saliency.ratio", "finetune.batch_size",
-    "finetune.steps", "finetune.lora_rank", "finetune.num_workers", "synthesis.n_images", "synthesis.num_actors",
-    "evaluation.enabled", "seed",
+    "data.source",
+    "data.path",
+    "data.n_records",
+    "model.path",
+    "privacy.epsilon",
+    "privacy.delta",
+    "privacy.accountant",
+    "saliency.score",
+    "saliency.noise_multiplier",
+    "saliency.sample_rate",
+    "saliency.ratio",
+    "finetune.batch_size",
+    "finetune.steps",
+    "finetune.lora_rank",
+    "finetune.num_workers",
+    "synthesis.n_images",
+    "synthesis.num_actors",
+    "evaluation.enabled",
+    "seed",
 )
 
 
@@ -32,8 +47,21 @@ def test_config_round_trip_through_yaml():
 
 def test_plan_json_without_data(capsys):
     code, out, _ = call(
-        capsys, "plan", "--json", "--data.n_records", "45000", "--privacy.epsilon", "10", "--privacy.accountant", "rdp",
-        "--saliency.noise_multiplier", "5", "--finetune.batch_size", "4096", "--finetune.steps", "1000",
+        capsys,
+        "plan",
+        "--json",
+        "--data.n_records",
+        "45000",
+        "--privacy.epsilon",
+        "10",
+        "--privacy.accountant",
+        "rdp",
+        "--saliency.noise_multiplier",
+        "5",
+        "--finetune.batch_size",
+        "4096",
+        "--finetune.steps",
+        "1000",
     )
     plan = json.loads(out)
     assert code == 0
@@ -50,7 +78,17 @@ def test_plan_table_of_a_preset_and_flag_over_preset(capsys):
 def test_config_file_between_preset_and_flags(capsys, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("privacy: {epsilon: 2.0, accountant: rdp}\n")
-    code, out, _ = call(capsys, "plan", "--preset", "digits", "--config", str(file), "--privacy.epsilon", "4", "--json")
+    code, out, _ = call(
+        capsys,
+        "plan",
+        "--preset",
+        "digits",
+        "--config",
+        str(file),
+        "--privacy.epsilon",
+        "4",
+        "--json",
+    )
     plan = json.loads(out)
     assert (code, plan["epsilon"], plan["accountant"], plan["steps"]) == (0, 4.0, "rdp", 60)
 
@@ -64,14 +102,31 @@ def test_config_file_between_preset_and_flags(capsys, tmp_path):
         (["--privacy.delta", "1"], ["privacy.delta = 1", "(0, 1)"]),
         (["--saliency.ratio", "0"], ["saliency.ratio = 0", "(0, 1]"]),
         (["--saliency.ratio", "1.01"], ["saliency.ratio = 1.01", "(0, 1]"]),
-        (["--saliency.score", "magic"], ["saliency.score = 'magic'", "per_sample_norm, noisy_mean_gradient"]),
-        (["--data.n_records", "100", "--finetune.batch_size", "101"], ["finetune.batch_size = 101", "100"]),
+        (
+            ["--saliency.score", "magic"],
+            ["saliency.score = 'magic'", "per_sample_norm, noisy_mean_gradient"],
+        ),
+        (
+            ["--data.n_records", "100", "--finetune.batch_size", "101"],
+            ["finetune.batch_size = 101", "100"],
+        ),
         (["--data.source", "mnist"], ["data.source = 'mnist'", "digits"]),
         (["--data.source", "image_folder", "--data.path", "/no/such/folder"], ["/no/such/folder"]),
         (["--preset", "nope"], ["--preset nope", "digits"]),
         (["--config", "/no/such.yaml"], ["/no/such.yaml"]),
-        (["--data.n_records", "1000", "--finetune.batch_size", "100", "--privacy.epsilon", "1",
-          "--saliency.noise_multiplier", "0.5"], ["saliency.noise_multiplier = 0.5", "selection alone spends"]),
+        (
+            [
+                "--data.n_records",
+                "1000",
+                "--finetune.batch_size",
+                "100",
+                "--privacy.epsilon",
+                "1",
+                "--saliency.noise_multiplier",
+                "0.5",
+            ],
+            ["saliency.noise_multiplier = 0.5", "selection alone spends"],
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, words):

@@ -1,4 +1,6 @@
-"""What a cluster must have, said in one line before anything is read; runs over two nodes, and a lost node."""
+"""What a cluster must have, said in one line before anything is read; runs over two nodes, and a
+lost node.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +52,16 @@ def test_other_versions_on_the_cluster_are_named(monkeypatch):
     from ray._private.utils import check_version_info
 
     def init(**options):
-        check_version_info({"ray_version": "2.9.0", "python_version": "3.9.1"}, "this process")  # Ray's own check
+        check_version_info(
+            {"ray_version": "2.9.0", "python_version": "3.9.1"}, "this process"
+        )  # Ray's own check
 
     monkeypatch.setattr(ray, "init", init)
     said = refused("auto", monkeypatch)
-    assert "the cluster runs Ray 2.9.0 on Python 3.9.1" in said and f"this process Ray {ray.__version__} on Python" in said
+    assert (
+        "the cluster runs Ray 2.9.0 on Python 3.9.1" in said
+        and f"this process Ray {ray.__version__} on Python" in said
+    )
 
 
 def nodes(*resources: dict[str, float]):
@@ -74,22 +81,34 @@ def test_a_unit_must_fit_on_one_node(monkeypatch):
         return [cluster.Want("finetune", "worker", count, cpus, gpus)]
 
     cluster.require(want(2, 3, 0))
-    with pytest.raises(ClusterError, match=r"finetune.cpus_per_worker: asks for 8 CPUs in all, the cluster has 6"):
+    with pytest.raises(
+        ClusterError, match=r"finetune.cpus_per_worker: asks for 8 CPUs in all, the cluster has 6"
+    ):
         cluster.require(want(2, 4, 0))
-    with pytest.raises(ClusterError, match=r"finetune.gpus_per_worker: asks for 2 GPUs in all, the cluster has 1"):
+    with pytest.raises(
+        ClusterError, match=r"finetune.gpus_per_worker: asks for 2 GPUs in all, the cluster has 1"
+    ):
         cluster.require(want(2, 1, 1))
-    with pytest.raises(ClusterError, match=r"finetune.cpus_per_worker: 3 x .*room for 2"):  # 6 cores, but 2 do not fit thrice
+    with pytest.raises(
+        ClusterError, match=r"finetune.cpus_per_worker: 3 x .*room for 2"
+    ):  # 6 cores, but 2 do not fit thrice
         cluster.require(want(3, 2, 0))
 
 
-@pytest.mark.parametrize(("given", "workers", "expected"), [(0.0, 2, 3.0), (0.0, 3, 1.0), (2.5, 2, 2.5), (0.0, 1, 4.0)])
+@pytest.mark.parametrize(
+    ("given", "workers", "expected"), [(0.0, 2, 3.0), (0.0, 3, 1.0), (2.5, 2, 2.5), (0.0, 1, 4.0)]
+)
 def test_workers_share_the_cores_so_that_all_of_them_fit(monkeypatch, given, workers, expected):
-    """Cores 4 + 3: an equal share of three workers would be 2 cores, of which only three fit; of two workers 3."""
+    """Cores 4 + 3: an equal share of three workers would be 2 cores, of which only three fit; of
+    two workers 3.
+    """
     import ray
 
     size = ({"CPU": 4}, {"CPU": 3}) if workers < 3 else ({"CPU": 3}, {"CPU": 3})
     monkeypatch.setattr(ray, "nodes", lambda: nodes(*size))
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(sum(s["CPU"] for s in size))})
+    monkeypatch.setattr(
+        ray, "cluster_resources", lambda: {"CPU": float(sum(s["CPU"] for s in size))}
+    )
     config = SimpleNamespace(cpus_per_worker=given, num_workers=workers, gpus_per_worker=0.0)
     assert cluster.worker_cpus(config) == expected  # type: ignore[arg-type]
 
@@ -100,12 +119,19 @@ class TwoNodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={
-            "num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False,
-            "_system_config": {
-                "health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3,
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 1,
+                "object_store_memory": 100 * 2**20,
+                "include_dashboard": False,
+                "_system_config": {
+                    "health_check_period_ms": 500,
+                    "health_check_timeout_ms": 1000,
+                    "health_check_failure_threshold": 3,
+                },
             },
-        })
+        )
         self.second = self.add()
 
     def add(self):
@@ -172,11 +198,15 @@ def test_a_run_spreads_over_two_nodes(two_nodes, folder, tiny_pipeline, tmp_path
 
 
 @pytest.mark.long
-def test_a_lost_node_is_waited_for_and_the_run_goes_on(two_nodes, folder, tiny_pipeline, tmp_path, expected):
+def test_a_lost_node_is_waited_for_and_the_run_goes_on(
+    two_nodes, folder, tiny_pipeline, tmp_path, expected
+):
     run = Command(folder, tiny_pipeline, tmp_path / "run", f"--address={two_nodes.cluster.address}")
 
     with run.started() as process:
-        wait_for("step 6", lambda: "finetune/step/6" in run.releases(), lambda: process.poll() is None)
+        wait_for(
+            "step 6", lambda: "finetune/step/6" in run.releases(), lambda: process.poll() is None
+        )
         two_nodes.kill_second()
         time.sleep(3)
         two_nodes.second = two_nodes.add()  # on the main thread: Ray sets signal handlers there
@@ -188,24 +218,53 @@ def test_a_lost_node_is_waited_for_and_the_run_goes_on(two_nodes, folder, tiny_p
 
 @pytest.mark.long
 def test_storage_that_a_node_does_not_see_is_named(folder, tiny_pipeline, tmp_path):
-    """The second node runs in a mount namespace of its own, where the run directory's folder is another file system."""
+    """The second node runs in a mount namespace of its own, where the run directory's folder is
+    another file system.
+    """
     from ray.cluster_utils import Cluster
 
     local = tmp_path / "local"
     local.mkdir()
-    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", str(local)], capture_output=True).returncode:
+    if subprocess.run(
+        ["unshare", "-m", "mount", "-t", "tmpfs", "none", str(local)], capture_output=True
+    ).returncode:
         pytest.skip("needs the right to make a mount namespace")
-    head = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False,
-    })
-    node = subprocess.Popen(
-        ["unshare", "-m", "bash", "-c", 'mount -t tmpfs none "$1" && exec ray start --address="$2" --num-cpus=1 --block',
-         "bash", str(local), head.address],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    head = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 1,
+            "object_store_memory": 100 * 2**20,
+            "include_dashboard": False,
+        },
     )
-    run = Command(folder, tiny_pipeline, local / "run", f"--address={head.address}", "--finetune.num_workers=1",
-                  "--synthesis.num_actors=1")
+    node = subprocess.Popen(
+        [
+            "unshare",
+            "-m",
+            "bash",
+            "-c",
+            'mount -t tmpfs none "$1" && exec ray start --address="$2" --num-cpus=1 --block',
+            "bash",
+            str(local),
+            head.address,
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ
+        | {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+    )
+    run = Command(
+        folder,
+        tiny_pipeline,
+        local / "run",
+        f"--address={head.address}",
+        "--finetune.num_workers=1",
+        "--synthesis.num_actors=1",
+    )
     try:
         wait_for("the second node's start", lambda: _raylets(node.pid), lambda: node.poll() is None)
         time.sleep(5)  # to register

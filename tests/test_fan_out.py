@@ -1,4 +1,6 @@
-"""The driver's fan-out: order, a bounded number of tasks under way, and memory that does not follow their number."""
+"""The driver's fan-out: order, a bounded number of tasks under way, and memory that does not follow
+their number.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def grown(call: Callable[[], object]) -> float:
         while not stop.wait(0.01):
             most = max(most, own())
 
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier tests freed would hide what this call takes
+    ctypes.CDLL("libc.so.6").malloc_trim(
+        0
+    )  # what earlier tests freed would hide what this call takes
     before = own()
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -84,7 +88,9 @@ def test_the_drivers_memory_does_not_follow_the_number_of_shards(ray_cluster):
     many = grown(lambda: scheduling.fan_out(shards, size, task))
     kept: list = []
     twin = grown(lambda: kept.append(keep_all()))
-    print(f"driver grows by {few:.1f} MiB over 100 shards, {many:.1f} over {shards}, {twin:.1f} where it keeps them")
+    print(
+        f"driver grows by {few:.1f} MiB over 100 shards, {many:.1f} over {shards}, {twin:.1f} where it keeps them"
+    )
     assert torch.equal(scheduling.fan_out(50, size, task)[0], torch.full((size,), 50.0))
     assert many - few < bound < twin
 

@@ -20,7 +20,13 @@ def built(ray_cluster, tiny_pipeline, tmp_path_factory):
     progress: list[tuple[int, int]] = []
     source = open_source(DataConfig(source="digits"))
     cache = build_latent_cache(
-        directory, source, ModelConfig(str(tiny_pipeline)), "cpu", 400, {"num_cpus": 1}, lambda *p: progress.append(p)
+        directory,
+        source,
+        ModelConfig(str(tiny_pipeline)),
+        "cpu",
+        400,
+        {"num_cpus": 1},
+        lambda *p: progress.append(p),
     )
     return cache, source, directory, progress
 
@@ -41,10 +47,19 @@ def test_records_are_those_of_the_source(built, tiny_pipeline):
     images, labels = source.read("train", records, 8)
     pipe = load_pipeline(str(tiny_pipeline))
     with torch.no_grad():
-        expected = pipe.vae.encode(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.parameters
+        expected = pipe.vae.encode(
+            torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+        ).latent_dist.parameters
     torch.testing.assert_close(moments, expected, rtol=1e-4, atol=1e-5)
-    tokens = pipe.tokenizer([source.prompts[i] for i in labels], padding="max_length", truncation=True, return_tensors="pt")
-    torch.testing.assert_close(embeddings, pipe.text_encoder(tokens.input_ids)[0], rtol=1e-4, atol=1e-5)
+    tokens = pipe.tokenizer(
+        [source.prompts[i] for i in labels],
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
+    )
+    torch.testing.assert_close(
+        embeddings, pipe.text_encoder(tokens.input_ids)[0], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_half_a_cache_is_not_complete(built, tmp_path):
@@ -53,15 +68,25 @@ def test_half_a_cache_is_not_complete(built, tmp_path):
     assert not LatentCache(str(tmp_path)).complete
 
 
-def test_an_image_that_breaks_inside_a_task_is_named_in_one_line(ray_cluster, tiny_pipeline, tmp_path):
+def test_an_image_that_breaks_inside_a_task_is_named_in_one_line(
+    ray_cluster, tiny_pipeline, tmp_path
+):
     for name in ("a", "b"):
         for split, n in (("train", 3), ("test", 1)):
             (tmp_path / "images" / split / name).mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(np.full((9, 9, 3), 40 * i, np.uint8)).save(tmp_path / "images" / split / name / f"{i}.png")
+                Image.fromarray(np.full((9, 9, 3), 40 * i, np.uint8)).save(
+                    tmp_path / "images" / split / name / f"{i}.png"
+                )
     source = open_source(DataConfig(source="image_folder", path=str(tmp_path / "images")))
     broken = tmp_path / "images" / "train" / "b" / "1.png"
     broken.write_bytes(broken.read_bytes()[:40])
     with pytest.raises(DataError) as caught:
-        build_latent_cache(tmp_path / "latents", source, ModelConfig(str(tiny_pipeline)), "cpu", 4, {"num_cpus": 1})
-    assert type(caught.value) is DataError and str(broken) in str(caught.value) and "\n" not in str(caught.value)
+        build_latent_cache(
+            tmp_path / "latents", source, ModelConfig(str(tiny_pipeline)), "cpu", 4, {"num_cpus": 1}
+        )
+    assert (
+        type(caught.value) is DataError
+        and str(broken) in str(caught.value)
+        and "\n" not in str(caught.value)
+    )

@@ -38,9 +38,16 @@ N = 24
 def config_of(name: str, tiny_pipeline) -> RunConfig:
     base = to_dict(RunConfig())
     small = {
-        "model.path": str(tiny_pipeline), "privacy.epsilon": 8.0, "privacy.accountant": "rdp",
-        "saliency.shard_size": 9, "saliency.micro_batch_size": 5, "finetune.batch_size": 8, "finetune.steps": 3,
-        "finetune.learning_rate": 1e-2, "finetune.checkpoint_every": 2, "finetune.micro_batch_size": 3,
+        "model.path": str(tiny_pipeline),
+        "privacy.epsilon": 8.0,
+        "privacy.accountant": "rdp",
+        "saliency.shard_size": 9,
+        "saliency.micro_batch_size": 5,
+        "finetune.batch_size": 8,
+        "finetune.steps": 3,
+        "finetune.learning_rate": 1e-2,
+        "finetune.checkpoint_every": 2,
+        "finetune.micro_batch_size": 3,
     }
     for key, value in {**small, **METHODS[name].overrides}.items():
         section, _, field = key.rpartition(".")
@@ -65,13 +72,25 @@ def test_ledger_composes_to_the_planned_epsilon(name, tiny_pipeline, cache, tmp_
     key = NoiseKey.create(1)
     selection = select(config.model, cache, plan, config.saliency, key, "stream", ledger, seed=4)
     job = FinetuneJob(
-        config.model, selection.matrices, cache, plan, config.finetune, key, "stream", str(tmp_path / "ledger.jsonl"), seed=0
+        config.model,
+        selection.matrices,
+        cache,
+        plan,
+        config.finetune,
+        key,
+        "stream",
+        str(tmp_path / "ledger.jsonl"),
+        seed=0,
     )
     (state,) = run_ranks(1, tmp_path / "ranks", train, job)
     spent = Ledger.open(tmp_path / "ledger.jsonl").epsilon_spent()
-    assert (spent == plan.composed_epsilon == float("inf")) if not METHODS[name].private else (
-        0.9 * config.privacy.epsilon < spent <= config.privacy.epsilon
-        and spent == pytest.approx(plan.composed_epsilon, rel=1e-6)
+    assert (
+        (spent == plan.composed_epsilon == float("inf"))
+        if not METHODS[name].private
+        else (
+            0.9 * config.privacy.epsilon < spent <= config.privacy.epsilon
+            and spent == pytest.approx(plan.composed_epsilon, rel=1e-6)
+        )
     )
 
     pipe = load_pipeline(str(tiny_pipeline))
@@ -81,16 +100,26 @@ def test_ledger_composes_to_the_planned_epsilon(name, tiny_pipeline, cache, tmp_
     save_weights(trained, tmp_path / "adapter", state.average, config.finetune)
     load_adapter(pipe, tmp_path / "adapter")
     changed = {n for n, p in pipe.unet.named_parameters() if not torch.equal(p, before[n])}
-    made = selection.matrices if name != "noisy" else candidate_pool(trained)  # the others became random
+    made = (
+        selection.matrices if name != "noisy" else candidate_pool(trained)
+    )  # the others became random
     expected = set(before) if config.finetune.adapter == "full" else {f"{m}.weight" for m in made}
     assert changed == expected
     if name == "layer-level":
         whole = {m.rpartition(".")[0] for m in selection.matrices}
-        assert sorted(selection.matrices) == sorted(f"{layer}.{part}" for layer in whole for part in ("to_q", "to_k", "to_v"))
+        assert sorted(selection.matrices) == sorted(
+            f"{layer}.{part}" for layer in whole for part in ("to_q", "to_k", "to_v")
+        )
     if name == "all-param":
-        assert selection.pool_size == 83 and any(p.dim() == 4 for n, p in before.items() if n in changed)
-    releases = [e.release for e in Ledger.open(tmp_path / "ledger.jsonl").events() if e.stage == "selection"]
-    assert len(releases) == {"force": 5, "synflow": 0, "random": 0}.get(name, 0 if config.saliency.ratio == 1 else 1)
+        assert selection.pool_size == 83 and any(
+            p.dim() == 4 for n, p in before.items() if n in changed
+        )
+    releases = [
+        e.release for e in Ledger.open(tmp_path / "ledger.jsonl").events() if e.stage == "selection"
+    ]
+    assert len(releases) == {"force": 5, "synflow": 0, "random": 0}.get(
+        name, 0 if config.saliency.ratio == 1 else 1
+    )
     if "cross_q" in config.saliency.pool:
         assert all(n.endswith("attn2.to_q.weight") for n in changed)
     if name == "dp-lora-no-middle":
@@ -98,22 +127,32 @@ def test_ledger_composes_to_the_planned_epsilon(name, tiny_pipeline, cache, tmp_
 
 
 @pytest.mark.parametrize("name", EVOLVED)
-def test_evolution_spends_the_planned_epsilon_and_leaves_a_data_set(name, tiny_pipeline, tmp_path, ray_cluster):
+def test_evolution_spends_the_planned_epsilon_and_leaves_a_data_set(
+    name, tiny_pipeline, tmp_path, ray_cluster
+):
     config = config_of(name, tiny_pipeline)
     config = dataclasses.replace(
-        config, evolution=dataclasses.replace(config.evolution, iterations=2, population=2),
+        config,
+        evolution=dataclasses.replace(config.evolution, iterations=2, population=2),
         synthesis=SynthesisConfig(n_images=20, steps=2, shard_size=700),
-        evaluation=EvaluationConfig(enabled=False), tracking=TrackingConfig(enabled=False),
+        evaluation=EvaluationConfig(enabled=False),
+        tracking=TrackingConfig(enabled=False),
     )
     result = run(config, str(tmp_path / "run"))
     ledger = Ledger.open(tmp_path / "run" / "ledger.jsonl")
-    assert [e.release for e in ledger.events()] == ["evolution/histogram/0", "evolution/histogram/1"]
+    assert [e.release for e in ledger.events()] == [
+        "evolution/histogram/0",
+        "evolution/histogram/1",
+    ]
     assert 0.9 * config.privacy.epsilon < result.metrics["epsilon_spent"] <= config.privacy.epsilon
     assert ledger.epsilon_spent() == pytest.approx(result.plan.composed_epsilon, rel=1e-6)
     images, labels = read_synthetic(tmp_path / "run" / "synthetic")
     assert images.shape == (20, 8, 8, 3) and labels.tolist() == [*range(10)] * 2
     left = {p.name for p in (tmp_path / "run").iterdir()}
-    assert not left & {"private", "evolution", "adapter", "checkpoints"} and {"plots", "privacy_card.md"} <= left
+    assert (
+        not left & {"private", "evolution", "adapter", "checkpoints"}
+        and {"plots", "privacy_card.md"} <= left
+    )
 
 
 def test_random_selection_reads_nothing_and_depends_on_the_seed_alone(tiny_pipeline):
@@ -121,10 +160,15 @@ def test_random_selection_reads_nothing_and_depends_on_the_seed_alone(tiny_pipel
     plan = make_plan(config, N)
     assert plan.selection is None
     # no cache, no key, no ledger: it could not read a record if it tried
-    chosen = [select(config.model, None, plan, config.saliency, None, "", None, seed=s).matrices for s in (1, 1, 2)]  # type: ignore[arg-type]
+    chosen = [
+        select(config.model, None, plan, config.saliency, None, "", None, seed=s).matrices
+        for s in (1, 1, 2)
+    ]  # type: ignore[arg-type]
     assert chosen[0] == chosen[1] != chosen[2]
     pool = list(candidate_pool(load_pipeline(str(tiny_pipeline)).unet))
-    assert chosen[0] == [n for n in pool if n in chosen[0]] and len(chosen[0]) == -(-3 * len(pool) // 10)
+    assert chosen[0] == [n for n in pool if n in chosen[0]] and len(chosen[0]) == -(
+        -3 * len(pool) // 10
+    )
 
 
 def test_broken_whole_weights_are_one_line(tiny_pipeline, tmp_path):
@@ -142,7 +186,10 @@ def test_broken_whole_weights_are_one_line(tiny_pipeline, tmp_path):
 
 def test_rows_are_options_and_unknown_ones_are_refused():
     assert _expand(["run", "--method", "dp-ldm", "--seed", "1"])[:4] == [
-        "run", "--saliency.pool=qkvo", "--saliency.ratio=1.0", "--finetune.adapter=direct",
+        "run",
+        "--saliency.pool=qkvo",
+        "--saliency.ratio=1.0",
+        "--finetune.adapter=direct",
     ]
     with pytest.raises(SapfError, match="must be one of dp-sapf"):
         find_method("dp-magic")

@@ -41,18 +41,31 @@ def folder(tmp_path_factory) -> Path:
 
 def command(folder: Path, model: Path, out: Path, *extra: str) -> list[str]:
     options = {
-        "data.source": "image_folder", "data.path": folder, "model.path": model, "privacy.epsilon": 8,
-        "privacy.accountant": "rdp", "privacy.reproducible_seed": 5, "saliency.shard_size": 20,
-        "finetune.batch_size": 16, "finetune.steps": STEPS,
-        "finetune.checkpoint_every": 4, "synthesis.n_images": 60, "synthesis.steps": 3, "synthesis.shard_size": 10,
-        "evaluation.epochs": 2, "cluster.num_cpus": 2, "out": out,
+        "data.source": "image_folder",
+        "data.path": folder,
+        "model.path": model,
+        "privacy.epsilon": 8,
+        "privacy.accountant": "rdp",
+        "privacy.reproducible_seed": 5,
+        "saliency.shard_size": 20,
+        "finetune.batch_size": 16,
+        "finetune.steps": STEPS,
+        "finetune.checkpoint_every": 4,
+        "synthesis.n_images": 60,
+        "synthesis.steps": 3,
+        "synthesis.shard_size": 10,
+        "evaluation.epochs": 2,
+        "cluster.num_cpus": 2,
+        "out": out,
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", "sapf_ray.cli", "run", *flags, *extra]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "160"} | {"MLFLOW_TRACKING_URI": ""}
+    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "160"} | {
+        "MLFLOW_TRACKING_URI": ""
+    }
 
 
 def finish(words: list[str]) -> str:
@@ -63,10 +76,14 @@ def finish(words: list[str]) -> str:
 
 def kill_when(words: list[str], reached: Callable[[], bool]) -> None:
     """Starts the command and SIGKILLs the driver as soon as ``reached``."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+    )
     deadline = time.monotonic() + 240
     while not reached():
-        assert process.poll() is None, f"ended before it could be killed: {process.stderr.read()[-2000:]}"
+        assert process.poll() is None, (
+            f"ended before it could be killed: {process.stderr.read()[-2000:]}"
+        )
         assert time.monotonic() < deadline, "never got there"
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -80,7 +97,11 @@ def log_of(out: Path) -> list[dict]:
 def releases(ledger: Path) -> list[str]:
     if not ledger.exists():
         return []
-    return [json.loads(line).get("release", "") for line in ledger.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line).get("release", "")
+        for line in ledger.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -93,17 +114,27 @@ def test_run_leaves_every_artifact_and_says_where(plain_run):
     out, printed = plain_run
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["epsilon_spent"] <= metrics["epsilon_planned"] == 8
-    assert metrics["epsilon_spent"] == pytest.approx(Ledger.open(out / "ledger.jsonl").epsilon_spent())
+    assert metrics["epsilon_spent"] == pytest.approx(
+        Ledger.open(out / "ledger.jsonl").epsilon_spent()
+    )
     assert {"fid_glyph", "accuracy"} <= set(metrics)
     assert {"selection", "finetune", "synthesis", "evaluation"} <= set(metrics["seconds"])
     selection = json.loads((out / "selection.json").read_text())
     assert len(selection["matrices"]) == 8 and len(selection["scores"]) == 24
-    assert releases(out / "ledger.jsonl")[1:] == ["selection", *(f"finetune/step/{i}" for i in range(STEPS))]
+    assert releases(out / "ledger.jsonl")[1:] == [
+        "selection",
+        *(f"finetune/step/{i}" for i in range(STEPS)),
+    ]
     images, labels = read_synthetic(out / "synthetic")
     assert images.shape == (60, 8, 8, 3) and np.bincount(labels).tolist() == [30, 30]
     card = (out / "privacy_card.md").read_text()
     assert "NOT FOR RELEASE" in card.upper()  # the seed is known
-    for words in ("ε spent / planned", "accuracy", "mlflow ui --backend-store-uri", "privacy_card.md"):
+    for words in (
+        "ε spent / planned",
+        "accuracy",
+        "mlflow ui --backend-store-uri",
+        "privacy_card.md",
+    ):
         assert words in printed
     assert not (out / "private").exists()
 
@@ -116,15 +147,26 @@ def test_orchestration_is_told_per_stage_and_the_log_has_every_stage(plain_run):
     assert list(seconds) == stages and list(cost) == [*stages, "outside_stages", "total_share"]
     for stage in stages[1:]:  # plan has no work of its own, all others have
         assert 0 <= cost[stage] < seconds[stage]
-    lost, whole = sum(cost[stage] for stage in stages) + cost["outside_stages"], sum(seconds.values()) + cost["outside_stages"]
-    assert cost["total_share"] == pytest.approx(lost / whole, abs=0.01) and cost["outside_stages"] > 0
+    lost, whole = (
+        sum(cost[stage] for stage in stages) + cost["outside_stages"],
+        sum(seconds.values()) + cost["outside_stages"],
+    )
+    assert (
+        cost["total_share"] == pytest.approx(lost / whole, abs=0.01) and cost["outside_stages"] > 0
+    )
     assert "orchestration" in printed and "outside the stages" in printed
     events = log_of(out)
     begun = [("stage_started", stage) for stage in stages]
     ended = [("stage_ended", stage) for stage in stages]
     told = [(line["event"], line["stage"]) for line in events]
-    assert told == [("run_started", None), *(e for pair in zip(begun, ended, strict=True) for e in pair), ("run_ended", None)]
-    assert [line["seconds"] for line in events if line["event"] == "stage_ended"] == list(seconds.values())
+    assert told == [
+        ("run_started", None),
+        *(e for pair in zip(begun, ended, strict=True) for e in pair),
+        ("run_ended", None),
+    ]
+    assert [line["seconds"] for line in events if line["event"] == "stage_ended"] == list(
+        seconds.values()
+    )
     assert {line["run"] for line in events} == {(out / "run_id").read_text()}
 
 
@@ -137,36 +179,54 @@ def test_tracking_holds_spend_scores_and_pictures(plain_run):
     run = client.get_run(saved["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["privacy.epsilon"] == "8.0"
-    assert run.data.metrics["accuracy"] == json.loads((out / "metrics.json").read_text())["accuracy"]
+    assert (
+        run.data.metrics["accuracy"] == json.loads((out / "metrics.json").read_text())["accuracy"]
+    )
     curve = client.get_metric_history(run.info.run_id, "privacy/epsilon_spent")
     assert [m.value for m in curve] == sorted(m.value for m in curve) and len(curve) >= 5
     assert curve[-1].value <= 8
     names = {f.path for f in client.list_artifacts(run.info.run_id)}
     assert {"pictures", "adapter", "ledger.jsonl", "selection.json", "privacy_card.md"} <= names
     assert "run.log.jsonl" not in names
-    assert 0 < run.data.metrics["orchestration/total_share"] < 1 and "orchestration/finetune" in run.data.metrics
+    assert (
+        0 < run.data.metrics["orchestration/total_share"] < 1
+        and "orchestration/finetune" in run.data.metrics
+    )
     logged = set(run.data.metrics) | set(run.data.params)
     assert not [name for name in logged if "loss" in name or "grad" in name or "realised" in name]
 
 
-def test_same_command_again_does_nothing_and_other_config_is_refused(plain_run, folder, tiny_pipeline):
+def test_same_command_again_does_nothing_and_other_config_is_refused(
+    plain_run, folder, tiny_pipeline
+):
     out, _ = plain_run
-    before = {p: p.stat().st_mtime_ns for p in (out / "synthetic").iterdir() if p.suffix == ".parquet"}
+    before = {
+        p: p.stat().st_mtime_ns for p in (out / "synthetic").iterdir() if p.suffix == ".parquet"
+    }
     seconds = json.loads((out / "metrics.json").read_text())["seconds"]
     finish(command(folder, tiny_pipeline, out))
     assert {p: p.stat().st_mtime_ns for p in before} == before
     after = json.loads((out / "metrics.json").read_text())["seconds"]
-    assert all(after[stage] >= seconds[stage] for stage in seconds), "what the first start took is not forgotten"
+    assert all(after[stage] >= seconds[stage] for stage in seconds), (
+        "what the first start took is not forgotten"
+    )
     assert len(releases(out / "ledger.jsonl")) == STEPS + 2
     other = subprocess.run(
-        command(folder, tiny_pipeline, out, "--saliency.ratio", "0.5"), capture_output=True, text=True, env=environment()
+        command(folder, tiny_pipeline, out, "--saliency.ratio", "0.5"),
+        capture_output=True,
+        text=True,
+        env=environment(),
     )
     assert other.returncode == 2 and "saliency.ratio = 0.3, asked is 0.5" in other.stderr
     assert other.stderr.count("\n") == 1
 
 
-def test_killed_in_every_stage_it_continues_and_never_understates(plain_run, folder, tiny_pipeline, tmp_path):
-    """The run that was killed four times spends what was planned and makes the very images of the one that was not."""
+def test_killed_in_every_stage_it_continues_and_never_understates(
+    plain_run, folder, tiny_pipeline, tmp_path
+):
+    """The run that was killed four times spends what was planned and makes the very images of the
+    one that was not.
+    """
     whole, _ = plain_run
     out = tmp_path / "run"
     ledger, words = out / "ledger.jsonl", command(folder, tiny_pipeline, out)
@@ -179,26 +239,42 @@ def test_killed_in_every_stage_it_continues_and_never_understates(plain_run, fol
     starts = [line["event"] for line in events if line["event"].startswith("run_")]
     assert starts == ["run_started", *["run_resumed"] * 4, "run_ended"]
     assert len({line["run"] for line in events}) == 1
-    (step,) = [line["step"] for line in events if line["event"] == "stage_resumed" and line["stage"] == "finetune"]
+    (step,) = [
+        line["step"]
+        for line in events
+        if line["event"] == "stage_resumed" and line["stage"] == "finetune"
+    ]
     assert step % 4 == 0 and step > 0
     opened = Ledger.open(ledger)
-    assert opened.epsilon_spent() == pytest.approx(Ledger.open(whole / "ledger.jsonl").epsilon_spent())
+    assert opened.epsilon_spent() == pytest.approx(
+        Ledger.open(whole / "ledger.jsonl").epsilon_spent()
+    )
     paid = [e.release for e in opened.events() if not e.replay]
     assert sorted(paid) == sorted(releases(whole / "ledger.jsonl")[1:])
     selections = [json.loads((run / "selection.json").read_text()) for run in (out, whole)]
     for selection in selections:
-        del selection["event"]["replay"]  # it was one where the kill came between the ledger's line and this file
+        del selection["event"][
+            "replay"
+        ]  # it was one where the kill came between the ledger's line and this file
     assert selections[0] == selections[1]
-    for killed, alone in zip(read_synthetic(out / "synthetic"), read_synthetic(whole / "synthetic"), strict=True):
+    for killed, alone in zip(
+        read_synthetic(out / "synthetic"), read_synthetic(whole / "synthetic"), strict=True
+    ):
         assert np.array_equal(killed, alone)
 
 
 def test_ctrl_c_in_training_says_how_to_continue(folder, tiny_pipeline, tmp_path):
     """Ray Train takes SIGINT for itself and exits with 0 unless kept off the main thread."""
     out = tmp_path / "run"
-    words = command(folder, tiny_pipeline, out, "--finetune.steps", "5000", "--tracking.enabled", "false")
+    words = command(
+        folder, tiny_pipeline, out, "--finetune.steps", "5000", "--tracking.enabled", "false"
+    )
     process = subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(),
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
         # a suite started in the background hands down an ignored SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -212,13 +288,26 @@ def test_ctrl_c_in_training_says_how_to_continue(folder, tiny_pipeline, tmp_path
     assert "The same command continues: sapf run" in said and "Traceback" not in said
 
 
-def test_two_workers_give_the_same_adapter_up_to_rounding(plain_run, folder, tiny_pipeline, tmp_path):
+def test_two_workers_give_the_same_adapter_up_to_rounding(
+    plain_run, folder, tiny_pipeline, tmp_path
+):
     from safetensors.numpy import load_file
 
     whole, _ = plain_run
     out = tmp_path / "run"
-    finish(command(folder, tiny_pipeline, out, "--finetune.num_workers", "2", "--evaluation.enabled", "false",
-                   "--tracking.enabled", "false"))
+    finish(
+        command(
+            folder,
+            tiny_pipeline,
+            out,
+            "--finetune.num_workers",
+            "2",
+            "--evaluation.enabled",
+            "false",
+            "--tracking.enabled",
+            "false",
+        )
+    )
     name = "adapter/pytorch_lora_weights.safetensors"
     one, two = load_file(whole / name), load_file(out / name)
     assert max(float(np.abs(one[k] - two[k]).max()) for k in one) < 1e-3
@@ -228,10 +317,17 @@ def test_two_workers_give_the_same_adapter_up_to_rounding(plain_run, folder, tin
 def test_tracking_server_down_is_told_before_anything_is_spent(folder, tiny_pipeline, tmp_path):
     out = tmp_path / "run"
     done = subprocess.run(
-        command(folder, tiny_pipeline, out, "--tracking.uri", "http://127.0.0.1:9"), capture_output=True, text=True,
-        env=environment(), timeout=120,
+        command(folder, tiny_pipeline, out, "--tracking.uri", "http://127.0.0.1:9"),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
     )
-    assert done.returncode == 2 and "http://127.0.0.1:9" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and "http://127.0.0.1:9" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     assert not (out / "ledger.jsonl").exists()
 
 
@@ -240,7 +336,11 @@ def test_unreadable_image_is_told_before_anything_is_spent(folder, tiny_pipeline
     shutil.copytree(folder, broken)
     (broken / "dark_cell" / "3.png").write_bytes(b"not a picture")
     done = subprocess.run(
-        command(broken, tiny_pipeline, tmp_path / "run"), capture_output=True, text=True, env=environment(), timeout=120
+        command(broken, tiny_pipeline, tmp_path / "run"),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
     )
     assert done.returncode == 2 and "3.png" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
@@ -251,13 +351,18 @@ class Killed(BaseException):
 
 
 def evolving(folder: Path, model: Path) -> RunConfig:
-    return from_dict({
-        "data": {"source": "image_folder", "path": str(folder)}, "model": {"path": str(model)},
-        "privacy": {"epsilon": 8.0, "accountant": "rdp", "reproducible_seed": 5}, "finetune": {"steps": 0},
-        "evolution": {"enabled": True, "iterations": 2, "population": 3, "lookahead": 1},
-        "synthesis": {"n_images": 20, "steps": 2, "shard_size": 40},
-        "evaluation": {"enabled": False}, "tracking": {"enabled": False},
-    })
+    return from_dict(
+        {
+            "data": {"source": "image_folder", "path": str(folder)},
+            "model": {"path": str(model)},
+            "privacy": {"epsilon": 8.0, "accountant": "rdp", "reproducible_seed": 5},
+            "finetune": {"steps": 0},
+            "evolution": {"enabled": True, "iterations": 2, "population": 3, "lookahead": 1},
+            "synthesis": {"n_images": 20, "steps": 2, "shard_size": 40},
+            "evaluation": {"enabled": False},
+            "tracking": {"enabled": False},
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -276,19 +381,28 @@ def raise_killed(*arguments: object) -> None:
     raise Killed
 
 
-def test_evolution_continues_after_a_kill_and_pays_each_histogram_once(killed, folder, tiny_pipeline, tmp_path):
+def test_evolution_continues_after_a_kill_and_pays_each_histogram_once(
+    killed, folder, tiny_pipeline, tmp_path
+):
     config, out = evolving(folder, tiny_pipeline), tmp_path / "run"
     shutil.copytree(killed, out)
     result = run(config, str(out))
     ledger = Ledger.open(out / "ledger.jsonl")
     assert [(e.release, e.replay) for e in ledger.events()] == [
-        ("evolution/histogram/0", False), ("evolution/histogram/0", True), ("evolution/histogram/1", False),
+        ("evolution/histogram/0", False),
+        ("evolution/histogram/0", True),
+        ("evolution/histogram/1", False),
     ]
-    assert ledger.epsilon_spent() == pytest.approx(result.plan.composed_epsilon, rel=1e-9) and result.plan.composed_epsilon <= 8
+    assert (
+        ledger.epsilon_spent() == pytest.approx(result.plan.composed_epsilon, rel=1e-9)
+        and result.plan.composed_epsilon <= 8
+    )
     assert not (out / "private").exists() and not (out / "evolution").exists()
     alone = tmp_path / "alone"
     run(config, str(alone))
-    for one, other in zip(read_synthetic(out / "synthetic"), read_synthetic(alone / "synthetic"), strict=True):
+    for one, other in zip(
+        read_synthetic(out / "synthetic"), read_synthetic(alone / "synthetic"), strict=True
+    ):
         assert np.array_equal(one, other)
 
     (shard,) = (alone / "synthetic").glob("*.parquet")
@@ -300,11 +414,16 @@ def test_evolution_continues_after_a_kill_and_pays_each_histogram_once(killed, f
         run(config, str(alone))
 
 
-@pytest.mark.parametrize(("file", "content", "error", "words"), [
-    ("noise_key", None, BudgetError, "gone, but"),
-    ("data_fingerprint", "of other images", RunDirectoryError, "data set changed"),
-])
-def test_evolution_refuses_a_lost_key_and_other_images(killed, folder, tiny_pipeline, tmp_path, file, content, error, words):
+@pytest.mark.parametrize(
+    ("file", "content", "error", "words"),
+    [
+        ("noise_key", None, BudgetError, "gone, but"),
+        ("data_fingerprint", "of other images", RunDirectoryError, "data set changed"),
+    ],
+)
+def test_evolution_refuses_a_lost_key_and_other_images(
+    killed, folder, tiny_pipeline, tmp_path, file, content, error, words
+):
     out = tmp_path / "run"
     shutil.copytree(killed, out)
     path = out / "private" / file

@@ -1,4 +1,6 @@
-"""A Stable-Diffusion-shaped pipeline with random weights, a few ten thousand parameters: for unit tests."""
+"""A Stable-Diffusion-shaped pipeline with random weights, a few ten thousand parameters: for unit
+tests.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,16 @@ from sapf_ray.models.loading import load_pipeline
 def tiny_unet() -> UNet2DConditionModel:
     torch.manual_seed(0)
     return UNet2DConditionModel(
-        sample_size=4, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
     )
 
 
@@ -28,28 +37,58 @@ def save_tiny_pipeline(directory: Path, prediction_type: str = "epsilon") -> Pat
     """Writes the pipeline as a diffusers directory: 8x8 images, 4x4x4 latents, 24 q/k/v matrices."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        sample_size=8,
         scaling_factor=0.5,
     )
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=600, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    ))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=600,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
     words = directory / "vocab"
     words.mkdir(parents=True)
     characters = [chr(c) for c in range(33, 127)]
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *characters, *(c + "</w>" for c in characters)]
+    vocabulary = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *characters,
+        *(c + "</w>" for c in characters),
+    ]
     (words / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
     (words / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer.from_pretrained(words, model_max_length=16)
     pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=tiny_unet(),
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=tiny_unet(),
         scheduler=DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, prediction_type=prediction_type,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            prediction_type=prediction_type,
             steps_offset=1,
         ),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipe.save_pretrained(directory / "pipeline")
     return directory / "pipeline"
@@ -61,5 +100,8 @@ def save_latents(directory: Path, pipeline: Path, n: int) -> LatentCache:
     np.save(directory / "moments.npy", generator.normal(size=(n, 8, 4, 4)).astype(np.float32))
     np.save(directory / "labels.npy", generator.integers(0, 2, n))
     prompts = ("An image of a", "An image of b")
-    np.save(directory / "conditions.npy", encode_conditions(load_pipeline(str(pipeline)), prompts).numpy())
+    np.save(
+        directory / "conditions.npy",
+        encode_conditions(load_pipeline(str(pipeline)), prompts).numpy(),
+    )
     return LatentCache(str(directory))

@@ -1,4 +1,6 @@
-"""The fine-tuning stage without Ray: the floor of the group ``ray``. Imports what the loop needs and no more."""
+"""The fine-tuning stage without Ray: the floor of the group ``ray``. Imports what the loop needs
+and no more.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from sapf_ray.finetune.loop import TrainState, train, write_adapter
 
 
 def main(job_file: str, threads: int) -> None:
-    """Trains the pickled :class:`sapf_ray.finetune.loop.FinetuneJob` of ``job_file``, checkpoints and adapter included."""
+    """Trains the pickled :class:`sapf_ray.finetune.loop.FinetuneJob` of ``job_file``, checkpoints
+    and adapter included.
+    """
     torch.set_num_threads(threads)
     job = pickle.loads(Path(job_file).read_bytes())
     states: list[TrainState] = []
@@ -24,7 +28,9 @@ def main(job_file: str, threads: int) -> None:
             state.save(Path(directory) / "state.pt")
             states[:] = [state]
 
-        dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=0, world_size=1)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{directory}/rendezvous", rank=0, world_size=1
+        )
         train(job, None, checkpoint)
         dist.destroy_process_group()
         write_adapter(job, states[-1], Path(directory) / "adapter")

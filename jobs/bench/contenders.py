@@ -35,8 +35,10 @@ CONTENDERS: dict[str, Setup] = {
         f"{group}/{name}": make(prepare)
         for group, prepare in (("lora", lora_factors), ("full", all_weights))
         for name, make in (
-            ("nonprivate", training.nonprivate), ("opacus_hooks", training.opacus_hooks),
-            ("opacus_ghost", training.opacus_ghost), ("functorch", training.functorch),
+            ("nonprivate", training.nonprivate),
+            ("opacus_hooks", training.opacus_hooks),
+            ("opacus_ghost", training.opacus_ghost),
+            ("functorch", training.functorch),
             ("microbatch1", training.microbatch1),
         )
     },

@@ -44,11 +44,19 @@ CURVES = (
     Curve("lora", "rank", "LoRA rank", (1, 4, 16, 64), _LORA),
     Curve("lora", "batch", "records per forward pass", (1, 4, 16), _LORA),
     Curve("lora", "side", "side of the latents", (8, 16, 32), _LORA),
-    Curve("full", "batch", "records per forward pass", (1, 2, 4), ("ours", "nonprivate", "opacus_hooks")),
+    Curve(
+        "full",
+        "batch",
+        "records per forward pass",
+        (1, 2, 4),
+        ("ours", "nonprivate", "opacus_hooks"),
+    ),
 )
 
 
-def run(size: str, base: Case, repeats: int, log: Log, groups: Iterable[str], quick: bool) -> list[dict[str, Any]]:
+def run(
+    size: str, base: Case, repeats: int, log: Log, groups: Iterable[str], quick: bool
+) -> list[dict[str, Any]]:
     """One row per curve, contender and value; a fresh process for each, so that memory is its own.
 
     Args:
@@ -63,19 +71,31 @@ def run(size: str, base: Case, repeats: int, log: Log, groups: Iterable[str], qu
         for value in curve.values[: 2 if quick else None]:
             with tempfile.TemporaryDirectory() as directory:
                 case = replace(
-                    CASES[curve.group, size], device=base.device, dtype=base.dtype, threads=base.threads, directory=directory
+                    CASES[curve.group, size],
+                    device=base.device,
+                    dtype=base.dtype,
+                    threads=base.threads,
+                    directory=directory,
                 )
                 if curve.field == "batch":
                     case = replace(case, records=0)
                 case = replace(case, **{curve.field: value})  # type: ignore[arg-type]
-                entries = [Entry(c, f"{curve.group}/{c}", case, c == "ours") for c in curve.contenders]
+                entries = [
+                    Entry(c, f"{curve.group}/{c}", case, c == "ours") for c in curve.contenders
+                ]
                 measured, failures = measure(entries, repeats, log)
             for contender in curve.contenders:
-                row: dict[str, Any] = {"group": curve.group, "curve": curve.label, "contender": contender, "x": value}
+                row: dict[str, Any] = {
+                    "group": curve.group,
+                    "curve": curve.label,
+                    "contender": contender,
+                    "x": value,
+                }
                 if contender in measured:
                     m = measured[contender]
                     row |= {
-                        "images_per_s": case.n / float(np.median(m.seconds)), "peak_mib": max(m.memory) / 2**20,
+                        "images_per_s": case.n / float(np.median(m.seconds)),
+                        "peak_mib": max(m.memory) / 2**20,
                         "added_mib": (max(m.memory) - m.baseline) / 2**20,
                     }
                 rows.append(row | {"error": failures.get(contender, "")})
@@ -88,10 +108,15 @@ def worker_rows(absolute: dict[str, Any]) -> list[dict[str, Any]]:
     for name, entry in absolute.items():
         stage, _, workers = name.partition("/")
         if workers.endswith(" workers"):
-            rows.append({
-                "group": stage, "curve": "workers", "contender": "ours", "x": int(workers.split()[0]),
-                "images_per_s": entry["images_per_s"],
-            })
+            rows.append(
+                {
+                    "group": stage,
+                    "curve": "workers",
+                    "contender": "ours",
+                    "x": int(workers.split()[0]),
+                    "images_per_s": entry["images_per_s"],
+                }
+            )
     return rows
 
 

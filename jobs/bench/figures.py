@@ -20,8 +20,10 @@ class Row:
 
     Attributes:
         label: Name in figures and tables.
-        contender: Name in :data:`jobs.bench.contenders.CONTENDERS`, without the group; by default the label.
-        tuned: Runs with the allocator settings of our worker processes; rivals run with the stock ones.
+        contender: Name in :data:`jobs.bench.contenders.CONTENDERS`, without the group; by default
+            the label.
+        tuned: Runs with the allocator settings of our worker processes; rivals run with the stock
+            ones.
         pool: Matrices of the pool; 0 is all.
     """
 
@@ -34,16 +36,29 @@ class Row:
 _RIVALS = (Row("opacus_hooks"), Row("opacus_ghost"), Row("functorch"), Row("microbatch1"))
 GROUPS: dict[str, tuple[Row, ...]] = {
     "selection": (
-        Row("ours", tuned=True), Row("ours_pool12", "ours", tuned=True, pool=12), Row("plain"),
-        Row("plain_tuned", "plain", tuned=True), *_RIVALS,
+        Row("ours", tuned=True),
+        Row("ours_pool12", "ours", tuned=True, pool=12),
+        Row("plain"),
+        Row("plain_tuned", "plain", tuned=True),
+        *_RIVALS,
     ),
     "lora": (
-        Row("ours", tuned=True), Row("nonprivate"), Row("nonprivate_tuned", "nonprivate", tuned=True), *_RIVALS,
+        Row("ours", tuned=True),
+        Row("nonprivate"),
+        Row("nonprivate_tuned", "nonprivate", tuned=True),
+        *_RIVALS,
     ),
     "full": (
-        Row("ours", tuned=True), Row("nonprivate"), Row("nonprivate_tuned", "nonprivate", tuned=True), *_RIVALS,
+        Row("ours", tuned=True),
+        Row("nonprivate"),
+        Row("nonprivate_tuned", "nonprivate", tuned=True),
+        *_RIVALS,
     ),
-    "synthesis": (Row("ours", tuned=True), Row("pipeline"), Row("pipeline_tuned", "pipeline", tuned=True)),
+    "synthesis": (
+        Row("ours", tuned=True),
+        Row("pipeline"),
+        Row("pipeline_tuned", "pipeline", tuned=True),
+    ),
 }
 # the size whose figures carry the issue's plain names; another size's are prefixed with it
 PRIMARY = {"selection": "sd", "lora": "sd", "full": "sd", "synthesis": EMBEDDED}
@@ -77,8 +92,8 @@ class Figure:
     """``numerator / denominator - minus`` of one quantity, round by round.
 
     Attributes:
-        quantity: ``seconds``, ``memory`` (peak bytes of the process, or of its CUDA tensors) or ``added``
-            (peak bytes less what was there before the first step).
+        quantity: ``seconds``, ``memory`` (peak bytes of the process, or of its CUDA tensors) or
+            ``added`` (peak bytes less what was there before the first step).
     """
 
     name: str
@@ -94,8 +109,17 @@ def _figures() -> list[Figure]:
         Figure("selection_time_vs_plain", "selection", "ours", "plain"),
         Figure("selection_time_vs_plain_same_allocator", "selection", "ours", "plain_tuned"),
         *(Figure(f"selection_speedup_vs_{r.label}", "selection", r.label, "ours") for r in _RIVALS),
-        Figure("selection_memory_growth_12_to_96", "selection", "ours", "ours_pool12", "memory", 1.0),
-        Figure("selection_added_memory_growth_12_to_96", "selection", "ours", "ours_pool12", "added", 1.0),
+        Figure(
+            "selection_memory_growth_12_to_96", "selection", "ours", "ours_pool12", "memory", 1.0
+        ),
+        Figure(
+            "selection_added_memory_growth_12_to_96",
+            "selection",
+            "ours",
+            "ours_pool12",
+            "added",
+            1.0,
+        ),
         Figure("selection_memory_vs_plain", "selection", "ours", "plain", "memory"),
     ]
     for group, stem in (("lora", "dp_lora"), ("full", "full_dp")):
@@ -103,13 +127,24 @@ def _figures() -> list[Figure]:
             field = {"time": "seconds", "memory": "memory", "added_memory": "added"}[quantity]
             rows += [
                 Figure(f"{stem}_{quantity}_vs_nonprivate", group, "ours", "nonprivate", field),
-                Figure(f"{stem}_{quantity}_vs_nonprivate_same_allocator", group, "ours", "nonprivate_tuned", field),
+                Figure(
+                    f"{stem}_{quantity}_vs_nonprivate_same_allocator",
+                    group,
+                    "ours",
+                    "nonprivate_tuned",
+                    field,
+                ),
             ]
         rows += [Figure(f"{stem}_speedup_vs_{r.label}", group, r.label, "ours") for r in _RIVALS]
     return [
         *rows,
         Figure("synthesis_speedup_vs_plain_pipeline", "synthesis", "pipeline", "ours"),
-        Figure("synthesis_speedup_vs_plain_pipeline_same_allocator", "synthesis", "pipeline_tuned", "ours"),
+        Figure(
+            "synthesis_speedup_vs_plain_pipeline_same_allocator",
+            "synthesis",
+            "pipeline_tuned",
+            "ours",
+        ),
     ]
 
 
@@ -135,7 +170,12 @@ TARGETS: dict[str, tuple[str, float]] = {
 
 def entries(group: str, case: Case) -> list[Entry]:
     return [
-        Entry(row.label, f"{group}/{row.contender or row.label}", replace(case, pool=row.pool), row.tuned)
+        Entry(
+            row.label,
+            f"{group}/{row.contender or row.label}",
+            replace(case, pool=row.pool),
+            row.tuned,
+        )
         for row in GROUPS[group]
     ]
 
@@ -145,7 +185,11 @@ def prefix(group: str, size: str) -> str:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    return {"min": float(min(values)), "median": float(np.median(values)), "max": float(max(values))}
+    return {
+        "min": float(min(values)),
+        "median": float(np.median(values)),
+        "max": float(max(values)),
+    }
 
 
 def _quantity(measured: Measured, quantity: str) -> np.ndarray:
@@ -160,8 +204,15 @@ def ratios(group: str, measured: dict[str, Measured]) -> dict[str, Spread]:
     """The group's figures, of the contenders that did not fail."""
     out = {}
     for figure in FIGURES:
-        if figure.group == group and figure.numerator in measured and figure.denominator in measured:
-            top, bottom = (_quantity(measured[x], figure.quantity) for x in (figure.numerator, figure.denominator))
+        if (
+            figure.group == group
+            and figure.numerator in measured
+            and figure.denominator in measured
+        ):
+            top, bottom = (
+                _quantity(measured[x], figure.quantity)
+                for x in (figure.numerator, figure.denominator)
+            )
             out[figure.name] = spread((top / bottom - figure.minus).tolist())
     return out
 
@@ -170,12 +221,18 @@ def absolute(measured: Measured, gemm_rate: float | None) -> dict[str, Any]:
     """Images/s, memory and arithmetic of one contender."""
     seconds = float(np.median(measured.seconds))
     row: dict[str, Any] = {
-        "device": measured.case.device, "images_per_step": measured.case.n, "seconds": spread(measured.seconds),
+        "device": measured.case.device,
+        "images_per_step": measured.case.n,
+        "seconds": spread(measured.seconds),
         "images_per_s": measured.case.n / seconds,
-        "peak_mib": max(measured.memory) / 2**20, "mib_before_first_step": measured.baseline / 2**20,
+        "peak_mib": max(measured.memory) / 2**20,
+        "mib_before_first_step": measured.baseline / 2**20,
     }
     if measured.flops:
-        row |= {"gflop_per_step": measured.flops / 1e9, "gflop_per_s": measured.flops / seconds / 1e9}
+        row |= {
+            "gflop_per_step": measured.flops / 1e9,
+            "gflop_per_s": measured.flops / seconds / 1e9,
+        }
         if gemm_rate:
             row["share_of_gemm_rate"] = row["gflop_per_s"] / gemm_rate
             row["seconds_at_gemm_rate"] = row["gflop_per_step"] / gemm_rate
@@ -183,7 +240,9 @@ def absolute(measured: Measured, gemm_rate: float | None) -> dict[str, Any]:
 
 
 def agreement(group: str, measured: dict[str, Measured]) -> dict[str, Any]:
-    """How far the contenders' results lie apart: of ours, relative (selection) or in grey levels (synthesis)."""
+    """How far the contenders' results lie apart: of ours, relative (selection) or in grey levels
+    (synthesis).
+    """
     results = {label: m.result for label, m in measured.items() if m.result is not None}
     ours = results.pop("ours", None)
     if ours is None:
@@ -197,15 +256,26 @@ def agreement(group: str, measured: dict[str, Measured]) -> dict[str, Any]:
             continue
         difference = np.abs(ours - other.astype(float))
         if group == "synthesis":
-            out[label] = {"max_grey_levels": float(difference.max()), "mean_grey_levels": float(difference.mean())}
+            out[label] = {
+                "max_grey_levels": float(difference.max()),
+                "mean_grey_levels": float(difference.mean()),
+            }
         else:
             out[label] = {"max_relative": float((difference / scale).max())}
     return out
 
 
 RESULTS_OF = {
-    "selection": ("ours", *(r.label for r in _RIVALS)), "synthesis": ("ours", "pipeline"), "lora": (), "full": (),
+    "selection": ("ours", *(r.label for r in _RIVALS)),
+    "synthesis": ("ours", "pipeline"),
+    "lora": (),
+    "full": (),
 }
-FLOPS_OF = {"selection": ("ours", "plain"), "lora": ("ours", "nonprivate"), "full": ("ours", "nonprivate"), "synthesis": ()}
+FLOPS_OF = {
+    "selection": ("ours", "plain"),
+    "lora": ("ours", "nonprivate"),
+    "full": ("ours", "nonprivate"),
+    "synthesis": (),
+}
 # largest relative difference between a rival's clipped norms and ours that rounding explains
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}

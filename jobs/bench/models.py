@@ -1,4 +1,6 @@
-"""Model sizes of the benchmark and the work every contender is given: the same records, draws and losses."""
+"""Model sizes of the benchmark and the work every contender is given: the same records, draws and
+losses.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Size:
 EMBEDDED = "embedded"
 SIZES: dict[str, Size | None] = {
     EMBEDDED: None,  # the bundled model with its trained weights
-    "tiny": Size((8, 8, 16, 16), 16, 8, 8, heads=2, groups=4, vae=(8, 8, 8, 8), text_layers=1),  # smoke tests
+    "tiny": Size(
+        (8, 8, 16, 16), 16, 8, 8, heads=2, groups=4, vae=(8, 8, 8, 8), text_layers=1
+    ),  # smoke tests
     "sd": Size((96, 192, 384, 384), 768, 77, 16, vae=(64, 128, 256, 256), text_layers=2),
     "sd15-256": Size((320, 640, 1280, 1280), 768, 77, 32),
     "sd15-512": Size((320, 640, 1280, 1280), 768, 77, 64),
@@ -66,7 +70,8 @@ class Case:
         batch: Records, or images, per forward pass.
         records: Records of one step, in micro-batches of ``batch``; 0 is one micro-batch.
         side: Side of the latents; 0 is the size's own.
-        pool: Matrices of the pool, evenly spread with the first and the last among them; 0 is all of them.
+        pool: Matrices of the pool, evenly spread with the first and the last among them; 0 is all
+            of them.
         rank: Of the LoRA factors.
         directory: Scratch, shared by the contenders of a group.
     """
@@ -94,16 +99,26 @@ def build_unet(size: str) -> UNet2DConditionModel:
         return load_pipeline("glyphs-tiny").unet
     torch.manual_seed(0)
     return UNet2DConditionModel(
-        sample_size=spec.side, in_channels=4, out_channels=4, block_out_channels=spec.channels, layers_per_block=2,
+        sample_size=spec.side,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=spec.channels,
+        layers_per_block=2,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        cross_attention_dim=spec.context, attention_head_dim=spec.heads, norm_num_groups=spec.groups,
+        cross_attention_dim=spec.context,
+        attention_head_dim=spec.heads,
+        norm_num_groups=spec.groups,
     )
 
 
 def build_scheduler() -> DDPMScheduler:
     return DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
     )
 
 
@@ -122,36 +137,60 @@ def write_pipeline(size: str, directory: Path) -> str:
     tokenizer = load_pipeline("glyphs-tiny").tokenizer
     torch.manual_seed(1)
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=spec.vae, layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=spec.groups, sample_size=8 * spec.side, scaling_factor=0.18215,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=spec.vae,
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=spec.groups,
+        sample_size=8 * spec.side,
+        scaling_factor=0.18215,
     )
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=max(len(tokenizer), 512), hidden_size=spec.context, intermediate_size=4 * spec.context,
-        num_hidden_layers=spec.text_layers, num_attention_heads=max(1, spec.context // 64),
-        max_position_embeddings=max(spec.tokens, tokenizer.model_max_length),
-    ))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=max(len(tokenizer), 512),
+            hidden_size=spec.context,
+            intermediate_size=4 * spec.context,
+            num_hidden_layers=spec.text_layers,
+            num_attention_heads=max(1, spec.context // 64),
+            max_position_embeddings=max(spec.tokens, tokenizer.model_max_length),
+        )
+    )
     StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=build_unet(size), scheduler=build_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=build_unet(size),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     ).save_pretrained(directory)
     return str(directory)
 
 
 class Workload:
-    """A denoiser and random records; reading and draws go through the product's own code, for rivals too."""
+    """A denoiser and random records; reading and draws go through the product's own code, for
+    rivals too.
+    """
 
     def __init__(self, case: Case) -> None:
         self.case = case
         self.dtype = getattr(torch, case.dtype)
         pipe = load_pipeline("glyphs-tiny")
         spec = SIZES[case.size]
-        self.unet: nn.Module = build_unet(case.size).to(case.device, self.dtype).eval().requires_grad_(False)
+        self.unet: nn.Module = (
+            build_unet(case.size).to(case.device, self.dtype).eval().requires_grad_(False)
+        )
         source = pipe if spec is None else SimpleNamespace(scheduler=build_scheduler())
         self.scheduler = training_scheduler(source)
         self.scaling_factor = float(pipe.vae.config.scaling_factor) if spec is None else 0.18215
-        tokens, context = (pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim) if spec is None else (
-            spec.tokens, spec.context
+        tokens, context = (
+            (pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim)
+            if spec is None
+            else (spec.tokens, spec.context)
         )
         side = case.side or (pipe.unet.config.sample_size if spec is None else spec.side)
         self.cache = _random_cache(case, side, tokens, context)
@@ -159,7 +198,11 @@ class Workload:
         self.step = 0
 
     def pool(self) -> dict[str, nn.Linear]:
-        pool = {name: layer for name, layer in candidate_pool(self.unet).items() if isinstance(layer, nn.Linear)}
+        pool = {
+            name: layer
+            for name, layer in candidate_pool(self.unet).items()
+            if isinstance(layer, nn.Linear)
+        }
         return {name: pool[name] for name in evenly_spread(list(pool), self.case.pool or len(pool))}
 
     def selected(self) -> list[str]:
@@ -180,13 +223,20 @@ class Workload:
     def losses(self, records: np.ndarray, denoiser: Any = None) -> Tensor:
         """(n,) losses with their graph."""
         moments, embeddings, draws = self.inputs(records)
-        return per_record_loss(denoiser or self.unet, self.scheduler, moments, self.scaling_factor, embeddings, draws)
+        return per_record_loss(
+            denoiser or self.unet, self.scheduler, moments, self.scaling_factor, embeddings, draws
+        )
 
 
 def _random_cache(case: Case, side: int, tokens: int, context: int) -> LatentCache:
     directory = Path(tempfile.mkdtemp(dir=case.directory or None))
     generator = np.random.default_rng(0)
-    np.save(directory / "moments.npy", generator.normal(size=(case.n, 8, side, side)).astype(np.float32))
+    np.save(
+        directory / "moments.npy", generator.normal(size=(case.n, 8, side, side)).astype(np.float32)
+    )
     np.save(directory / "labels.npy", np.arange(case.n) % 10)
-    np.save(directory / "conditions.npy", generator.normal(size=(10, tokens, context)).astype(np.float32))
+    np.save(
+        directory / "conditions.npy",
+        generator.normal(size=(10, tokens, context)).astype(np.float32),
+    )
     return LatentCache(str(directory))

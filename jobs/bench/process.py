@@ -31,18 +31,28 @@ class Process:
     """A running :mod:`jobs.bench.worker`.
 
     Args:
-        tuned: Run with the allocator settings that all processes of ``sapf`` get; otherwise with the stock ones.
+        tuned: Run with the allocator settings that all processes of ``sapf`` get; otherwise with
+            the stock ones.
     """
 
     def __init__(self, tuned: bool, threads: int) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-        environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        environment |= {
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
         if tuned:
             environment |= {k: v for k, v in ENVIRONMENT.items() if k.startswith("MALLOC_")}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in close()
         self.child = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "jobs.bench.worker"], cwd=ROOT, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+            [sys.executable, "-W", "ignore", "-m", "jobs.bench.worker"],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
         )
 
     def send(self, **request: Any) -> None:
@@ -80,7 +90,9 @@ class Process:
 
 @dataclass
 class Entry:
-    """One row of a group: a contender and the case it gets; ``label`` is its name in figures and tables."""
+    """One row of a group: a contender and the case it gets; ``label`` is its name in figures and
+    tables.
+    """
 
     label: str
     contender: str
@@ -109,7 +121,11 @@ class Measured:
 
 
 def measure(
-    entries: list[Entry], repeats: int, log: Log, flops: tuple[str, ...] = (), results: tuple[str, ...] = (),
+    entries: list[Entry],
+    repeats: int,
+    log: Log,
+    flops: tuple[str, ...] = (),
+    results: tuple[str, ...] = (),
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Runs the contenders of a group; on CPU round by round, so that noise hits all alike.
 
@@ -131,8 +147,13 @@ def measure(
 
 
 def _measure_together(
-    entries: list[Entry], repeats: int, log: Log, flops: tuple[str, ...], results: tuple[str, ...],
-    measured: dict[str, Measured], failures: dict[str, str],
+    entries: list[Entry],
+    repeats: int,
+    log: Log,
+    flops: tuple[str, ...],
+    results: tuple[str, ...],
+    measured: dict[str, Measured],
+    failures: dict[str, str],
 ) -> None:
     processes = {e.label: Process(e.tuned, e.case.threads) for e in entries}
     cases = {e.label: e.case for e in entries}

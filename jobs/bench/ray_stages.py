@@ -1,7 +1,7 @@
 """Figures of the stages on Ray: the price of orchestration, and what a second worker brings.
 
-Sizes are those of the digits preset on public stand-in data, scaled down for the group ``workers``, where every worker
-has one CPU.
+Sizes are those of the digits preset on public stand-in data, scaled down for the group ``workers``,
+where every worker has one CPU.
 """
 
 from __future__ import annotations
@@ -45,12 +45,23 @@ CPUS = 2
 SIZES: dict[str, dict[str, Any]] = {
     "ray": {},
     "workers": {
-        "saliency.sample_rate": 1.0, "finetune.steps": 30, "synthesis.n_images": 1000, "synthesis.shard_size": 50,
+        "saliency.sample_rate": 1.0,
+        "finetune.steps": 30,
+        "synthesis.n_images": 1000,
+        "synthesis.shard_size": 50,
     },
 }
 CEILING_SECONDS = 6.0  # of U-Net calls that tell what a second core adds on this machine
-QUICK = {"finetune.steps": 2, "finetune.batch_size": 16, "finetune.micro_batch_size": 16, "synthesis.n_images": 8,
-         "synthesis.shard_size": 2, "synthesis.batch_size": 2, "synthesis.steps": 2, "saliency.sample_rate": 0.05}
+QUICK = {
+    "finetune.steps": 2,
+    "finetune.batch_size": 16,
+    "finetune.micro_batch_size": 16,
+    "synthesis.n_images": 8,
+    "synthesis.shard_size": 2,
+    "synthesis.batch_size": 2,
+    "synthesis.steps": 2,
+    "saliency.sample_rate": 0.05,
+}
 
 
 @dataclass
@@ -75,8 +86,15 @@ class Bench:
         pool = list(candidate_pool(load_pipeline(self.config.model.path).unet))
         config = replace(self.config.finetune, num_workers=workers)
         return FinetuneJob(
-            self.config.model, evenly_spread(pool, n_selected(len(pool), self.config.saliency.ratio)), self.cache, plan,
-            config, NoiseKey.create(0), "benchmark", str(directory / "ledger.jsonl"), seed=0,
+            self.config.model,
+            evenly_spread(pool, n_selected(len(pool), self.config.saliency.ratio)),
+            self.cache,
+            plan,
+            config,
+            NoiseKey.create(0),
+            "benchmark",
+            str(directory / "ledger.jsonl"),
+            seed=0,
         )
 
 
@@ -103,7 +121,9 @@ class Timeline:
         return self.end - self.start
 
     def rate(self, first: int) -> float | None:
-        """Units per second from the moment ``first`` were done; None where progress was too coarse to tell."""
+        """Units per second from the moment ``first`` were done; None where progress was too coarse
+        to tell.
+        """
         last = max(done for _, done in self.events)
         begin = next(((t, done) for t, done in self.events if first <= done < last), None)
         finish = next(t for t, done in self.events if done == last)
@@ -113,12 +133,23 @@ class Timeline:
 
 
 def selection(bench: Bench, workers: int, report: Progress) -> None:
-    """One shard a worker: a lone shard occupies one worker. Worker processes stay warm between runs."""
+    """One shard a worker: a lone shard occupies one worker. Worker processes stay warm between
+    runs.
+    """
     directory = bench.directory()
     plan = make_plan(bench.config, bench.source.n_train)
     ledger = Ledger.create(directory / "ledger.jsonl", plan)
     config = replace(bench.config.saliency, shard_size=-(-bench.source.n_train // workers))
-    select(bench.config.model, bench.cache, plan, config, NoiseKey.create(0), "benchmark", ledger, report)
+    select(
+        bench.config.model,
+        bench.cache,
+        plan,
+        config,
+        NoiseKey.create(0),
+        "benchmark",
+        ledger,
+        report,
+    )
 
 
 def finetuning(bench: Bench, workers: int, report: Progress) -> None:
@@ -131,7 +162,17 @@ def finetuning(bench: Bench, workers: int, report: Progress) -> None:
 def synthesis(bench: Bench, workers: int, report: Progress) -> None:
     config = replace(bench.config.synthesis, num_actors=workers, cpus_per_actor=1.0)
     source = bench.source
-    synthesize(bench.directory(), bench.config.model, None, source.class_names, source.prompts, config, 0, "", report)
+    synthesize(
+        bench.directory(),
+        bench.config.model,
+        None,
+        source.class_names,
+        source.prompts,
+        config,
+        0,
+        "",
+        report,
+    )
 
 
 @dataclass(frozen=True)
@@ -149,20 +190,30 @@ class Stage:
 
 STAGES = {
     "selection": Stage(selection, lambda c, n: n * c.saliency.sample_rate, None),
-    "finetune": Stage(finetuning, lambda c, n: c.finetune.steps * c.finetune.batch_size, lambda c, workers: 1),
+    "finetune": Stage(
+        finetuning, lambda c, n: c.finetune.steps * c.finetune.batch_size, lambda c, workers: 1
+    ),
     "synthesis": Stage(
-        synthesis, lambda c, n: c.synthesis.n_images, lambda c, workers: workers * c.synthesis.shard_size
+        synthesis,
+        lambda c, n: c.synthesis.n_images,
+        lambda c, workers: workers * c.synthesis.shard_size,
     ),
 }
 
 
 @ray.remote(num_cpus=1)
 def _denoising_calls(model: str, seconds: float) -> float:
-    """Calls per second of the denoiser on one thread, work of no stage and without a word to anybody else."""
+    """Calls per second of the denoiser on one thread, work of no stage and without a word to
+    anybody else.
+    """
     torch.set_num_threads(1)
     unet = load_pipeline(model).unet
     size, width = unet.config.sample_size, unet.config.cross_attention_dim
-    inputs = torch.randn(32, unet.config.in_channels, size, size), torch.tensor(10), torch.randn(32, 77, width)
+    inputs = (
+        torch.randn(32, unet.config.in_channels, size, size),
+        torch.tensor(10),
+        torch.randn(32, 77, width),
+    )
     calls, start = 0, time.monotonic()
     with torch.inference_mode():
         while time.monotonic() - start < seconds:
@@ -172,40 +223,59 @@ def _denoising_calls(model: str, seconds: float) -> float:
 
 
 def machine_ceiling(bench: Bench) -> Spread:
-    """Speed of two processes that share nothing against one: no stage can scale better on these cores."""
+    """Speed of two processes that share nothing against one: no stage can scale better on these
+    cores.
+    """
     model = bench.config.model.path
     ratios = []
     for _ in range(bench.repeats + 1):  # the first starts the processes
         alone = ray.get(_denoising_calls.remote(model, CEILING_SECONDS))
-        ratios.append(sum(ray.get([_denoising_calls.remote(model, CEILING_SECONDS) for _ in range(2)])) / alone)
+        ratios.append(
+            sum(ray.get([_denoising_calls.remote(model, CEILING_SECONDS) for _ in range(2)]))
+            / alone
+        )
     return spread(ratios[1:])
 
 
 def workers2(bench: Bench) -> tuple[dict[str, Spread], dict[str, Any]]:
-    """One worker and two in turn: whole stages, and rates once the workers are at work (``_after_start_up``)."""
+    """One worker and two in turn: whole stages, and rates once the workers are at work
+    (``_after_start_up``).
+    """
     figures: dict[str, Spread] = {"workers2_machine_ceiling": machine_ceiling(bench)}
-    bench.log(f"  two processes that share nothing: {figures['workers2_machine_ceiling']['median']:.2f} times one")
+    bench.log(
+        f"  two processes that share nothing: {figures['workers2_machine_ceiling']['median']:.2f} times one"
+    )
     absolute: dict[str, Any] = {}
     for name, stage in STAGES.items():
         images = stage.images(bench.config, bench.source.n_train)
         lines: dict[int, list[Timeline]] = {1: [], 2: []}
         if name == "selection":
-            stage.run(bench, 2, lambda done, total: None)  # starts the worker processes that later runs share
+            stage.run(
+                bench, 2, lambda done, total: None
+            )  # starts the worker processes that later runs share
         for _ in range(bench.repeats):
             for workers, runs in lines.items():
                 runs.append(Timeline.of(partial(stage.run, bench, workers)))
                 bench.log(f"  {name}, {workers} workers: {runs[-1].seconds:.1f} s")
-        figures[f"workers2_speedup_{name}"] = spread([a.seconds / b.seconds for a, b in zip(*lines.values(), strict=True)])
+        figures[f"workers2_speedup_{name}"] = spread(
+            [a.seconds / b.seconds for a, b in zip(*lines.values(), strict=True)]
+        )
         settled = stage.settled
         if settled is not None:
-            rates = {w: [line.rate(settled(bench.config, w)) for line in runs] for w, runs in lines.items()}
+            rates = {
+                w: [line.rate(settled(bench.config, w)) for line in runs]
+                for w, runs in lines.items()
+            }
             pairs = [b / a for a, b in zip(*rates.values(), strict=True) if a and b]
             if pairs:
                 figures[f"workers2_speedup_{name}_after_start_up"] = spread(pairs)
         for workers, runs in lines.items():
             seconds = spread([line.seconds for line in runs])
             absolute[f"{name}/{workers} workers"] = {
-                "device": "cpu", "images_per_step": images, "seconds": seconds, "images_per_s": images / seconds["median"],
+                "device": "cpu",
+                "images_per_step": images,
+                "seconds": seconds,
+                "images_per_s": images / seconds["median"],
             }
     return figures, absolute
 
@@ -215,7 +285,9 @@ def _bare(bench: Bench) -> None:
     job = bench.finetune_job(1, directory)
     (directory / "job.pkl").write_bytes(pickle.dumps(job))
     arguments = [str(directory / "job.pkl"), str(int(cluster.worker_cpus(job.config)))]
-    subprocess.run([sys.executable, "-W", "ignore", "-m", "jobs.bench.bare", *arguments], check=True)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "jobs.bench.bare", *arguments], check=True
+    )
 
 
 def _by_ray_train(bench: Bench) -> None:
@@ -224,14 +296,19 @@ def _by_ray_train(bench: Bench) -> None:
 
 
 def ray_train(bench: Bench) -> tuple[dict[str, Spread], dict[str, Any]]:
-    """The fine-tuning stage by Ray Train against the same loop in a bare process, both with all cores, in turn.
+    """The fine-tuning stage by Ray Train against the same loop in a bare process, both with all
+    cores, in turn.
 
-    Start-up, loading, checkpoints and the adapter are included. A bare run of two steps goes first, unmeasured: it pays for
-    reading the libraries from disk.
+    Start-up, loading, checkpoints and the adapter are included. A bare run of two steps goes first,
+    unmeasured: it pays for reading the libraries from disk.
     """
     kinds = {"bare": _bare, "ray_train": _by_ray_train}
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    _bare(replace(bench, config=replace(bench.config, finetune=replace(bench.config.finetune, steps=2))))
+    _bare(
+        replace(
+            bench, config=replace(bench.config, finetune=replace(bench.config.finetune, steps=2))
+        )
+    )
     for _ in range(bench.repeats):
         for kind, stage in kinds.items():
             start = time.monotonic()
@@ -241,7 +318,9 @@ def ray_train(bench: Bench) -> tuple[dict[str, Spread], dict[str, Any]]:
     images = STAGES["finetune"].images(bench.config, 0)
     absolute = {
         f"ray/{kind}": {
-            "device": "cpu", "images_per_step": images, "seconds": spread(times),
+            "device": "cpu",
+            "images_per_step": images,
+            "seconds": spread(times),
             "images_per_s": images / spread(times)["median"],
         }
         for kind, times in seconds.items()
@@ -270,13 +349,17 @@ def run(
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary, cluster.session(config.cluster):
         root = Path(temporary)
-        cache = build_latent_cache(root / "latents", source, config.model, "cpu", 512, {"num_cpus": 1})
+        cache = build_latent_cache(
+            root / "latents", source, config.model, "cpu", 512, {"num_cpus": 1}
+        )
         for group in groups:
             log(f"{group}: stages of the digits preset, {CPUS} cores")
             try:
                 part = GROUPS[group](Bench(config_of(group), source, cache, root, repeats, log))
             except Exception as error:
-                failures[group] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+                failures[group] = (
+                    f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+                )
                 log(f"  {failures[group]}")
                 continue
             figures |= part[0]

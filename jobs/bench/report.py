@@ -30,8 +30,14 @@ def machine(device: str, threads: int) -> dict[str, Any]:
 
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
-    lines = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return lines[0].split(":", 1)[1].strip() if lines else platform.processor() or platform.machine()
+    lines = (
+        [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return (
+        lines[0].split(":", 1)[1].strip() if lines else platform.processor() or platform.machine()
+    )
 
 
 def is_spread(value: Any) -> bool:
@@ -43,45 +49,75 @@ def met(name: str, value: Spread) -> bool | None:
     if name not in TARGETS:
         return None
     comparison, bound = TARGETS[name]
-    return {"≤": value["median"] <= bound, "<": value["median"] < bound, "≥": value["median"] >= bound}[comparison]
+    return {
+        "≤": value["median"] <= bound,
+        "<": value["median"] < bound,
+        "≥": value["median"] >= bound,
+    }[comparison]
 
 
 def markdown(results: dict[str, Any]) -> str:
     """Tables of the ratios, the absolute numbers and the failures."""
     where = results["machine"]
     lines = [
-        f"Measured on {where['device']}, {where['threads']} thread(s) a contender, torch {where['torch']}.", "",
-        "| figure | median | min to max | target |", "|---|---|---|---|",
+        f"Measured on {where['device']}, {where['threads']} thread(s) a contender, torch {where['torch']}.",
+        "",
+        "| figure | median | min to max | target |",
+        "|---|---|---|---|",
     ]
     for name, value in results.items():
         if is_spread(value):
             comparison, bound = TARGETS.get(name, ("", math.nan))
-            verdict = {None: "", True: f"{comparison} {bound:g}: met", False: f"{comparison} {bound:g}: missed"}[met(name, value)]
-            lines.append(f"| `{name}` | {value['median']:.3g} | {value['min']:.3g} to {value['max']:.3g} | {verdict} |")
+            verdict = {
+                None: "",
+                True: f"{comparison} {bound:g}: met",
+                False: f"{comparison} {bound:g}: missed",
+            }[met(name, value)]
+            lines.append(
+                f"| `{name}` | {value['median']:.3g} | {value['min']:.3g} to {value['max']:.3g} | {verdict} |"
+            )
     lines += [
-        "", "| contender | images/s | seconds a step | peak MiB | MiB before | GFLOP/s | share of GEMM rate |",
+        "",
+        "| contender | images/s | seconds a step | peak MiB | MiB before | GFLOP/s | share of GEMM rate |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in results["absolute"].items():
         if isinstance(row, dict) and "images_per_s" in row:
-            cells = [f"{row['images_per_s']:.3g}", f"{row['seconds']['median']:.3g}"] + [
-                f"{row[key]:.0f}" if key in row else "" for key in ("peak_mib", "mib_before_first_step", "gflop_per_s")
-            ] + [f"{row['share_of_gemm_rate']:.0%}" if "share_of_gemm_rate" in row else ""]
+            cells = (
+                [f"{row['images_per_s']:.3g}", f"{row['seconds']['median']:.3g}"]
+                + [
+                    f"{row[key]:.0f}" if key in row else ""
+                    for key in ("peak_mib", "mib_before_first_step", "gflop_per_s")
+                ]
+                + [f"{row['share_of_gemm_rate']:.0%}" if "share_of_gemm_rate" in row else ""]
+            )
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if results["absolute"].get("gemm_gflop_per_s"):
-        lines += ["", f"GEMM rate of one contender: {results['absolute']['gemm_gflop_per_s']:.0f} GFLOP/s."]
+        lines += [
+            "",
+            f"GEMM rate of one contender: {results['absolute']['gemm_gflop_per_s']:.0f} GFLOP/s.",
+        ]
     if results["agreement"]:
         lines += ["", "Distance of the contenders' results from ours, in the same run:", ""]
-        lines += [f"- {name}: " + ", ".join(f"{k} {v:.2g}" for k, v in row.items()) for name, row in results["agreement"].items()]
+        lines += [
+            f"- {name}: " + ", ".join(f"{k} {v:.2g}" for k, v in row.items())
+            for name, row in results["agreement"].items()
+        ]
     if results["failures"]:
-        lines += ["", "Failed:", ""] + [f"- {name}: {text}" for name, text in results["failures"].items()]
+        lines += ["", "Failed:", ""] + [
+            f"- {name}: {text}" for name, text in results["failures"].items()
+        ]
     return "\n".join(lines) + "\n"
 
 
 def plot_ratios(results: dict[str, Any], path: Path) -> None:
-    """Medians with min-max bars on a log axis; growth figures and milliseconds (not ratios) are left to the table."""
+    """Medians with min-max bars on a log axis; growth figures and milliseconds (not ratios) are
+    left to the table.
+    """
     spreads = {
-        n: v for n, v in results.items() if is_spread(v) and "growth" not in n and "_ms_per_" not in n and v["min"] > 0
+        n: v
+        for n, v in results.items()
+        if is_spread(v) and "growth" not in n and "_ms_per_" not in n and v["min"] > 0
     }
     if not spreads:
         return
@@ -110,13 +146,23 @@ def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
         return
     figure, axes = plt.subplots(2, len(columns), figsize=(2.6 * len(columns), 5.2), squeeze=False)
     for c, (group, curve) in enumerate(columns):
-        mine = [r for r in rows if (r["group"], r["curve"]) == (group, curve) and "images_per_s" in r]
+        mine = [
+            r for r in rows if (r["group"], r["curve"]) == (group, curve) and "images_per_s" in r
+        ]
         for contender in dict.fromkeys(r["contender"] for r in mine):
             points = sorted((r for r in mine if r["contender"] == contender), key=lambda r: r["x"])
             for axis, key in zip(axes[:, c], ("images_per_s", "added_mib"), strict=True):
                 known = [p for p in points if key in p]
                 color = COLORS.get(contender, "#555555")
-                axis.plot([p["x"] for p in known], [p[key] for p in known], "o-", ms=3, lw=1.4, color=color, label=contender)
+                axis.plot(
+                    [p["x"] for p in known],
+                    [p[key] for p in known],
+                    "o-",
+                    ms=3,
+                    lw=1.4,
+                    color=color,
+                    label=contender,
+                )
         axes[0, c].set_title(f"{group}: {curve}", fontsize=8)
         for axis in axes[:, c]:
             axis.set_xscale("log", base=2)

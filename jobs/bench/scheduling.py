@@ -1,7 +1,9 @@
-"""What the orchestrator itself costs: selection's fan-out and synthesis's queue over work that does nothing.
+"""What the orchestrator itself costs: selection's fan-out and synthesis's queue over work that does
+nothing.
 
 The driver's code is the product's own (:func:`sapf_ray.saliency.selection._exact_sum`,
-:func:`sapf_ray.synthesis.launcher._run_queue`); only the task and the actor are empty, so all of the time is scheduling.
+:func:`sapf_ray.synthesis.launcher._run_queue`); only the task and the actor are empty, so all of
+the time is scheduling.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def empty_task(size: int) -> Any:
     return score_nothing
 
 
-def fan_out(shards: int, size: int = 60, task: Any = None, on_shard: Callable[[], None] = lambda: None) -> Release:
+def fan_out(
+    shards: int, size: int = 60, task: Any = None, on_shard: Callable[[], None] = lambda: None
+) -> Release:
     """Selection's sum over ``shards`` shards of one record each.
 
     Args:
@@ -63,13 +67,22 @@ def fan_out(shards: int, size: int = 60, task: Any = None, on_shard: Callable[[]
         The sum: ``size`` times the number of shards.
     """
     config = RunConfig(
-        privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"), saliency=SaliencyConfig(shard_size=1),
+        privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"),
+        saliency=SaliencyConfig(shard_size=1),
         finetune=FinetuneConfig(steps=1, batch_size=1),
     )
     pool: Pool = dict.fromkeys((str(i) for i in range(size)), torch.nn.Linear(1, 1))
     return _exact_sum(
-        ModelConfig(), LatentCache("none"), make_plan(config, shards), config.saliency, NoiseKey.create(0), pool, 0, [],
-        lambda done, total: on_shard(), empty_task(size) if task is None else task,
+        ModelConfig(),
+        LatentCache("none"),
+        make_plan(config, shards),
+        config.saliency,
+        NoiseKey.create(0),
+        pool,
+        0,
+        [],
+        lambda done, total: on_shard(),
+        empty_task(size) if task is None else task,
     )
 
 
@@ -93,8 +106,8 @@ def queue(chunks: int) -> list[float]:
 
 
 def run(repeats: int, quick: bool, log: Log) -> dict[str, Spread]:
-    """Milliseconds per shard of the selection and per chunk of the synthesis, on one local Ray of two cores, once its worker
-    processes are up and have their libraries."""
+    """Milliseconds per shard of the selection and per chunk of the synthesis, on one local Ray of
+    two cores, once its worker processes are up and have their libraries."""
     shards, chunks = QUICK if quick else (SHARDS, CHUNKS)
     log(f"scheduling: {shards} empty shards, {chunks} empty chunks, {CPUS} cores")
     milliseconds: dict[str, list[float]] = {"shard": [], "chunk": []}
@@ -103,7 +116,15 @@ def run(repeats: int, quick: bool, log: Log) -> dict[str, Spread]:
         for _ in range(repeats):
             done: list[float] = []
             fan_out(shards, on_shard=lambda: done.append(time.monotonic()))  # noqa: B023 called in this round
-            for kind, times in (("shard", done), ("chunk", queue(chunks)[2 * CPUS :])):  # the first wait for the actors' start
+            for kind, times in (
+                ("shard", done),
+                ("chunk", queue(chunks)[2 * CPUS :]),
+            ):  # the first wait for the actors' start
                 milliseconds[kind].append(1e3 * (times[-1] - times[0]) / (len(times) - 1))
-            log("  " + ", ".join(f"{values[-1]:.2f} ms a {kind}" for kind, values in milliseconds.items()))
+            log(
+                "  "
+                + ", ".join(
+                    f"{values[-1]:.2f} ms a {kind}" for kind, values in milliseconds.items()
+                )
+            )
     return {f"scheduling_ms_per_{kind}": spread(values) for kind, values in milliseconds.items()}

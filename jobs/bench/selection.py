@@ -56,7 +56,9 @@ def plain(case: Case) -> Step:
 
 
 def _pool_weights(work: Workload) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {f"{name}.weight": layer.weight for name, layer in work.pool().items()}
+    weights: dict[str, Tensor] = {
+        f"{name}.weight": layer.weight for name, layer in work.pool().items()
+    }
     for weight in weights.values():
         weight.requires_grad_(True)
     return weights
@@ -69,7 +71,9 @@ def _by_norms(work: Workload, norms: Callable[[np.ndarray], Tensor]) -> Step:
         total = torch.zeros(len(work.pool()))
         for records in work.micro_batches():
             v = norms(records).float()
-            factors = clip_factors(v.norm(dim=1), CONFIG.clipping_norm, CONFIG.clipping, CONFIG.clipping_gamma)
+            factors = clip_factors(
+                v.norm(dim=1), CONFIG.clipping_norm, CONFIG.clipping, CONFIG.clipping_gamma
+            )
             total += clipped_sum(v, factors).cpu()
         return total.numpy()
 
@@ -84,7 +88,9 @@ def microbatch1(case: Case) -> Step:
     def norms(records: np.ndarray) -> Tensor:
         rows = []
         for record in records:
-            gradients = torch.autograd.grad(work.losses(np.array([record])).sum(), list(weights.values()))
+            gradients = torch.autograd.grad(
+                work.losses(np.array([record])).sum(), list(weights.values())
+            )
             rows.append(torch.stack([g.norm() for g in gradients]))
         return torch.stack(rows)
 
@@ -95,7 +101,9 @@ def opacus_hooks(case: Case) -> Step:
     """``GradSampleModule`` materialises every record's gradients; norms are taken of them."""
     work = Workload(case)
     weights = _pool_weights(work)
-    module = GradSampleModule(work.unet.train(), loss_reduction="sum", strict=False)  # hooks sleep in eval mode
+    module = GradSampleModule(
+        work.unet.train(), loss_reduction="sum", strict=False
+    )  # hooks sleep in eval mode
 
     def norms(records: np.ndarray) -> Tensor:
         work.losses(records, module).sum().backward()
@@ -136,18 +144,33 @@ def functorch(case: Case) -> Step:
     return _by_norms(work, norms)
 
 
-def vmap_gradients(work: Workload, weights: dict[str, Tensor], records: np.ndarray) -> dict[str, Tensor]:
+def vmap_gradients(
+    work: Workload, weights: dict[str, Tensor], records: np.ndarray
+) -> dict[str, Tensor]:
     """Name to (n, *shape) per-sample gradients of the named parameters."""
     moments, embeddings, draws = work.inputs(records)
-    work.scheduler.add_noise(torch.zeros(1, 1), torch.zeros(1, 1), draws.timesteps[:1, 0])  # moves its table to the device
+    work.scheduler.add_noise(
+        torch.zeros(1, 1), torch.zeros(1, 1), draws.timesteps[:1, 0]
+    )  # moves its table to the device
 
-    def loss(weights: dict[str, Tensor], m: Tensor, e: Tensor, posterior: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def loss(
+        weights: dict[str, Tensor],
+        m: Tensor,
+        e: Tensor,
+        posterior: Tensor,
+        noise: Tensor,
+        t: Tensor,
+    ) -> Tensor:
         def denoiser(*inputs: Any, **options: Any) -> Any:
             return torch.func.functional_call(work.unet, weights, inputs, options)
 
         one = Draws(posterior[None], noise[None], t[None])
-        return per_record_loss(denoiser, work.scheduler, m[None], work.scaling_factor, e[None], one).sum()  # type: ignore[arg-type]
+        return per_record_loss(
+            denoiser, work.scheduler, m[None], work.scaling_factor, e[None], one
+        ).sum()  # type: ignore[arg-type]
 
     inputs = (moments, embeddings, draws.posterior, draws.noise, draws.timesteps)
-    per_record = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0, 0, 0), randomness="different")
+    per_record = torch.func.vmap(
+        torch.func.grad(loss), in_dims=(None, 0, 0, 0, 0, 0), randomness="different"
+    )
     return per_record(weights, *(x.to(work.case.device) for x in inputs))

@@ -1,6 +1,8 @@
-"""Contenders of synthesis: the sampling actor's own loop against a loop of pipeline calls, same seeds and prompts.
+"""Contenders of synthesis: the sampling actor's own loop against a loop of pipeline calls, same
+seeds and prompts.
 
-A step makes ``case.n`` images in batches of ``case.batch`` and encodes them as PNG; it returns the pixels.
+A step makes ``case.n`` images in batches of ``case.batch`` and encodes them as PNG; it returns the
+pixels.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def _files(case: Case) -> SimpleNamespace:
     """Pipeline and adapter in a scratch directory of this contender's own."""
     scratch = Path(tempfile.mkdtemp(dir=case.directory or None))
     return SimpleNamespace(
-        model=write_pipeline(case.size, scratch / "pipeline"), out=scratch / "images",
+        model=write_pipeline(case.size, scratch / "pipeline"),
+        out=scratch / "images",
         adapter=save_random_adapter(case, scratch / "adapter"),
     )
 
@@ -49,11 +52,18 @@ def ours(case: Case) -> Step:
     files, plan = _files(case), _plan(case)
     files.out.mkdir()
     config = SynthesisConfig(
-        n_images=case.n, steps=STEPS, guidance_scale=GUIDANCE, batch_size=case.batch, shard_size=case.n,
-        cpus_per_actor=case.threads, gpus_per_actor=float(case.device == "cuda"),
+        n_images=case.n,
+        steps=STEPS,
+        guidance_scale=GUIDANCE,
+        batch_size=case.batch,
+        shard_size=case.n,
+        cpus_per_actor=case.threads,
+        gpus_per_actor=float(case.device == "cuda"),
     )
     model = ModelConfig(files.model, case.dtype)
-    actor = SamplingActor(Job(str(files.out), model, files.adapter, CLASSES, PROMPTS, config, plan, "benchmark"))
+    actor = SamplingActor(
+        Job(str(files.out), model, files.adapter, CLASSES, PROMPTS, config, plan, "benchmark")
+    )
     (shard,) = plan.shards
 
     def step() -> _Encoded:
@@ -71,7 +81,9 @@ class _Encoded:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         rows = pq.read_table(self.path).column("image").to_pylist()
-        return np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in rows]).astype(dtype or np.uint8)
+        return np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in rows]).astype(
+            dtype or np.uint8
+        )
 
 
 def pipeline(case: Case) -> Step:
@@ -79,11 +91,16 @@ def pipeline(case: Case) -> Step:
     files, plan = _files(case), _plan(case)
     torch.set_num_threads(case.threads)
     pipe: Any = StableDiffusionPipeline.from_pretrained(
-        resolve_model(files.model), dtype=getattr(torch, case.dtype), safety_checker=None, requires_safety_checker=False
+        resolve_model(files.model),
+        dtype=getattr(torch, case.dtype),
+        safety_checker=None,
+        requires_safety_checker=False,
     ).to(case.device)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(files.adapter)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="dpmsolver++")
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, algorithm_type="dpmsolver++"
+    )
     (shard,) = plan.shards
     prompts, seeds = [PROMPTS[label] for label in plan.labels(shard)], plan.seeds(shard)
 
@@ -93,7 +110,11 @@ def pipeline(case: Case) -> Step:
             part = slice(start, start + case.batch)
             generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]]
             images += pipe(
-                prompts[part], num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators, output_type="pil"
+                prompts[part],
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE,
+                generator=generators,
+                output_type="pil",
             ).images
         for image in images:
             image.save(io.BytesIO(), format="PNG")

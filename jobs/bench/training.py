@@ -1,4 +1,5 @@
-"""Contenders of one optimizer step: LoRA factors of selected matrices, or every weight of the U-Net.
+"""Contenders of one optimizer step: LoRA factors of selected matrices, or every weight of the
+U-Net.
 
 Clipping at norm 1, noise multiplier 1, AdamW; a step is one logical batch, in micro-batches.
 """
@@ -74,20 +75,31 @@ def _join_process_group() -> None:
     if not dist.is_initialized():
         directory = tempfile.TemporaryDirectory()
         atexit.register(directory.cleanup)
-        dist.init_process_group("gloo", init_method=f"file://{directory.name}/rendezvous", rank=0, world_size=1)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{directory.name}/rendezvous", rank=0, world_size=1
+        )
 
 
 def _release_optimizer(work: Workload, parameters: dict[str, nn.Parameter]) -> ReleaseOptimizer:
     _join_process_group()
     return ReleaseOptimizer(
-        _adamw(parameters), noise_multiplier=1.0, clipping="automatic", clipping_norm=1.0, clipping_gamma=1e-3,
-        expected_batch_size=work.case.n, before_release=lambda step: None,
+        _adamw(parameters),
+        noise_multiplier=1.0,
+        clipping="automatic",
+        clipping_norm=1.0,
+        clipping_gamma=1e-3,
+        expected_batch_size=work.case.n,
+        before_release=lambda step: None,
         noise_stream=lambda step: work.key.stream("benchmark/noise", step),
     )
 
 
-def ours(prepare: Prepare, gradients: Callable[[nn.Module, dict[str, nn.Parameter]], _Gradients]) -> Callable[[Case], Step]:
-    """The body of ``finetune.loop.train``'s step; all but the ledger's line, which is written once a step."""
+def ours(
+    prepare: Prepare, gradients: Callable[[nn.Module, dict[str, nn.Parameter]], _Gradients]
+) -> Callable[[Case], Step]:
+    """The body of ``finetune.loop.train``'s step; all but the ledger's line, which is written once
+    a step.
+    """
 
     def setup(case: Case) -> Step:
         work = Workload(case)
@@ -129,7 +141,12 @@ def _dp_step(work: Workload, optimizer: Any, backward: Callable[[np.ndarray], No
 
 
 def _opacus_options(work: Workload) -> dict[str, Any]:
-    return {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "expected_batch_size": work.case.n, "loss_reduction": "mean"}
+    return {
+        "noise_multiplier": 1.0,
+        "max_grad_norm": 1.0,
+        "expected_batch_size": work.case.n,
+        "loss_reduction": "mean",
+    }
 
 
 def opacus_hooks(prepare: Prepare) -> Callable[[Case], Step]:
@@ -140,7 +157,9 @@ def opacus_hooks(prepare: Prepare) -> Callable[[Case], Step]:
         parameters = prepare(work)
         module = GradSampleModule(work.unet.train(), strict=False)  # hooks sleep in eval mode
         optimizer = DPOptimizer(_adamw(parameters), **_opacus_options(work))
-        return _dp_step(work, optimizer, lambda records: work.losses(records, module).mean().backward())
+        return _dp_step(
+            work, optimizer, lambda records: work.losses(records, module).mean().backward()
+        )
 
     return setup
 
@@ -157,7 +176,9 @@ def opacus_ghost(prepare: Prepare) -> Callable[[Case], Step]:
         optimizer = DPOptimizerFastGradientClipping(_adamw(parameters), **_opacus_options(work))
 
         def backward(records: np.ndarray) -> None:
-            DPTensorFastGradientClipping(module, optimizer, work.losses(records, module), "mean").backward()
+            DPTensorFastGradientClipping(
+                module, optimizer, work.losses(records, module), "mean"
+            ).backward()
 
         return _dp_step(work, optimizer, backward)
 
@@ -173,7 +194,9 @@ def functorch(prepare: Prepare) -> Callable[[Case], Step]:
         optimizer = DPOptimizer(_adamw(parameters), **_opacus_options(work))
 
         def backward(records: np.ndarray) -> None:
-            gradients = vmap_gradients(work, {name: p.detach() for name, p in parameters.items()}, records)
+            gradients = vmap_gradients(
+                work, {name: p.detach() for name, p in parameters.items()}, records
+            )
             for name, p in parameters.items():
                 p.grad_sample = gradients[name]  # type: ignore[attr-defined]
 
@@ -192,7 +215,9 @@ def microbatch1(prepare: Prepare) -> Callable[[Case], Step]:
 
         def step() -> None:
             for record in range(case.n):
-                gradients = torch.autograd.grad(work.losses(np.array([record])).sum(), list(parameters.values()))
+                gradients = torch.autograd.grad(
+                    work.losses(np.array([record])).sum(), list(parameters.values())
+                )
                 for p, gradient in zip(parameters.values(), gradients, strict=True):
                     p.grad_sample = gradient[None]  # type: ignore[attr-defined]
                 optimizer.signal_skip_step(record + 1 < case.n)

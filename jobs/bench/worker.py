@@ -1,7 +1,8 @@
 """One contender in a process of its own: reads JSON lines from stdin, answers on stdout.
 
-Requests: ``{"setup": name, "case": {...}}``, ``{"step": true}``, ``{"flops": true}``, ``{"save": path}``. Every answer
-is one object; ``{"error": text}`` where the contender cannot do what was asked.
+Requests: ``{"setup": name, "case": {...}}``, ``{"step": true}``, ``{"flops": true}``,
+``{"save": path}``. Every answer is one object; ``{"error": text}`` where the contender cannot do
+what was asked.
 """
 
 from __future__ import annotations
@@ -49,11 +50,15 @@ class Worker:
         self.cuda = case.device.startswith("cuda")
         self.run = CONTENDERS[request["setup"]](case)
         gc.collect()
-        return {"device": torch.cuda.get_device_name() if self.cuda else "cpu"} | self._memory("VmRSS")
+        return {"device": torch.cuda.get_device_name() if self.cuda else "cpu"} | self._memory(
+            "VmRSS"
+        )
 
     def step(self, request: dict[str, Any]) -> dict[str, Any]:
         """Seconds of one step, and the highest memory during it."""
-        with suppress(OSError):  # some containers forbid it: the peak is then that of the whole life
+        with suppress(
+            OSError
+        ):  # some containers forbid it: the peak is then that of the whole life
             CLEAR_REFS.write_text("5")
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -76,7 +81,11 @@ class Worker:
     def _memory(self, field: str) -> dict[str, int]:
         memory = {"rss": resident_bytes(field)}
         if self.cuda:
-            memory["cuda"] = torch.cuda.max_memory_allocated() if field == "VmHWM" else torch.cuda.memory_allocated()
+            memory["cuda"] = (
+                torch.cuda.max_memory_allocated()
+                if field == "VmHWM"
+                else torch.cuda.memory_allocated()
+            )
         return memory
 
     def _wait(self) -> None:

@@ -20,7 +20,8 @@ from sapf_ray.glyphs import CHARACTERS, DIGIT_WORDS
 
 MAX_TOKENS, TEXT_WIDTH = 16, 64
 
-# Byte-pair merges, "_" ending a word, learnt from prompts and class names of public image sets; other words become bytes.
+# Byte-pair merges, "_" ending a word, learnt from prompts and class names of public image sets;
+# other words become bytes.
 # Kept as text because the trainer of `tokenizers` orders ties differently in every process.
 MERGES = """m a e r_ l o a s i n t h a c a n e r e n_ i g o u o lo r e a i a n_ h i l e l e_ o r o n_ b i c a c h c as c olo d
 o g y_ i c i t i v i n_ l as l in m o n g_ p er r o s c s e s i t u t er_ ma n_ ma le_ olo gy_ ai r cas e_ a b a l a r a u a
@@ -43,7 +44,13 @@ def build_tokenizer() -> CLIPTokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     parts = MERGES.replace("_", "</w>").split()
     merges: list[Any] = list(zip(parts[::2], parts[1::2], strict=True))
-    tokens = [*alphabet, *(f"{c}</w>" for c in alphabet), *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *alphabet,
+        *(f"{c}</w>" for c in alphabet),
+        *(a + b for a, b in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
@@ -60,7 +67,10 @@ def build_pipeline() -> StableDiffusionPipeline:
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
-            **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
+            **{
+                f"{name}_token_id": getattr(tokenizer, f"{name}_token_id")
+                for name in ("bos", "eos", "pad")
+            },
         )
     )
     vae = AutoencoderKL(
@@ -76,7 +86,8 @@ def build_pipeline() -> StableDiffusionPipeline:
 
 
 def build_unet(widths: tuple[int, int, int]) -> UNet2DConditionModel:
-    """Three one-layer levels (8, 4, 2 latents wide) of 10 transformer blocks, hence 60 q/k/v matrices.
+    """Three one-layer levels (8, 4, 2 latents wide) of 10 transformer blocks, hence 60 q/k/v
+    matrices.
 
     That takes a third of the time of two-layer levels of the same size.
     """
@@ -94,7 +105,9 @@ def build_unet(widths: tuple[int, int, int]) -> UNet2DConditionModel:
     )
 
 
-def text_pipeline(unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: Any, tokenizer: Any) -> StableDiffusionPipeline:
+def text_pipeline(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: Any, tokenizer: Any
+) -> StableDiffusionPipeline:
     """The parts as a pipeline with the scheduler that all bundled models share."""
     return StableDiffusionPipeline(
         vae=vae,
@@ -123,7 +136,9 @@ def build_scheduler() -> DDPMScheduler:
 
 
 def build_dit(vae: AutoencoderKL, width: int, layers: int) -> DiTPipeline:
-    """A diffusion transformer over 16 patches of 2 x 2 latents, conditioned on one of 62 labels or on none (label 62)."""
+    """A diffusion transformer over 16 patches of 2 x 2 latents, conditioned on one of 62 labels or
+    on none (label 62).
+    """
     transformer = DiTTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=width // 4,
@@ -134,13 +149,22 @@ def build_dit(vae: AutoencoderKL, width: int, layers: int) -> DiTPipeline:
         patch_size=2,
         num_embeds_ada_norm=len(CHARACTERS),
     )
-    # Every block starts as the identity (Peebles & Xie 2023, section 3.2); diffusers leaves that to the trainer.
-    for layer in (transformer.proj_out_1, transformer.proj_out_2, *(b.norm1.linear for b in transformer.transformer_blocks)):
+    # Every block starts as the identity (Peebles & Xie 2023, section 3.2); diffusers leaves that
+    # to the trainer.
+    for layer in (
+        transformer.proj_out_1,
+        transformer.proj_out_2,
+        *(b.norm1.linear for b in transformer.transformer_blocks),
+    ):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     labels = {str(i): label_names(c) for i, c in enumerate(CHARACTERS)}
-    pipe = DiTPipeline(transformer=transformer, vae=vae, scheduler=build_scheduler(), id2label=labels)
-    pipe.register_to_config(id2label=labels)  # the pipeline takes it from model_index.json but does not write it there
+    pipe = DiTPipeline(
+        transformer=transformer, vae=vae, scheduler=build_scheduler(), id2label=labels
+    )
+    pipe.register_to_config(
+        id2label=labels
+    )  # the pipeline takes it from model_index.json but does not write it there
     return pipe
 
 

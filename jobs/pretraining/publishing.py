@@ -29,12 +29,14 @@ def card(title: str, about: str, command: str, facts: dict[str, object]) -> str:
     )
 
 
-def save_pipeline(pipe: Any, directory: Path, shared: tuple[str, ...] = (), donor: str = "") -> None:
+def save_pipeline(
+    pipe: Any, directory: Path, shared: tuple[str, ...] = (), donor: str = ""
+) -> None:
     """Writes fp16 weights; a stock ``from_pretrained`` brings them up as float32.
 
     Args:
-        shared: Parts that are those of ``donor``, a directory beside this one: their files become links, so that the
-            package holds them once.
+        shared: Parts that are those of ``donor``, a directory beside this one: their files become
+            links, so that the package holds them once.
     """
     copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(directory)
     for part in shared:
@@ -50,7 +52,10 @@ def save_pipeline(pipe: Any, directory: Path, shared: tuple[str, ...] = (), dono
 
 
 def save_features(net: GlyphFeatures, directory: Path) -> None:
-    save_file({name: tensor.half().contiguous() for name, tensor in net.state_dict().items()}, directory / WEIGHTS_NAME)
+    save_file(
+        {name: tensor.half().contiguous() for name, tensor in net.state_dict().items()},
+        directory / WEIGHTS_NAME,
+    )
 
 
 def publish(save: Callable[[Path], None], directory: Path, readme: str) -> None:
@@ -64,5 +69,3 @@ def publish(save: Callable[[Path], None], directory: Path, readme: str) -> None:
         path.chmod(0o644)  # safetensors writes 0600; these are public
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(fresh, directory)
-
-

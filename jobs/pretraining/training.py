@@ -19,7 +19,9 @@ from sapf_ray.models.glyph_features import GlyphFeatures
 
 log = logging.getLogger("pretrain_public")
 
-UNCONDITIONAL_SHARE = 0.1  # of prompts or labels, replaced by the empty one, which is what guidance subtracts
+UNCONDITIONAL_SHARE = (
+    0.1  # of prompts or labels, replaced by the empty one, which is what guidance subtracts
+)
 NO_LABEL = len(CHARACTERS)
 
 
@@ -55,7 +57,9 @@ def fit(
     name: str, parameters: list[nn.Parameter], loss_of_batch: Callable[[], Tensor], trace: Trace,
     lr: float, steps: int, batch: int, after_step: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """AdamW with clipped gradients, a linear warm-up and a cosine to zero; logs and fills ``trace``."""
+    """AdamW with clipped gradients, a linear warm-up and a cosine to zero; logs and fills
+    ``trace``.
+    """
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(200, steps // 10), steps)
     start, losses = time.perf_counter(), []
@@ -71,7 +75,14 @@ def fit(
         if step % 100 == 0 or step == steps:
             trace.losses[name] = sum(losses[-100:]) / len(losses[-100:])
             trace.rates[name] = step * batch / (time.perf_counter() - start)
-            log.info("%s step %d/%d loss %.4f, %.0f images/s", name, step, steps, trace.losses[name], trace.rates[name])
+            log.info(
+                "%s step %d/%d loss %.4f, %.0f images/s",
+                name,
+                step,
+                steps,
+                trace.losses[name],
+                trace.rates[name],
+            )
     trace.seconds[name] = time.perf_counter() - start
 
 
@@ -85,7 +96,9 @@ def train_features(
     fit("features", list(net.parameters()), loss_of_batch, trace, lr=3e-3, steps=steps, batch=batch)
 
 
-def train_vae(vae: AutoencoderKL, images: Tensor, steps: int, trace: Trace, batch: int = 64) -> None:
+def train_vae(
+    vae: AutoencoderKL, images: Tensor, steps: int, trace: Trace, batch: int = 64
+) -> None:
     def loss_of_batch() -> Tensor:
         rows = torch.randint(len(images), (batch,), generator=trace.generator)
         x = 2 * to_rgb(images[rows]) - 1
@@ -109,17 +122,28 @@ def encode(vae: AutoencoderKL, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def encode_corpus(vae: AutoencoderKL, images: Tensor, trace: Trace, set_scale: bool = True) -> Tensor:
-    """Latents float32 (n, 4, 8, 8) times the VAE's scaling factor; ``set_scale`` first sets it so that they have std 1."""
+def encode_corpus(
+    vae: AutoencoderKL, images: Tensor, trace: Trace, set_scale: bool = True
+) -> Tensor:
+    """Latents float32 (n, 4, 8, 8) times the VAE's scaling factor; ``set_scale`` first sets it so
+    that they have std 1.
+    """
     start, parts = time.perf_counter(), []
     for part in images.split(512):
         mean, log_var = encode(vae, 2 * to_rgb(part) - 1)
-        parts.append(mean + (0.5 * log_var).exp() * torch.randn(mean.shape, generator=trace.generator))
+        parts.append(
+            mean + (0.5 * log_var).exp() * torch.randn(mean.shape, generator=trace.generator)
+        )
     latents = torch.cat(parts)
     if set_scale:
         vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
     trace.seconds["latents"] = time.perf_counter() - start
-    log.info("%d latents, factor %.4f, %.0f s", len(latents), vae.config.scaling_factor, trace.seconds["latents"])
+    log.info(
+        "%d latents, factor %.4f, %.0f s",
+        len(latents),
+        vae.config.scaling_factor,
+        trace.seconds["latents"],
+    )
     return latents.mul_(vae.config.scaling_factor)
 
 

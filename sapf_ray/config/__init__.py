@@ -41,17 +41,47 @@ from sapf_ray.config.outputs import (
 from sapf_ray.config.running import ClusterConfig, TrackingConfig
 
 __all__ = [
-    "ACCOUNTANTS", "ADAPTERS", "CLASSIFIERS", "CLIPPINGS", "DATA_FREE_SCORES", "DTYPES", "EVOLUTION_EMBEDDINGS",
-    "EVOLUTION_SELECTIONS", "EXECUTION_ONLY", "FID_FEATURES", "FID_REFERENCES", "GRANULARITIES", "ITERATIVE_SCORES",
-    "MECHANISMS", "PER_MATRIX_SCORES", "POOLS", "SCORES", "ClusterConfig",
-    "DataConfig", "EvaluationConfig", "EvolutionConfig", "FinetuneConfig", "ModelConfig", "PrivacyConfig", "RunConfig",
-    "SaliencyConfig", "SynthesisConfig", "TrackingConfig", "config_hash", "flatten", "from_dict", "result_keys", "to_dict",
+    "ACCOUNTANTS",
+    "ADAPTERS",
+    "CLASSIFIERS",
+    "CLIPPINGS",
+    "DATA_FREE_SCORES",
+    "DTYPES",
+    "EVOLUTION_EMBEDDINGS",
+    "EVOLUTION_SELECTIONS",
+    "EXECUTION_ONLY",
+    "FID_FEATURES",
+    "FID_REFERENCES",
+    "GRANULARITIES",
+    "ITERATIVE_SCORES",
+    "MECHANISMS",
+    "PER_MATRIX_SCORES",
+    "POOLS",
+    "SCORES",
+    "ClusterConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "EvolutionConfig",
+    "FinetuneConfig",
+    "ModelConfig",
+    "PrivacyConfig",
+    "RunConfig",
+    "SaliencyConfig",
+    "SynthesisConfig",
+    "TrackingConfig",
+    "config_hash",
+    "flatten",
+    "from_dict",
+    "result_keys",
+    "to_dict",
 ]
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run. ``seed`` seeds everything that is not privacy noise: LoRA init, sampling prompts, classifiers."""
+    """One run. ``seed`` seeds everything that is not privacy noise: LoRA init, sampling prompts,
+    classifiers.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -67,31 +97,60 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "must be at least 0")
-        require(self.finetune.adapter != "full" or self.saliency.ratio == 1, "saliency.ratio", self.saliency.ratio,
-                 "must be 1 where finetune.adapter is full: all weights are trained, none is selected")
-        require(not self.evolution.enabled or self.finetune.steps == 0, "finetune.steps", self.finetune.steps,
-                 "must be 0 where evolution.enabled is true: an evolution trains nothing")
+        require(
+            self.finetune.adapter != "full" or self.saliency.ratio == 1,
+            "saliency.ratio",
+            self.saliency.ratio,
+            "must be 1 where finetune.adapter is full: all weights are trained, none is selected",
+        )
+        require(
+            not self.evolution.enabled or self.finetune.steps == 0,
+            "finetune.steps",
+            self.finetune.steps,
+            "must be 0 where evolution.enabled is true: an evolution trains nothing",
+        )
 
 
 # How the work is spread, watched and retried: may differ between two starts of the same run.
-EXECUTION_ONLY = frozenset({
-    "saliency.cpus_per_task", "saliency.gpus_per_task",
-    "finetune.num_workers", "finetune.cpus_per_worker", "finetune.gpus_per_worker", "finetune.max_failures",
-    "finetune.checkpoint_every",
-    "evolution.cpus_per_task", "evolution.gpus_per_task",
-    "synthesis.num_actors", "synthesis.cpus_per_actor", "synthesis.gpus_per_actor",
-    "evaluation.cpus_per_task", "evaluation.gpus_per_task", "evaluation.cache_dir",
-    "tracking.enabled", "tracking.uri", "tracking.experiment", "tracking.parent_run_id",
-    "cluster.address", "cluster.num_cpus", "cluster.keep_cache", "cluster.storage", "cluster.latents_dir",
-    "cluster.selection_dir",
-    "data.n_records",
-})
+EXECUTION_ONLY = frozenset(
+    {
+        "saliency.cpus_per_task",
+        "saliency.gpus_per_task",
+        "finetune.num_workers",
+        "finetune.cpus_per_worker",
+        "finetune.gpus_per_worker",
+        "finetune.max_failures",
+        "finetune.checkpoint_every",
+        "evolution.cpus_per_task",
+        "evolution.gpus_per_task",
+        "synthesis.num_actors",
+        "synthesis.cpus_per_actor",
+        "synthesis.gpus_per_actor",
+        "evaluation.cpus_per_task",
+        "evaluation.gpus_per_task",
+        "evaluation.cache_dir",
+        "tracking.enabled",
+        "tracking.uri",
+        "tracking.experiment",
+        "tracking.parent_run_id",
+        "cluster.address",
+        "cluster.num_cpus",
+        "cluster.keep_cache",
+        "cluster.storage",
+        "cluster.latents_dir",
+        "cluster.selection_dir",
+        "data.n_records",
+    }
+)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain nested dicts and lists, ready for YAML or JSON."""
     return dataclasses.asdict(
-        config, dict_factory=lambda items: {key: list(value) if isinstance(value, tuple) else value for key, value in items}
+        config,
+        dict_factory=lambda items: {
+            key: list(value) if isinstance(value, tuple) else value for key, value in items
+        },
     )
 
 
@@ -121,7 +180,12 @@ def from_dict(nested: dict[str, Any]) -> RunConfig:
         require(isinstance(value, dict), key, value, "must be a mapping")
         known = {f.name for f in dataclasses.fields(default)}  # type: ignore[arg-type]
         for name in value:
-            require(name in known, f"{key}.{name}", value[name], "unknown key; allowed: " + ", ".join(sorted(known)))
+            require(
+                name in known,
+                f"{key}.{name}",
+                value[name],
+                "unknown key; allowed: " + ", ".join(sorted(known)),
+            )
         kwargs[key] = default(**value)
     return RunConfig(**kwargs)
 
@@ -133,5 +197,7 @@ def result_keys(config: RunConfig) -> dict[str, Any]:
 
 def config_hash(config: RunConfig, *sections: str) -> str:
     """Hex digest over the result-bearing keys of the named sections (all when none is named)."""
-    keys = {k: v for k, v in result_keys(config).items() if not sections or k.split(".")[0] in sections}
+    keys = {
+        k: v for k, v in result_keys(config).items() if not sections or k.split(".")[0] in sections
+    }
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16]

@@ -15,7 +15,9 @@ def positive_int(prefix: str, obj: object, *names: str, minimum: int = 1) -> Non
         value = getattr(obj, name)
         require(
             isinstance(value, int) and not isinstance(value, bool) and value >= minimum,
-            f"{prefix}.{name}", value, f"must be an integer of at least {minimum}",
+            f"{prefix}.{name}",
+            value,
+            f"must be an integer of at least {minimum}",
         )
 
 
@@ -26,7 +28,9 @@ def above_zero(prefix: str, obj: object, *names: str) -> None:
 
 def not_negative(prefix: str, obj: object, *names: str) -> None:
     for name in names:
-        require(getattr(obj, name) >= 0, f"{prefix}.{name}", getattr(obj, name), "must be at least 0")
+        require(
+            getattr(obj, name) >= 0, f"{prefix}.{name}", getattr(obj, name), "must be at least 0"
+        )
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

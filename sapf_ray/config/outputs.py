@@ -38,7 +38,12 @@ class SynthesisConfig:
     def __post_init__(self) -> None:
         positive_int("synthesis", self, "n_images", "steps", "batch_size", "shard_size")
         positive_int("synthesis", self, "num_actors", minimum=0)
-        require(self.guidance_scale >= 1, "synthesis.guidance_scale", self.guidance_scale, "must be at least 1")
+        require(
+            self.guidance_scale >= 1,
+            "synthesis.guidance_scale",
+            self.guidance_scale,
+            "must be at least 1",
+        )
         above_zero("synthesis", self, "cpus_per_actor")
         not_negative("synthesis", self, "gpus_per_actor")
 
@@ -49,16 +54,20 @@ class EvaluationConfig:
 
     Args:
         enabled: False for a release run: the test images are then never read.
-        fid_features: auto (Inception where weights are given, else glyph), glyph (reported as fid_glyph) or inception.
-        inception_weights: Path of torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth).
+        fid_features: auto (Inception where weights are given, else glyph), glyph (reported as
+            fid_glyph) or inception.
+        inception_weights: Path of torch-fidelity's Inception weights
+            (weights-inception-2015-12-05-6726825d.pth).
         fid_reference: Real images that FID compares with: test, or train (as DPImageBench).
-        cache_dir: Where Inception features of the real images are kept (mode 0700, as sensitive as the images) for
-            the next run on the same images; by default nowhere.
-        classifiers: Downstream classifiers whose accuracies are averaged: cnn, resnet, wrn, resnext.
+        cache_dir: Where Inception features of the real images are kept (mode 0700, as sensitive as
+            the images) for the next run on the same images; by default nowhere.
+        classifiers: Downstream classifiers whose accuracies are averaged: cnn, resnet, wrn,
+            resnext.
         epochs: Epochs of a downstream classifier.
         batch_size: Images per classifier step.
         learning_rate: Peak step size of the classifier's AdamW one-cycle schedule.
-        cpus_per_task: CPU cores of each of the Ray tasks: one for FID, one per classifier; 0 takes a node's cores.
+        cpus_per_task: CPU cores of each of the Ray tasks: one for FID, one per classifier; 0 takes
+            a node's cores.
         gpus_per_task: GPUs of each; may be a fraction.
     """
 
@@ -76,10 +85,19 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         one_of("evaluation.fid_features", self.fid_features, FID_FEATURES)
-        require(self.fid_features != "inception" or self.inception_weights is not None,
-                 "evaluation.inception_weights", self.inception_weights, "must be a path when fid_features is inception")
+        require(
+            self.fid_features != "inception" or self.inception_weights is not None,
+            "evaluation.inception_weights",
+            self.inception_weights,
+            "must be a path when fid_features is inception",
+        )
         one_of("evaluation.fid_reference", self.fid_reference, FID_REFERENCES)
-        require(len(self.classifiers) > 0, "evaluation.classifiers", self.classifiers, "must name at least one")
+        require(
+            len(self.classifiers) > 0,
+            "evaluation.classifiers",
+            self.classifiers,
+            "must name at least one",
+        )
         for name in self.classifiers:
             one_of("evaluation.classifiers", name, CLASSIFIERS)
         positive_int("evaluation", self, "epochs", "batch_size")

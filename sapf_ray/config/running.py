@@ -13,7 +13,8 @@ class TrackingConfig:
 
     Args:
         enabled: Log the run to MLflow.
-        uri: Tracking URI; by default MLFLOW_TRACKING_URI, else a sqlite file beside the run directory.
+        uri: Tracking URI; by default MLFLOW_TRACKING_URI, else a sqlite file beside the run
+            directory.
         experiment: MLflow experiment name.
         parent_run_id: MLflow run that this one is shown under; `sapf tune` sets it.
     """
@@ -29,17 +30,20 @@ class ClusterConfig:
     """Where the work runs.
 
     Args:
-        address: Ray address: auto (the Ray of this machine) or host:6379; by default RAY_ADDRESS, which is set in a
-            submitted job, else a local Ray is started.
+        address: Ray address: auto (the Ray of this machine) or host:6379; by default RAY_ADDRESS,
+            which is set in a submitted job, else a local Ray is started.
         num_cpus: Cores of the local Ray; by default all of the machine.
-        keep_cache: Keep the sensitive latent cache after the run (mode 0600); by default it is deleted.
-        latents_dir: Where latents are kept (mode 0700, as sensitive as the images) for other runs on the same images and
-            model; by default in the run's own folder. `sapf tune` sets it, and deletes it at its end.
-        selection_dir: Where selection releases are kept for other runs that may use the same ones (same data, model, seed and
-            scoring; any epsilon, and any ratio where scores are released): each such run pays the release in its own epsilon,
-            their total once. By default each run makes its own. `sapf tune` sets it.
-        storage: URI of a folder (s3://bucket/runs, gs://, hdfs://, file:///) for checkpoints and, at the end, what the run
-            releases; by default both stay in the run directory.
+        keep_cache: Keep the sensitive latent cache after the run (mode 0600); by default it is
+            deleted.
+        latents_dir: Where latents are kept (mode 0700, as sensitive as the images) for other runs
+            on the same images and model; by default in the run's own folder. `sapf tune` sets it,
+            and deletes it at its end.
+        selection_dir: Where selection releases are kept for other runs that may use the same ones
+            (same data, model, seed and scoring; any epsilon, and any ratio where scores are
+            released): each such run pays the release in its own epsilon, their total once. By
+            default each run makes its own. `sapf tune` sets it.
+        storage: URI of a folder (s3://bucket/runs, gs://, hdfs://, file:///) for checkpoints and,
+            at the end, what the run releases; by default both stay in the run directory.
     """
 
     address: str | None = None

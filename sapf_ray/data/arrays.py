@@ -9,7 +9,8 @@ import numpy as np
 
 
 def save_array(path: Path, array: np.ndarray, mode: int = 0o644) -> None:
-    """Writes a .npy file, on disk before it has its name; any number of processes may write the same.
+    """Writes a .npy file, on disk before it has its name; any number of processes may write the
+    same.
 
     Args:
         mode: Permissions, from the first byte on: 0o600 for what is as sensitive as the records.

@@ -1,8 +1,8 @@
 """What every source of sensitive images offers, and the table of sources.
 
-Opening a source lists what is there and decodes no image, so a run can be planned from the number of
-records before anything sensitive is read. A source pickles to the little a Ray task needs in order to
-read its own shard; nothing is kept decoded.
+Opening a source lists what is there and decodes no image, so a run can be planned from the number
+of records before anything sensitive is read. A source pickles to the little a Ray task needs in
+order to read its own shard; nothing is kept decoded.
 
 >>> from sapf_ray.config import DataConfig
 >>> from sapf_ray.data import open_source
@@ -46,7 +46,9 @@ class ImageSource(ABC):
     n_test: int
 
     @abstractmethod
-    def read(self, split: Split, indices: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, split: Split, indices: np.ndarray, resolution: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Decodes the named records only.
 
         Args:
@@ -102,7 +104,9 @@ def open_source(config: DataConfig) -> ImageSource:
         DataError: The source's files are missing or not laid out as expected.
     """
     if config.source not in SOURCES:
-        raise ConfigError("data.source", config.source, "must be one of " + ", ".join(sorted(SOURCES)))
+        raise ConfigError(
+            "data.source", config.source, "must be one of " + ", ".join(sorted(SOURCES))
+        )
     return SOURCES[config.source](config)
 
 
@@ -110,7 +114,8 @@ def check_indices(indices: np.ndarray, n: int, split: str) -> np.ndarray:
     """``indices`` as an int64 vector, every entry in [0, n).
 
     Raises:
-        IndexError: Otherwise; negative positions are refused too, since they would hide an off-by-one.
+        IndexError: Otherwise; negative positions are refused too, since they would hide an
+            off-by-one.
     """
     indices = np.asarray(indices, dtype=np.int64)
     if indices.size and (indices.min() < 0 or indices.max() >= n):

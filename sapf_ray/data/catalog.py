@@ -1,7 +1,8 @@
-"""What is publicly known of each data set: the one home of published sizes, class names, prompts and addresses.
+"""What is publicly known of each data set: the one home of published sizes, class names, prompts
+and addresses.
 
-Sizes are those of the paper's Table 3, prompts those of its Table 14. ``n_train`` is the N of the privacy
-analysis; validation images are used nowhere, neither in training nor in evaluation.
+Sizes are those of the paper's Table 3, prompts those of its Table 14. ``n_train`` is the N of the
+privacy analysis; validation images are used nowhere, neither in training nor in evaluation.
 
 >>> CATALOG["cifar10"].n_train, CATALOG["celeba"].prompts[1]
 (45000, 'An image of a male face')
@@ -32,7 +33,8 @@ class KnownSet:
         licence: Terms of use as the publisher states them; they bind the user, not this program.
         class_names: One per label; empty where the user's own files decide.
         prompts: One per label, in the same order.
-        n_train: Published training images, None where the user's own files decide; likewise the next three.
+        n_train: Published training images, None where the user's own files decide; likewise the
+            next three.
         n_val: Validation images, which stay unused.
         n_test: Test images.
         resolution: Side in pixels at which the paper uses the set.
@@ -59,69 +61,125 @@ class KnownSet:
 
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR10 = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 _OCT = "An optical coherence tomography (OCT) image for retinal disease"
 
 CATALOG: dict[str, KnownSet] = {
     row.name: row
     for row in (
         KnownSet(
-            name="digits", title="scikit-learn digits", url="https://doi.org/10.24432/C50P49",
+            name="digits",
+            title="scikit-learn digits",
+            url="https://doi.org/10.24432/C50P49",
             licence="CC BY 4.0 (UCI, Alpaydin and Kaynak)",
-            class_names=_DIGITS, prompts=tuple(f"An image of the digit {name}" for name in _DIGITS),
-            n_train=N_TRAIN, n_val=0, n_test=N_TEST, resolution=8, notes="Real; ships inside a dependency.",
+            class_names=_DIGITS,
+            prompts=tuple(f"An image of the digit {name}" for name in _DIGITS),
+            n_train=N_TRAIN,
+            n_val=0,
+            n_test=N_TEST,
+            resolution=8,
+            notes="Real; ships inside a dependency.",
         ),
         KnownSet(
-            name="stand_in", title="Rendered digits", licence="public: drawn from fonts",
-            class_names=_DIGITS, prompts=tuple(f"An image of the digit {name}" for name in _DIGITS),
-            n_train=N_TRAIN, n_val=0, n_test=N_TEST, resolution=32,
+            name="stand_in",
+            title="Rendered digits",
+            licence="public: drawn from fonts",
+            class_names=_DIGITS,
+            prompts=tuple(f"An image of the digit {name}" for name in _DIGITS),
+            n_train=N_TRAIN,
+            n_val=0,
+            n_test=N_TEST,
+            resolution=32,
             notes="Public twin of digits, for choosing hyperparameters at no privacy cost.",
         ),
         KnownSet(
-            name="cifar10", title="CIFAR-10", url="https://www.cs.toronto.edu/~kriz/cifar.html",
+            name="cifar10",
+            title="CIFAR-10",
+            url="https://www.cs.toronto.edu/~kriz/cifar.html",
             path="cifar-10-batches-py/ or the folder above it",
             licence="none stated; cite Krizhevsky 2009",
             class_names=_CIFAR10,
-            prompts=tuple(f"An image of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in _CIFAR10),
-            n_train=45_000, n_val=5_000, n_test=10_000, resolution=32,
+            prompts=tuple(
+                f"An image of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in _CIFAR10
+            ),
+            n_train=45_000,
+            n_val=5_000,
+            n_test=10_000,
+            resolution=32,
             notes="Train: the first 45,000 of the 50,000 in published order.",
         ),
         KnownSet(
-            name="octmnist", title="OCTMNIST (MedMNIST+)", url="https://zenodo.org/records/10519652",
+            name="octmnist",
+            title="OCTMNIST (MedMNIST+)",
+            url="https://zenodo.org/records/10519652",
             path="octmnist_128.npz (also _224, _64 and octmnist.npz) or its folder",
             licence="CC BY 4.0",
-            class_names=("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
+            class_names=(
+                "choroidal neovascularization",
+                "diabetic macular edema",
+                "drusen",
+                "normal",
+            ),
             prompts=tuple(f"{_OCT} {i}" for i in range(1, 5)),
-            n_train=97_477, n_val=10_832, n_test=1_000, resolution=128, notes="Published split.",
+            n_train=97_477,
+            n_val=10_832,
+            n_test=1_000,
+            resolution=128,
+            notes="Published split.",
         ),
         KnownSet(
-            name="celeba", title="CelebA", url="http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+            name="celeba",
+            title="CelebA",
+            url="http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
             path="folder with img_align_celeba/, list_attr_celeba.txt and list_eval_partition.txt (or Kaggle's .csv)",
             licence="non-commercial research only",
             class_names=("female", "male"),
             prompts=("An image of a female face", "An image of a male face"),
-            n_train=162_770, n_val=19_867, n_test=19_962, resolution=256,
+            n_train=162_770,
+            n_val=19_867,
+            n_test=19_962,
+            resolution=256,
             notes="Published partition; label: attribute Male. Several images show one person: the guarantee is per image.",
         ),
         KnownSet(
-            name="camelyon", title="Camelyon17-WILDS", url="https://wilds.stanford.edu/datasets/#camelyon17",
+            name="camelyon",
+            title="Camelyon17-WILDS",
+            url="https://wilds.stanford.edu/datasets/#camelyon17",
             path="camelyon17_v1.0/ or the folder above it",
             licence="CC0",
             class_names=("normal", "tumor"),
             prompts=("A normal lymph node image", "A lymph node histopathology image"),
-            n_train=302_436, n_val=34_904, n_test=85_054, resolution=96,
+            n_train=302_436,
+            n_val=34_904,
+            n_test=85_054,
+            resolution=96,
             notes="WILDS official split: train hospitals 0, 3, 4; val hospital 1; test hospital 2; "
-                  "its 33,560 in-distribution validation images stay unused. Many images show one patient: "
-                  "the guarantee is per image.",
+            "its 33,560 in-distribution validation images stay unused. Many images show one patient: "
+            "the guarantee is per image.",
         ),
         KnownSet(
-            name="image_folder", title="Your own image folder", path="folder with one sub-folder per class",
+            name="image_folder",
+            title="Your own image folder",
+            path="folder with one sub-folder per class",
             notes="train/ and test/ where given, else split by a hash of the file's path.",
         ),
         KnownSet(
-            name="parquet", title="Your own Parquet files", path="folder of train-*.parquet and test-*.parquet",
+            name="parquet",
+            title="Your own Parquet files",
+            path="folder of train-*.parquet and test-*.parquet",
             notes="As Hugging Face datasets and `sapf run` write them; without test files, split by a hash of the "
-                  "image's path.",
+            "image's path.",
         ),
     )
 }
@@ -129,7 +187,9 @@ CATALOG: dict[str, KnownSet] = {
 
 
 def datasets_json() -> list[dict[str, Any]]:
-    """The catalog for machines: one dict per set with the fields of :class:`KnownSet`, plus ``classes`` (or None)."""
+    """The catalog for machines: one dict per set with the fields of :class:`KnownSet`, plus
+    ``classes`` (or None).
+    """
     return [{**asdict(row), "classes": len(row.class_names) or None} for row in CATALOG.values()]
 
 
@@ -144,8 +204,13 @@ def datasets_table() -> Table:
     table.add_column("data.source", no_wrap=True, style="bold")
     table.add_column("data set", overflow="fold")
     for row in CATALOG.values():
-        lines = [("", ": ".join(filter(None, (row.title, _sizes(row))))), ("data.path: ", row.path), ("from: ", row.url),
-                 ("terms: ", row.licence), ("", row.notes)]
+        lines = [
+            ("", ": ".join(filter(None, (row.title, _sizes(row))))),
+            ("data.path: ", row.path),
+            ("from: ", row.url),
+            ("terms: ", row.licence),
+            ("", row.notes),
+        ]
         table.add_row(row.name, "\n".join(label + text for label, text in lines if text))
     return table
 

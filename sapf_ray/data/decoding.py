@@ -1,7 +1,7 @@
 """Decoding one image file or one array of pixels to a square RGB image.
 
-Every source resizes alike: shorter side to the resolution, centre crop, Pillow's antialiased bilinear filter,
-the filter with which evaluation resizes synthetic images.
+Every source resizes alike: shorter side to the resolution, centre crop, Pillow's antialiased
+bilinear filter, the filter with which evaluation resizes synthetic images.
 """
 
 from __future__ import annotations
@@ -56,5 +56,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def unreadable_message(name: str, error: Exception) -> str:
     """The one line that names an image and says why it cannot be read."""
-    reason = str(error).splitlines()[0].replace(f" '{name}'", "") if str(error) else type(error).__name__
+    reason = (
+        str(error).splitlines()[0].replace(f" '{name}'", "") if str(error) else type(error).__name__
+    )
     return f"{name}: cannot be read as an image ({reason})"

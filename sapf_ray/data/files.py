@@ -1,7 +1,8 @@
 """What the sources made of published files share: finding them, and sets of one file per image.
 
-The index of such a set (paths and labels of up to 400,000 images) is no part of the source object: it is
-made from the set's own small lists once per process, so a source pickles to a few hundred bytes.
+The index of such a set (paths and labels of up to 400,000 images) is no part of the source object:
+it is made from the set's own small lists once per process, so a source pickles to a few hundred
+bytes.
 """
 
 from __future__ import annotations
@@ -41,11 +42,15 @@ def required_path(config: DataConfig, row: KnownSet) -> Path:
         DataError: There is nothing there.
     """
     if config.path is None:
-        raise ConfigError("data.path", None, f"must be the {row.path}" + (f"; {row.obtain}" if row.url else ""))
+        raise ConfigError(
+            "data.path", None, f"must be the {row.path}" + (f"; {row.obtain}" if row.url else "")
+        )
     path = Path(config.path).expanduser()
     if not path.exists():
         hint = f"; {row.obtain}" if row.url else ""
-        raise DataError(f"data.path = {config.path!r}: no such file or directory; expected the {row.path}{hint}")
+        raise DataError(
+            f"data.path = {config.path!r}: no such file or directory; expected the {row.path}{hint}"
+        )
     return path.resolve()
 
 
@@ -76,11 +81,16 @@ def stamp(path: Path) -> Stamp:
 
 def evenly_spread(n: int, most: int = VERIFY_SAMPLE) -> np.ndarray:
     """At most ``most`` of the positions 0..n-1, first and last among them."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64)) if n else np.empty(0, np.int64)
+    return (
+        np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
+        if n
+        else np.empty(0, np.int64)
+    )
 
 
 def check_labels(labels: np.ndarray, n_classes: int, where: object, obtain: str = "") -> np.ndarray:
-    """``labels`` as an int64 vector; ``where`` they are and how the set is obtained go into the message.
+    """``labels`` as an int64 vector; ``where`` they are and how the set is obtained go into the
+    message.
 
     Raises:
         DataError: One lies outside [0, n_classes).
@@ -88,13 +98,15 @@ def check_labels(labels: np.ndarray, n_classes: int, where: object, obtain: str 
     labels = labels.astype(np.int64)
     if labels.size and (labels.min() < 0 or labels.max() >= n_classes):
         hint = f"; {obtain}" if obtain else ""
-        raise DataError(f"{where}: labels must lie in [0, {n_classes}), found {labels.min()} to {labels.max()}{hint}")
+        raise DataError(
+            f"{where}: labels must lie in [0, {n_classes}), found {labels.min()} to {labels.max()}{hint}"
+        )
     return labels
 
 
 def split_of(name: str, test_fraction: float) -> Split:
-    """Split of a record where none is given: by a hash of its own name, so that adding or removing one record
-    moves no other between the splits."""
+    """Split of a record where none is given: by a hash of its own name, so that adding or removing
+    one record moves no other between the splits."""
     draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
     return "test" if draw < test_fraction else "train"
 
@@ -136,7 +148,9 @@ class ImageFiles(ImageSource):
             DataError: A list is missing or not in the published format.
         """
 
-    def read(self, split: Split, indices: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, split: Split, indices: np.ndarray, resolution: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         index = self._unchanged_index()
         indices = check_indices(indices, len(index.paths[split]), split)
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
@@ -159,21 +173,30 @@ class ImageFiles(ImageSource):
         return digest.hexdigest()
 
     def verify(self) -> None:
-        """Every image must be there and not empty; an evenly spread sample of 1,024 per split is decoded.
+        """Every image must be there and not empty; an evenly spread sample of 1,024 per split is
+        decoded.
 
-        Each directory is listed once per split. An unreadable image outside the sample is met, and named, by ``read``.
+        Each directory is listed once per split. An unreadable image outside the sample is met, and
+        named, by ``read``.
         """
         index = self._unchanged_index()
         for split in SPLITS:
             paths = index.paths[split]
-            empty = next((relative for relative, (size, _) in self._stats(paths) if size == 0), None)
+            empty = next(
+                (relative for relative, (size, _) in self._stats(paths) if size == 0), None
+            )
             if empty is not None:
-                raise DataError(f"{self.root / empty}: empty file; unpack {self.row.title} again ({self.row.url})")
+                raise DataError(
+                    f"{self.root / empty}: empty file; unpack {self.row.title} again ({self.row.url})"
+                )
             sample = [self.root / paths[int(i)].as_py() for i in evenly_spread(len(paths))]
             with ThreadPoolExecutor() as pool:
                 faults = [found for found in pool.map(_fault, sample) if found]
             if faults:
-                raise DataError(faults[0] + (f" (and {len(faults) - 1} more of {len(sample)})" if len(faults) > 1 else ""))
+                raise DataError(
+                    faults[0]
+                    + (f" (and {len(faults) - 1} more of {len(sample)})" if len(faults) > 1 else "")
+                )
 
     def check_published_sizes(self, total: int, published_total: int) -> None:
         """A set with the published number of records must have the published split as well.
@@ -193,11 +216,15 @@ class ImageFiles(ImageSource):
     def _unchanged_index(self) -> FileIndex:
         index = self.index()
         if (len(index.paths["train"]), len(index.paths["test"])) != (self.n_train, self.n_test):
-            raise DataError(f"{self.lists[-1]}: changed since the data set was opened; start the run again")
+            raise DataError(
+                f"{self.lists[-1]}: changed since the data set was opened; start the run again"
+            )
         return index
 
     def _stats(self, paths: pa.StringArray) -> Iterator[tuple[str, Stamp]]:
-        """Pairs (relative path, (size, mtime)), sorted by path, so that each directory is listed only once."""
+        """Pairs (relative path, (size, mtime)), sorted by path, so that each directory is listed
+        only once.
+        """
         parent: str | None = None
         listing: dict[str, Stamp] = {}
         for relative in paths.take(pc.sort_indices(paths)).to_pylist():
@@ -223,7 +250,9 @@ def _fault(path: Path) -> str | None:
 def _list(folder: Path) -> dict[str, Stamp]:
     try:
         with os.scandir(folder) as entries:
-            return {e.name: (e.stat().st_size, e.stat().st_mtime_ns) for e in entries if e.is_file()}
+            return {
+                e.name: (e.stat().st_size, e.stat().st_mtime_ns) for e in entries if e.is_file()
+            }
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -1,11 +1,12 @@
 """Rows of an array inside an .npz file, without holding the array.
 
-``np.load`` decodes a whole member of an .npz at its first use: 1.6 GB for OCTMNIST at 128 pixels. Here a
-stored member is read by position. A deflated one (``np.savez_compressed``) has no positions, so it is inflated
-as a stream that keeps nothing but a copy of the inflater's state every 8 MB of output: about 45 kB each, so
-9 MB for 1.6 GB. A later read starts from the nearest state before it. Rows read in ascending order, as the
-shards of a Ray task are, cost one pass over the member per process; a random row costs at most 8 MB of
-inflation once the pass is made. Nothing is written to disk.
+``np.load`` decodes a whole member of an .npz at its first use: 1.6 GB for OCTMNIST at 128 pixels.
+Here a stored member is read by position. A deflated one (``np.savez_compressed``) has no positions,
+so it is inflated as a stream that keeps nothing but a copy of the inflater's state every 8 MB of
+output: about 45 kB each, so 9 MB for 1.6 GB. A later read starts from the nearest state before it.
+Rows read in ascending order, as the shards of a Ray task are, cost one pass over the member per
+process; a random row costs at most 8 MB of inflation once the pass is made. Nothing is written to
+disk.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class _Deflated:
                 at = state.out
                 part = self._inflate(file, state, min(border, stop, at + _OUTPUT) - at)
                 if state.out > start:
-                    parts.append(part[max(start - at, 0):])
+                    parts.append(part[max(start - at, 0) :])
                 if state.out == border and state.out > self._states[-1].out:
                     self._states.append(state.copy())
             self._cursor = state
@@ -98,7 +99,8 @@ class _Deflated:
 
 
 class NpzImages:
-    """Rows of a uint8 array (N, H, W) or (N, H, W, 3) in an .npz file. Opening reads its header only.
+    """Rows of a uint8 array (N, H, W) or (N, H, W, 3) in an .npz file. Opening reads its header
+    only.
 
     Attributes:
         shape: Shape of the array.
@@ -114,18 +116,30 @@ class NpzImages:
             with archive.open(info) as file:
                 self.shape, fortran, dtype = _header(file)
                 self._skip = file.tell()
-        if dtype != np.uint8 or fortran or len(self.shape) not in (3, 4) or self.shape[3:] not in ((), (3,)):
+        if (
+            dtype != np.uint8
+            or fortran
+            or len(self.shape) not in (3, 4)
+            or self.shape[3:] not in ((), (3,))
+        ):
             raise DataError(
                 f"{path}: {name} must be a C-ordered uint8 array (N, H, W) or (N, H, W, 3), is {dtype} {self.shape}"
             )
         if self._skip + self.shape[0] * self.row_bytes != info.file_size:
-            raise DataError(f"{path}: {name} has {info.file_size} bytes, its header promises the shape {self.shape}")
+            raise DataError(
+                f"{path}: {name} has {info.file_size} bytes, its header promises the shape {self.shape}"
+            )
         with _zip_errors(path), path.open("rb") as raw:
             raw.seek(info.header_offset)
             start = info.header_offset + 30 + sum(_LOCAL_HEADER.unpack(raw.read(30)))
-        kinds: dict[int, type[_Stored] | type[_Deflated]] = {zipfile.ZIP_STORED: _Stored, zipfile.ZIP_DEFLATED: _Deflated}
+        kinds: dict[int, type[_Stored] | type[_Deflated]] = {
+            zipfile.ZIP_STORED: _Stored,
+            zipfile.ZIP_DEFLATED: _Deflated,
+        }
         if info.compress_type not in kinds:
-            raise DataError(f"{path}: {name} is neither stored nor deflated; write it with numpy.savez_compressed")
+            raise DataError(
+                f"{path}: {name} is neither stored nor deflated; write it with numpy.savez_compressed"
+            )
         self._bytes: _Stored | _Deflated = kinds[info.compress_type](start, info.compress_size)
 
     @property
@@ -133,12 +147,15 @@ class NpzImages:
         return int(np.prod(self.shape[1:]))
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 (n, H, W[, 3]) in the order of ``indices``; memory is a few times that of the rows asked for.
+        """uint8 (n, H, W[, 3]) in the order of ``indices``; memory is a few times that of the rows
+        asked for.
 
         Raises:
             DataError: The file is damaged there.
         """
-        wanted, places = np.unique(indices, return_inverse=True)  # ascending: inflating knows no way back
+        wanted, places = np.unique(
+            indices, return_inverse=True
+        )  # ascending: inflating knows no way back
         out = np.empty((len(wanted), *self.shape[1:]), np.uint8)
         done = 0
         with _zip_errors(self.path), self.path.open("rb") as file:
@@ -146,9 +163,13 @@ class NpzImages:
                 if len(run):
                     first, last = int(run[0]), int(run[-1])
                     content = self._bytes.read(
-                        file, self._skip + first * self.row_bytes, self._skip + (last + 1) * self.row_bytes
+                        file,
+                        self._skip + first * self.row_bytes,
+                        self._skip + (last + 1) * self.row_bytes,
                     )
-                    out[done : done + len(run)] = np.frombuffer(content, np.uint8).reshape(-1, *self.shape[1:])
+                    out[done : done + len(run)] = np.frombuffer(content, np.uint8).reshape(
+                        -1, *self.shape[1:]
+                    )
                     done += len(run)
         return out[places]
 
@@ -168,8 +189,12 @@ def npz_vector(path: Path, name: str) -> np.ndarray:
     with _zip_errors(path), zipfile.ZipFile(path) as archive:
         with archive.open(_member(archive, path, name)) as file:
             values = np.lib.format.read_array(file, allow_pickle=False)
-    if values.dtype.kind not in "iu" or not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
-        raise DataError(f"{path}: {name} must be integers of shape (N, 1), is {values.dtype} {values.shape}")
+    if values.dtype.kind not in "iu" or not (
+        values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
+    ):
+        raise DataError(
+            f"{path}: {name} must be integers of shape (N, 1), is {values.dtype} {values.shape}"
+        )
     return values.reshape(-1).astype(np.int64)
 
 
@@ -196,7 +221,9 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str) -> zipfile.ZipInfo:
     try:
         return archive.getinfo(f"{name}.npy")
     except KeyError:
-        raise DataError(f"{path}: no array {name}; it has {', '.join(n[:-4] for n in archive.namelist())}") from None
+        raise DataError(
+            f"{path}: no array {name}; it has {', '.join(n[:-4] for n in archive.namelist())}"
+        ) from None
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -211,6 +238,14 @@ def _zip_errors(path: Path) -> Iterator[None]:
     """Turns what a damaged zip file raises into a DataError that names the file."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, struct.error, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        EOFError,
+        ValueError,
+        struct.error,
+        NotImplementedError,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: not a readable .npz file ({reason}); fetch it again") from error

@@ -1,7 +1,9 @@
-"""What one unit of each stage's work costs on one device: shipped rows, or a measurement of the user's own.
+"""What one unit of each stage's work costs on one device: shipped rows, or a measurement of the
+user's own.
 
-Shipped rows stand in ``device_costs.yaml``. The user's own come from the ``results.json`` of ``make bench`` or from the
-``metrics.json`` of a finished run. All have the same form: some devices did so much work in so many seconds.
+Shipped rows stand in ``device_costs.yaml``. The user's own come from the ``results.json`` of
+``make bench`` or from the ``metrics.json`` of a finished run. All have the same form: some devices
+did so much work in so many seconds.
 
 >>> shipped_costs()["a6000"].stages["selection"][0].seconds
 2160.0
@@ -28,13 +30,17 @@ from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.runs.directory import RunDirectory
 
 UNITS: Mapping[str, str] = {
-    "latents": "images encoded", "selection": "images scored", "finetune": "images in steps",
-    "evolution": "denoising passes of images", "synthesis": "denoising passes of images",
+    "latents": "images encoded",
+    "selection": "images scored",
+    "finetune": "images in steps",
+    "evolution": "denoising passes of images",
+    "synthesis": "denoising passes of images",
     "evaluation": "images x epochs x classifiers",
 }
 """Stage to the unit of its work, in the order in which a run goes through them."""
 
-# GFLOP of one forward pass of Stable Diffusion 1.5's U-Net, by side of the image in pixels (torch's FlopCounterMode)
+# GFLOP of one forward pass of Stable Diffusion 1.5's U-Net, by side of the image in pixels
+# (torch's FlopCounterMode)
 SD15_GFLOP: Mapping[int, float] = {256: 180.1, 512: 803.3}
 
 
@@ -72,7 +78,8 @@ class DeviceCosts:
         resolution: Side of the images in pixels; 0 where unknown.
         dtype: ``model.dtype``; empty where unknown.
         start_seconds: Of a run, outside its stages.
-        efficiency: Speed-up of fine-tuning per device beyond the measured number; None where not measured.
+        efficiency: Speed-up of fine-tuning per device beyond the measured number; None where not
+            measured.
         notes: What else limits the numbers.
     """
 
@@ -90,9 +97,14 @@ class DeviceCosts:
     def of(self, stage: str, config: RunConfig) -> Measured | None:
         """The measurement that is most like the configured run.
 
-        Fine-tuning that was measured with other adapters only is scaled as the paper's Table 12 has the two.
+        Fine-tuning that was measured with other adapters only is scaled as the paper's Table 12 has
+        the two.
         """
-        rows = self.stages.get(stage) or self.stages.get("synthesis" if stage == "evolution" else stage) or ()
+        rows = (
+            self.stages.get(stage)
+            or self.stages.get("synthesis" if stage == "evolution" else stage)
+            or ()
+        )
         if not rows:
             return None
         if stage != "finetune":
@@ -102,7 +114,10 @@ class DeviceCosts:
         if row.adapter == adapter:
             return row
         paper = shipped_costs()["a6000"].stages[stage]
-        more = _nearest(paper, adapter, ratio).seconds / _nearest(paper, row.adapter, row.ratio).seconds
+        more = (
+            _nearest(paper, adapter, ratio).seconds
+            / _nearest(paper, row.adapter, row.ratio).seconds
+        )
         return replace(row, seconds=more * row.seconds, memory_gb=None)
 
 
@@ -132,19 +147,28 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
 def pieces(stage: str, config: RunConfig, plan: PrivacyPlan) -> int:
     """Into how many pieces a stage's work falls: more devices than that stand idle."""
     synthesis, rate = config.synthesis, plan.selection.sample_rate if plan.selection else 1.0
-    return max(1, math.ceil({
-        "latents": plan.n_records / config.saliency.shard_size,
-        "selection": plan.n_records * rate / config.saliency.shard_size,
-        "finetune": plan.batch_size,
-        "evaluation": len(config.evaluation.classifiers),
-    }.get(stage, synthesis.n_images / synthesis.shard_size)))
+    return max(
+        1,
+        math.ceil(
+            {
+                "latents": plan.n_records / config.saliency.shard_size,
+                "selection": plan.n_records * rate / config.saliency.shard_size,
+                "finetune": plan.batch_size,
+                "evaluation": len(config.evaluation.classifiers),
+            }.get(stage, synthesis.n_images / synthesis.shard_size)
+        ),
+    )
 
 
 def _evolved_images(config: RunConfig) -> float:
-    """Images that Private Evolution samples; each counts as a fresh one, though a variation takes fewer steps."""
+    """Images that Private Evolution samples; each counts as a fresh one, though a variation takes
+    fewer steps.
+    """
     evolution, data = config.evolution, config.data.source
     classes = len(DATA_SETS[data].class_names) if data in DATA_SETS else 2
-    return config.synthesis.n_images + classes * evolution.iterations * evolution.candidates * (1 + evolution.lookahead)
+    return config.synthesis.n_images + classes * evolution.iterations * evolution.candidates * (
+        1 + evolution.lookahead
+    )
 
 
 @functools.cache
@@ -166,7 +190,8 @@ def read_costs(path: str, config: RunConfig) -> DeviceCosts:
     """A measurement of the user's own that serves ``config``'s model.
 
     Args:
-        path: ``results.json`` of ``make bench``, or ``metrics.json`` of a finished run, in its run directory.
+        path: ``results.json`` of ``make bench``, or ``metrics.json`` of a finished run, in its run
+            directory.
 
     Raises:
         ConfigError: Neither of them, not readable, or without anything measured on this model.
@@ -183,8 +208,14 @@ def read_costs(path: str, config: RunConfig) -> DeviceCosts:
         if isinstance(content, dict) and "seconds" in content:
             return _from_run(content, Path(path).expanduser())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError("--cluster_costs", path, f"is damaged ({type(error).__name__}: {error})") from error
-    raise ConfigError("--cluster_costs", path, "must be the results.json of `make bench` or the metrics.json of a finished run")
+        raise ConfigError(
+            "--cluster_costs", path, f"is damaged ({type(error).__name__}: {error})"
+        ) from error
+    raise ConfigError(
+        "--cluster_costs",
+        path,
+        "must be the results.json of `make bench` or the metrics.json of a finished run",
+    )
 
 
 def _measured(path: str, stages: Iterable[tuple[str, Measured]]) -> dict[str, tuple[Measured, ...]]:
@@ -201,10 +232,18 @@ def _from_run(metrics: Mapping[str, Any], path: Path) -> DeviceCosts:
     """A run's seconds over the work that its own config and plan say."""
     run = RunDirectory(path.parent)
     if not run.plan.is_file():
-        raise ConfigError("--cluster_costs", str(path), f"must lie in its run directory: {run.plan.name} is not beside it")
+        raise ConfigError(
+            "--cluster_costs",
+            str(path),
+            f"must lie in its run directory: {run.plan.name} is not beside it",
+        )
     config, plan = run.read_config(), PrivacyPlan.from_dict(run.read_json(run.plan))
     finetune, synthesis, evolution = config.finetune, config.synthesis, config.evolution
-    gpus = finetune.num_workers * finetune.gpus_per_worker if finetune.steps else synthesis.num_actors * synthesis.gpus_per_actor
+    gpus = (
+        finetune.num_workers * finetune.gpus_per_worker
+        if finetune.steps
+        else synthesis.num_actors * synthesis.gpus_per_actor
+    )
     if evolution.enabled:
         gpus = evolution.gpus_per_task
     devices = max(1, round(gpus))
@@ -214,27 +253,50 @@ def _from_run(metrics: Mapping[str, Any], path: Path) -> DeviceCosts:
     for stage, units in work(config, plan).items():
         if stage in metrics["seconds"]:
             start, busy = idle.get(stage, 0.0), min(1.0, pieces(stage, config, plan) / devices)
-            rows.append((stage, Measured(
-                (metrics["seconds"][stage] - start) * busy, units,  # as if all devices had found work
-                memory[stage] * mib / devices if stage in memory else None, finetune.adapter, config.saliency.ratio, start,
-            )))
+            rows.append(
+                (
+                    stage,
+                    Measured(
+                        (metrics["seconds"][stage] - start) * busy,
+                        units,  # as if all devices had found work
+                        memory[stage] * mib / devices if stage in memory else None,
+                        finetune.adapter,
+                        config.saliency.ratio,
+                        start,
+                    ),
+                )
+            )
     notes = [
-        "what a stage spent outside its work is taken to stay the same, whatever the size" if idle else
-        "each stage's own start-up is in its cost per unit: larger runs take less"
+        "what a stage spent outside its work is taken to stay the same, whatever the size"
+        if idle
+        else "each stage's own start-up is in its cost per unit: larger runs take less"
     ]
     if gpus:
         notes.append(f"the run is taken to have had {devices} GPUs, all in one machine")
     return DeviceCosts(
-        title="GPU of that run" if gpus else "machine like that run's", source=str(path), model=config.model.path,
-        stages=_measured(str(path), rows), devices=devices, dtype=config.model.dtype,
-        start_seconds=idle.get("outside_stages", 0.0), notes=tuple(notes),
+        title="GPU of that run" if gpus else "machine like that run's",
+        source=str(path),
+        model=config.model.path,
+        stages=_measured(str(path), rows),
+        devices=devices,
+        dtype=config.model.dtype,
+        start_seconds=idle.get("outside_stages", 0.0),
+        notes=tuple(notes),
     )
 
 
 # the benchmark's models that a run can have: size to model.path and side of the images
-_BENCH_MODELS = {"embedded": ("glyphs-tiny", 32), "sd15-512": ("sd-v1-5", 512), "sd15-256": ("sd-v1-5", 256)}
-_BENCH_STAGES = {"selection": ("selection", "lora"), "lora": ("finetune", "lora"), "full": ("finetune", "full"),
-                 "synthesis": ("synthesis", "lora")}
+_BENCH_MODELS = {
+    "embedded": ("glyphs-tiny", 32),
+    "sd15-512": ("sd-v1-5", 512),
+    "sd15-256": ("sd-v1-5", 256),
+}
+_BENCH_STAGES = {
+    "selection": ("selection", "lora"),
+    "lora": ("finetune", "lora"),
+    "full": ("finetune", "full"),
+    "synthesis": ("synthesis", "lora"),
+}
 
 
 def _from_bench(results: Mapping[str, Any], path: str, config: RunConfig) -> DeviceCosts:
@@ -246,40 +308,74 @@ def _from_bench(results: Mapping[str, Any], path: str, config: RunConfig) -> Dev
         if not name.endswith("/ours") or group not in _BENCH_STAGES or size not in _BENCH_MODELS:
             continue
         stage, adapter = _BENCH_STAGES[group]
-        each = row.get("passes_per_image", 0) if stage == "synthesis" else 1  # files of before say no number of passes
-        found.setdefault(size, []).append((stage, Measured(
-            row["seconds"]["median"], row["images_per_step"] * each, row["peak_mib"] * 2**20 / 1e9, adapter,
-            1.0 if adapter == "full" else 0.3,
-        )))
+        each = (
+            row.get("passes_per_image", 0) if stage == "synthesis" else 1
+        )  # files of before say no number of passes
+        found.setdefault(size, []).append(
+            (
+                stage,
+                Measured(
+                    row["seconds"]["median"],
+                    row["images_per_step"] * each,
+                    row["peak_mib"] * 2**20 / 1e9,
+                    adapter,
+                    1.0 if adapter == "full" else 0.3,
+                ),
+            )
+        )
         types.add(row.get("dtype", ""))
     same = {size: alike(_BENCH_MODELS[size][0], config.model.path) for size in found}
-    # a model that the catalog does not know may be a copy of Stable Diffusion; the bundled ones are all known
-    fits = [size for size in _BENCH_MODELS if same.get(size) or (size in same and same[size] is None and size != "embedded")]
+    # a model that the catalog does not know may be a copy of Stable Diffusion; the bundled ones
+    # are all known
+    fits = [
+        size
+        for size in _BENCH_MODELS
+        if same.get(size) or (size in same and same[size] is None and size != "embedded")
+    ]
     if not fits:
         raise ConfigError(
-            "--cluster_costs", path, f"measured nothing on model.path {config.model.path}; it has {', '.join(found) or 'none'}"
+            "--cluster_costs",
+            path,
+            f"measured nothing on model.path {config.model.path}; it has {', '.join(found) or 'none'}",
         )
     model, resolution = _BENCH_MODELS[fits[0]]
-    machine, notes = results["machine"], ["rates are of the stages' inner loops: start-up, reading and Ray's part come on top"]
-    on_gpu = any(row.get("device", "cpu") != "cpu" for row in results["absolute"].values() if isinstance(row, dict))
-    pair = None if on_gpu else results.get("workers2_speedup_finetune")  # always measured on CPU workers
+    machine, notes = (
+        results["machine"],
+        ["rates are of the stages' inner loops: start-up, reading and Ray's part come on top"],
+    )
+    on_gpu = any(
+        row.get("device", "cpu") != "cpu"
+        for row in results["absolute"].values()
+        if isinstance(row, dict)
+    )
+    pair = (
+        None if on_gpu else results.get("workers2_speedup_finetune")
+    )  # always measured on CPU workers
     return DeviceCosts(
         title=machine["device"] + ("" if on_gpu else f", {machine['threads']} core(s) of it"),
-        source=f"{path}, {fits[0]}", model=model, stages=_measured(path, found[fits[0]]), resolution=resolution,
-        dtype=types.pop() if len(types) == 1 else "", efficiency=pair["median"] / 2 if pair else None, notes=tuple(notes),
+        source=f"{path}, {fits[0]}",
+        model=model,
+        stages=_measured(path, found[fits[0]]),
+        resolution=resolution,
+        dtype=types.pop() if len(types) == 1 else "",
+        efficiency=pair["median"] / 2 if pair else None,
+        notes=tuple(notes),
     )
 
 
 def alike(measured: str, asked: str) -> bool | None:
-    """Whether two values of ``model.path`` name networks of the same size; None where one of them is not known."""
+    """Whether two values of ``model.path`` name networks of the same size; None where one of them
+    is not known.
+    """
     if measured == asked:
         return True
     first, second = _known(measured), _known(asked)
     if first is None or second is None:
         return None
-    return (first.architecture, first.resolution) == (second.architecture, second.resolution) and math.isclose(
-        first.parameters, second.parameters, rel_tol=0.02
-    )
+    return (first.architecture, first.resolution) == (
+        second.architecture,
+        second.resolution,
+    ) and math.isclose(first.parameters, second.parameters, rel_tol=0.02)
 
 
 def _known(path: str) -> KnownModel | None:
@@ -294,8 +390,10 @@ def check_model(costs: DeviceCosts, config: RunConfig) -> None:
     """
     if alike(costs.model, config.model.path) is False:
         raise ConfigError(
-            "model.path", config.model.path, f"the costs were measured on {costs.model}; ask for a model of its size, or give a "
-            "measurement of this one with --cluster_costs"
+            "model.path",
+            config.model.path,
+            f"the costs were measured on {costs.model}; ask for a model of its size, or give a "
+            "measurement of this one with --cluster_costs",
         )
 
 
@@ -310,7 +408,9 @@ def model_notes(costs: DeviceCosts, config: RunConfig) -> list[str]:
 
 
 def resolution_factor(costs: DeviceCosts, config: RunConfig) -> float:
-    """How much more arithmetic a pass has at the resolution of the run's model than at the measured one; 1 where unknown."""
+    """How much more arithmetic a pass has at the resolution of the run's model than at the measured
+    one; 1 where unknown.
+    """
     known = _known(config.model.path)
     if known is None or costs.resolution not in SD15_GFLOP or known.resolution not in SD15_GFLOP:
         return 1.0

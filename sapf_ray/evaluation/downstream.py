@@ -1,7 +1,8 @@
-"""Downstream accuracy: train on synthetic images, test on real ones (protocol of DPImageBench, Gong et al. 2025).
+"""Downstream accuracy: train on synthetic images, test on real ones (protocol of DPImageBench, Gong
+et al. 2025).
 
-The epoch is chosen on held-out *synthetic* images, so the real test set plays no part in training. With the
-same seed, device and number of threads the result is the same.
+The epoch is chosen on held-out *synthetic* images, so the real test set plays no part in training.
+With the same seed, device and number of threads the result is the same.
 """
 
 from __future__ import annotations
@@ -30,14 +31,25 @@ def _small_cnn(n_classes: int, side: int) -> nn.Module:
     """Four convolutions, about 0.4 M parameters; seconds on a CPU."""
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        return [
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        ]
 
     return nn.Sequential(
-        nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-        *block(32, 64), nn.MaxPool2d(2),
-        *block(64, 96), nn.MaxPool2d(2),
+        nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        *block(32, 64),
+        nn.MaxPool2d(2),
+        *block(64, 96),
+        nn.MaxPool2d(2),
         *block(96, 128),
-        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(128 * 16, n_classes),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(128 * 16, n_classes),
     )
 
 
@@ -110,13 +122,25 @@ def train_and_score(
 
 
 def fit(
-    name: str, images: np.ndarray, labels: np.ndarray, n_classes: int, config: EvaluationConfig, seed: int, device: str
+    name: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    n_classes: int,
+    config: EvaluationConfig,
+    seed: int,
+    device: str,
 ) -> nn.Module:
-    """Trains one classifier and returns it, in evaluation mode, as of its best epoch on the held-out images."""
+    """Trains one classifier and returns it, in evaluation mode, as of its best epoch on the
+    held-out images.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights and dropout
-        model = CLASSIFIERS[name](n_classes, images.shape[1]).to(device).to(memory_format=torch.channels_last)
+        model = (
+            CLASSIFIERS[name](n_classes, images.shape[1])
+            .to(device)
+            .to(memory_format=torch.channels_last)
+        )
         x, y = _to_tensors(images, labels)
         order = torch.randperm(len(x), generator=generator)
         n_held_out = max(1, round(HELD_OUT * len(x)))
@@ -124,7 +148,9 @@ def fit(
 
         batch_size = min(config.batch_size, len(training))
         steps = len(training) // batch_size
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=0.01
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=config.learning_rate, total_steps=config.epochs * steps
         )
@@ -133,7 +159,9 @@ def fit(
             model.train()
             shuffled = training[torch.randperm(len(training), generator=generator)]
             for batch in shuffled[: steps * batch_size].split(batch_size):
-                inputs = augment(_normalize(x[batch]), generator).to(device, memory_format=torch.channels_last)
+                inputs = augment(_normalize(x[batch]), generator).to(
+                    device, memory_format=torch.channels_last
+                )
                 loss = F.cross_entropy(model(inputs), y[batch].to(device), label_smoothing=0.05)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -161,7 +189,9 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _to_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
     """uint8 (n, 3, R, R), a view in channels-last memory, and int64 (n,)."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(
+        np.asarray(labels, dtype=np.int64)
+    )
 
 
 def _normalize(pixels: Tensor) -> Tensor:
@@ -173,6 +203,8 @@ def _normalize(pixels: Tensor) -> Tensor:
 def _score(model: nn.Module, x: Tensor, y: Tensor, device: str) -> tuple[float, float]:
     """Accuracy in [0, 1] and mean cross entropy."""
     model.eval()
-    batches = (_normalize(batch).to(device, memory_format=torch.channels_last) for batch in x.split(256))
+    batches = (
+        _normalize(batch).to(device, memory_format=torch.channels_last) for batch in x.split(256)
+    )
     logits = torch.cat([model(batch).cpu() for batch in batches])
     return int((logits.argmax(1) == y).sum()) / len(y), float(F.cross_entropy(logits, y))

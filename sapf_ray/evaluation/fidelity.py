@@ -1,8 +1,8 @@
 """Frechet distance (Heusel et al. 2017) through torch-fidelity, in one of two feature spaces.
 
-``fid`` uses Inception-v3 pool features, comparable with published numbers, and needs torch-fidelity's weights
-file. ``fid_glyph`` uses the small network that ships with the package (trained on public rendered characters),
-works offline, and is comparable with nothing but itself.
+``fid`` uses Inception-v3 pool features, comparable with published numbers, and needs
+torch-fidelity's weights file. ``fid_glyph`` uses the small network that ships with the package
+(trained on public rendered characters), works offline, and is comparable with nothing but itself.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class _Images(Dataset):
 
 
 def fid_name(config: EvaluationConfig) -> str:
-    """``fid`` or ``fid_glyph``: the metric this config leads to. Reads the weights, so call it before a long run.
+    """``fid`` or ``fid_glyph``: the metric this config leads to. Reads the weights, so call it
+    before a long run.
 
     Raises:
         DataError: Inception weights are wanted but missing, truncated or of another network.
@@ -82,7 +83,9 @@ def fid_name(config: EvaluationConfig) -> str:
 
 
 def check_inception_weights(path: str) -> None:
-    """Raises a one-line :class:`DataError` unless ``path`` holds torch-fidelity's Inception-v3 weights."""
+    """Raises a one-line :class:`DataError` unless ``path`` holds torch-fidelity's Inception-v3
+    weights.
+    """
     expected = f"expected torch-fidelity's {INCEPTION_WEIGHTS} (about 91 MB)"
     where = f"evaluation.inception_weights = {path!r}"
     if not Path(path).is_file():
@@ -97,7 +100,10 @@ def check_inception_weights(path: str) -> None:
 
 
 def frechet_distance(
-    images: np.ndarray, reference: np.ndarray, config: EvaluationConfig, device: str = "cpu",
+    images: np.ndarray,
+    reference: np.ndarray,
+    config: EvaluationConfig,
+    device: str = "cpu",
     cache_dir: Path | str | None = None,
 ) -> dict[str, float]:
     """Distance between two sets of images.
@@ -107,18 +113,22 @@ def frechet_distance(
         reference: uint8 (m, h', w', 3), m ≥ 2; the real images.
         config: Chooses the features.
         device: Torch device string.
-        cache_dir: Where features of ``reference`` are kept, by content, for the next call with the same images
-            (Inception only: the glyph network is cheap). They are as sensitive as the images: the directory is
-            made mode 0700. Nothing is cached without it, and nothing is ever written elsewhere.
+        cache_dir: Where features of ``reference`` are kept, by content, for the next call with the
+            same images (Inception only: the glyph network is cheap). They are as sensitive as the
+            images: the directory is made mode 0700. Nothing is cached without it, and nothing is
+                ever written elsewhere.
 
     Returns:
-        ``{"fid": value}`` or ``{"fid_glyph": value}``. Small sets bias it upwards: compare equal sizes only.
+        ``{"fid": value}`` or ``{"fid_glyph": value}``. Small sets bias it upwards: compare equal
+        sizes only.
 
     Raises:
         DataError: Fewer than two images, or Inception weights that cannot be used.
     """
     if min(len(images), len(reference)) < 2:
-        raise DataError(f"FID needs at least 2 images on each side, got {len(images)} and {len(reference)}")
+        raise DataError(
+            f"FID needs at least 2 images on each side, got {len(images)} and {len(reference)}"
+        )
     name = fid_name(config)
     options: dict[str, Any] = {"feature_extractor": GLYPH_EXTRACTOR, "cache": False}
     if name == "fid":
@@ -129,11 +139,19 @@ def frechet_distance(
         }
         if cache_dir is not None:
             Path(cache_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
-            options |= {"cache_root": str(cache_dir), "input2_cache_name": _cache_name(reference, config)}
+            options |= {
+                "cache_root": str(cache_dir),
+                "input2_cache_name": _cache_name(reference, config),
+            }
     metrics = torch_fidelity.calculate_metrics(
-        input1=_Images(images), input2=_Images(reference), fid=True, cuda=device.startswith("cuda"),
-        batch_size=BATCH_SIZE, save_cpu_ram=True,  # no loader processes: the images are in memory already
-        verbose=False, **options,
+        input1=_Images(images),
+        input2=_Images(reference),
+        fid=True,
+        cuda=device.startswith("cuda"),
+        batch_size=BATCH_SIZE,
+        save_cpu_ram=True,  # no loader processes: the images are in memory already
+        verbose=False,
+        **options,
     )
     # identical sets come out a rounding error below zero
     return {name: max(0.0, float(metrics[torch_fidelity.KEY_METRIC_FID]))}

@@ -1,7 +1,7 @@
 """The scores of a synthetic data set against real images.
 
-Everything here reads real images outside the privacy mechanism: a non-private measurement of research runs.
-A release run leaves it out (``evaluation.enabled: false``).
+Everything here reads real images outside the privacy mechanism: a non-private measurement of
+research runs. A release run leaves it out (``evaluation.enabled: false``).
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def evaluate(
     Args:
         synthetic_dir: Directory written by :func:`sapf_ray.synthesis.synthesize`.
         source: The real images.
-        resolution: Side in pixels at which both are compared; synthetic images of another size are resized.
+        resolution: Side in pixels at which both are compared; synthetic images of another size are
+            resized.
         config: Features, FID reference and classifiers.
         seed: Seeds the classifiers.
         device: Torch device string.
@@ -59,7 +60,8 @@ def evaluate(
         ``n_synthetic``, ``n_reference`` and ``n_test``.
 
     Raises:
-        DataError: The synthetic data set is unfinished, damaged or has other classes than the source.
+        DataError: The synthetic data set is unfinished, damaged or has other classes than the
+            source.
     """
     names = read_manifest(synthetic_dir)["class_names"]
     if tuple(names) != source.class_names:
@@ -89,4 +91,6 @@ def resize(images: np.ndarray, resolution: int) -> np.ndarray:
     if images.shape[1:3] == (resolution, resolution):
         return images
     size = (resolution, resolution)
-    return np.stack([np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BILINEAR)) for i in images])
+    return np.stack(
+        [np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BILINEAR)) for i in images]
+    )

@@ -1,4 +1,5 @@
-"""The two things Private Evolution asks of a public model: fresh images, and variations of given ones.
+"""The two things Private Evolution asks of a public model: fresh images, and variations of given
+ones.
 
 Both are public computations: they see prompts and synthetic images, never a record.
 
@@ -31,13 +32,18 @@ class Api(Protocol):
     def random(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """Fresh samples (n, ...) of the given classes, int64 (n,), from seeds in [0, 2**63)."""
 
-    def vary(self, samples: np.ndarray, labels: np.ndarray, seeds: np.ndarray, strength: float) -> np.ndarray:
-        """Variations of ``samples`` (n, ...): the nearer ``strength`` to 0, the more alike; at 1 fresh samples."""
+    def vary(
+        self, samples: np.ndarray, labels: np.ndarray, seeds: np.ndarray, strength: float
+    ) -> np.ndarray:
+        """Variations of ``samples`` (n, ...): the nearer ``strength`` to 0, the more alike; at 1
+        fresh samples.
+        """
 
 
 @dataclass(frozen=True)
 class DiffusionApi:
-    """Any text-to-image or class-conditional pipeline that loads; images uint8 (n, R, R, 3) at its native resolution R.
+    """Any text-to-image or class-conditional pipeline that loads; images uint8 (n, R, R, 3) at its
+    native resolution R.
 
     Args:
         model: The public model.
@@ -57,27 +63,56 @@ class DiffusionApi:
 
     def random(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         pipe, context, empty = _loaded(self.model, self.prompts, pick_device(self.gpus))
-        return _in_batches(self.batch_size, len(seeds), lambda rows: sample_images(
-            pipe, context[labels[rows]], empty, seeds[rows], self.steps, self.guidance_scale,
-        ))
+        return _in_batches(
+            self.batch_size,
+            len(seeds),
+            lambda rows: sample_images(
+                pipe,
+                context[labels[rows]],
+                empty,
+                seeds[rows],
+                self.steps,
+                self.guidance_scale,
+            ),
+        )
 
-    def vary(self, samples: np.ndarray, labels: np.ndarray, seeds: np.ndarray, strength: float) -> np.ndarray:
+    def vary(
+        self, samples: np.ndarray, labels: np.ndarray, seeds: np.ndarray, strength: float
+    ) -> np.ndarray:
         if strength == 1:
             return self.random(labels, seeds)
         pipe, context, empty = _loaded(self.model, self.prompts, pick_device(self.gpus))
-        return _in_batches(self.batch_size, len(seeds), lambda rows: vary_images(
-            pipe, samples[rows], context[labels[rows]], empty, seeds[rows], strength, self.steps, self.guidance_scale,
-        ))
+        return _in_batches(
+            self.batch_size,
+            len(seeds),
+            lambda rows: vary_images(
+                pipe,
+                samples[rows],
+                context[labels[rows]],
+                empty,
+                seeds[rows],
+                strength,
+                self.steps,
+                self.guidance_scale,
+            ),
+        )
 
 
 @torch.no_grad()
 def vary_images(
-    pipe: Any, images: np.ndarray, conditions: Tensor, null: Tensor, seeds: np.ndarray, strength: float,
-    steps: int, guidance_scale: float,
+    pipe: Any,
+    images: np.ndarray,
+    conditions: Tensor,
+    null: Tensor,
+    seeds: np.ndarray,
+    strength: float,
+    steps: int,
+    guidance_scale: float,
 ) -> np.ndarray:
     """Each image noised up to diffusion time ``strength * T`` and denoised again under its prompt.
 
-    The time is set exactly, not rounded to one of ``steps`` solver steps, so slowly falling strengths differ.
+    The time is set exactly, not rounded to one of ``steps`` solver steps, so slowly falling
+    strengths differ.
 
     Args:
         pipe: The public pipeline.
@@ -114,7 +149,9 @@ def latent_means(pipe: Any, images: np.ndarray) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: ModelConfig, prompts: tuple[str, ...], device: str) -> tuple[Any, Tensor, Tensor]:
+def _loaded(
+    model: ModelConfig, prompts: tuple[str, ...], device: str
+) -> tuple[Any, Tensor, Tensor]:
     pipe = kept_pipeline(model, device)
     return pipe, encode_conditions(pipe, prompts, model.class_labels), null_condition(pipe)
 

@@ -20,25 +20,40 @@ from sapf_ray.synthesis.writer import (
 )
 
 
-def is_written(out_dir: Path | str, n_images: int, n_classes: int, spec: str, seed: int, shard_size: int) -> bool:
-    """Whether :func:`write_data_set` of the same arguments has come to its end there, and all is still whole."""
+def is_written(
+    out_dir: Path | str, n_images: int, n_classes: int, spec: str, seed: int, shard_size: int
+) -> bool:
+    """Whether :func:`write_data_set` of the same arguments has come to its end there, and all is
+    still whole.
+    """
     out, plan = Path(out_dir), SamplingPlan(n_images, n_classes, shard_size, seed)
-    return (out / MANIFEST).exists() and all(is_complete(out, plan, shard, spec) for shard in plan.shards)
+    return (out / MANIFEST).exists() and all(
+        is_complete(out, plan, shard, spec) for shard in plan.shards
+    )
 
 
 @worktime.working()
 def write_data_set(
-    final: Generation, out_dir: Path | str, class_names: Sequence[str], prompts: Sequence[str], spec: str,
-    privacy_note: str, seed: int, shard_size: int = 100, on_progress: Callable[[int, int], None] | None = None,
+    final: Generation,
+    out_dir: Path | str,
+    class_names: Sequence[str],
+    prompts: Sequence[str],
+    spec: str,
+    privacy_note: str,
+    seed: int,
+    shard_size: int = 100,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes Parquet shards, manifest and dataset card; a shard of ``spec`` that is there and whole is kept.
+    """Writes Parquet shards, manifest and dataset card; a shard of ``spec`` that is there and whole
+    is kept.
 
     Args:
         final: From :func:`sapf_ray.evolution.evolve.evolve`; images uint8 (R, R, 3).
-        spec: Hex digest over all that decides which images come out; a re-run with another spec starts afresh.
+        spec: Hex digest over all that decides which images come out; a re-run with another spec
+            starts afresh.
         privacy_note: Markdown for the dataset card.
-        seed: Of the run. The column ``seed`` names the seed of the slot's first image, its ancestor's place in
-            the data set; an evolved image is not made from it alone.
+        seed: Of the run. The column ``seed`` names the seed of the slot's first image, its
+            ancestor's place in the data set; an evolved image is not made from it alone.
         shard_size: Images per Parquet shard.
         on_progress: Called with (images done, images in all).
 

@@ -59,7 +59,9 @@ class VaeEmbedding:
 
 @dataclass(frozen=True)
 class GlyphEmbedding:
-    """Features of the shipped network, trained on public rendered characters; for digit-like images."""
+    """Features of the shipped network, trained on public rendered characters; for digit-like
+    images.
+    """
 
     batch_size: int = 50
     gpus: float = 0.0
@@ -67,7 +69,11 @@ class GlyphEmbedding:
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         device = pick_device(self.gpus)
         net = _glyph_net(device)
-        return _batched(lambda images: net.features(_pixels(images, device).float() / 255), samples, self.batch_size)
+        return _batched(
+            lambda images: net.features(_pixels(images, device).float() / 255),
+            samples,
+            self.batch_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,9 @@ class InceptionEmbedding:
 EMBEDDINGS: dict[str, Callable[[EvolutionConfig, ModelConfig, int], Embedding]] = {
     "vae": lambda c, model, batch_size: VaeEmbedding(model, batch_size, c.gpus_per_task),
     "glyph": lambda c, model, batch_size: GlyphEmbedding(batch_size, c.gpus_per_task),
-    "inception": lambda c, model, batch_size: InceptionEmbedding(str(c.inception_weights), batch_size, c.gpus_per_task),
+    "inception": lambda c, model, batch_size: InceptionEmbedding(
+        str(c.inception_weights), batch_size, c.gpus_per_task
+    ),
 }
 """Name in ``evolution.embedding`` → constructor."""
 
@@ -107,7 +115,9 @@ def make_embedding(config: EvolutionConfig, model: ModelConfig, batch_size: int)
         try:
             check_inception_weights(str(config.inception_weights))
         except DataError as error:
-            raise DataError(str(error).replace("evaluation.inception_weights", "evolution.inception_weights")) from error
+            raise DataError(
+                str(error).replace("evaluation.inception_weights", "evolution.inception_weights")
+            ) from error
     return EMBEDDINGS[config.embedding](config, model, batch_size)
 
 
@@ -132,4 +142,10 @@ def _inception_net(weights: str, device: str) -> Any:
 
     from sapf_ray.evaluation.fidelity import INCEPTION_EXTRACTOR
 
-    return FeatureExtractorInceptionV3(INCEPTION_EXTRACTOR, ["2048"], feature_extractor_weights_path=weights).eval().to(device)
+    return (
+        FeatureExtractorInceptionV3(
+            INCEPTION_EXTRACTOR, ["2048"], feature_extractor_weights_path=weights
+        )
+        .eval()
+        .to(device)
+    )

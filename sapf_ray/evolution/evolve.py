@@ -1,15 +1,16 @@
 """Private Evolution: fresh images, then T times: vote, noise, select, vary.
 
-Order of one iteration: candidates are embedded (public) -> records vote (tasks) -> the event is in the ledger
--> noise -> parents are selected and written -> their variations are made. Whatever is on disk is whole, so the
-same call goes on after a crash at any point: a histogram whose parents are on disk is never computed again,
-one that was paid for but not used is replayed exactly, which the ledger recognises.
+Order of one iteration: candidates are embedded (public) -> records vote (tasks) -> the event is in
+the ledger -> noise -> parents are selected and written -> their variations are made. Whatever is on
+disk is whole, so the same call goes on after a crash at any point: a histogram whose parents are on
+disk is never computed again, one that was paid for but not used is replayed exactly, which the
+ledger recognises.
 
 Example::
 
     final = evolve(
-        make_parts(config, sampling, model, source.prompts), source, 32, config, sampling, plan.evolution, key, stream,
-        ledger, "run/evolution", "run/private/records", seed=0,
+        make_parts(config, sampling, model, source.prompts), source, 32, config, sampling,
+        plan.evolution, key, stream, ledger, "run/evolution", "run/private/records", seed=0,
     )
     images, labels = final.read(np.arange(final.size)), final.labels(np.arange(final.size))
 
@@ -53,21 +54,38 @@ class Parts:
 def make_parts(
     config: EvolutionConfig, sampling: SynthesisConfig, model: ModelConfig, prompts: Sequence[str]
 ) -> Parts:
-    """A diffusion pipeline and the configured embedding. Loads nothing; checks what can be checked early.
+    """A diffusion pipeline and the configured embedding. Loads nothing; checks what can be checked
+    early.
 
     Raises:
         DataError: Inception weights that cannot be used.
     """
     api = DiffusionApi(
-        model, tuple(prompts), sampling.steps, sampling.guidance_scale, sampling.batch_size, config.gpus_per_task
+        model,
+        tuple(prompts),
+        sampling.steps,
+        sampling.guidance_scale,
+        sampling.batch_size,
+        config.gpus_per_task,
     )
     return Parts(api, make_embedding(config, model, sampling.batch_size))
 
 
 def evolve(
-    parts: Parts, source: ImageSource, resolution: int, config: EvolutionConfig, sampling: SynthesisConfig,
-    stage: StagePlan, key: NoiseKey, stream: str, ledger: Ledger, directory: Path | str, private_directory: Path | str,
-    seed: int, on_progress: Callable[[int, int], None] | None = None, non_private: bool = False,
+    parts: Parts,
+    source: ImageSource,
+    resolution: int,
+    config: EvolutionConfig,
+    sampling: SynthesisConfig,
+    stage: StagePlan,
+    key: NoiseKey,
+    stream: str,
+    ledger: Ledger,
+    directory: Path | str,
+    private_directory: Path | str,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+    non_private: bool = False,
 ) -> Generation:
     """Runs or continues an evolution.
 
@@ -98,10 +116,17 @@ def evolve(
     root.mkdir(parents=True, exist_ok=True)
     _same_settings(root, config, sampling, stage, source, resolution, seed)
     work = Work(parts.api, parts.embedding, config, seed)
-    records = RecordEmbeddings(str(Path(private_directory).resolve()), source.n_train, sampling.shard_size)
-    generations = [_generation(root, config, sampling, i, n_classes) for i in range(config.iterations + 1)]
+    records = RecordEmbeddings(
+        str(Path(private_directory).resolve()), source.n_train, sampling.shard_size
+    )
+    generations = [
+        _generation(root, config, sampling, i, n_classes) for i in range(config.iterations + 1)
+    ]
     read = len(records.shards)  # Ray tasks of one pass over the records
-    costs = [len(g.shards) + (read + len(generations[g.index - 1].shards) if g.index else 0) for g in generations]
+    costs = [
+        len(g.shards) + (read + len(generations[g.index - 1].shards) if g.index else 0)
+        for g in generations
+    ]
     progress = _Progress(read + sum(costs), on_progress)
 
     start = max((g.index for g in generations if g.complete), default=0)
@@ -118,10 +143,16 @@ def evolve(
                 progress(1 if previous.index == start else 0)
             for _ in embed_candidates(work, previous):
                 progress(1)
-            votes = all_votes(previous.embeddings(), n_classes, records, config, lambda: progress(1))
-            noisy = release_histogram(votes, previous.index, stage, key, stream, ledger, non_private)
+            votes = all_votes(
+                previous.embeddings(), n_classes, records, config, lambda: progress(1)
+            )
+            noisy = release_histogram(
+                votes, previous.index, stage, key, stream, ledger, non_private
+            )
             weights = threshold_votes(noisy, config.threshold * stage.noise_multiplier)
-            parents = next_parents(weights, n_classes, config, sampling.n_images, seed, previous.index)
+            parents = next_parents(
+                weights, n_classes, config, sampling.n_images, seed, previous.index
+            )
             save_array(generation.parents_file, parents)
         for _ in make_samples(work, generation, previous):
             progress(1)
@@ -131,12 +162,18 @@ def evolve(
     return generations[-1]
 
 
-def _generation(root: Path, config: EvolutionConfig, sampling: SynthesisConfig, index: int, n_classes: int) -> Generation:
+def _generation(
+    root: Path, config: EvolutionConfig, sampling: SynthesisConfig, index: int, n_classes: int
+) -> Generation:
     size = sampling.n_images if index == config.iterations else config.candidates * n_classes
-    return Generation(str(root / f"generation-{index:03d}"), index, size, n_classes, sampling.shard_size)
+    return Generation(
+        str(root / f"generation-{index:03d}"), index, size, n_classes, sampling.shard_size
+    )
 
 
-def check_evolution(config: EvolutionConfig, sampling: SynthesisConfig, source: ImageSource, stage: StagePlan) -> None:
+def check_evolution(
+    config: EvolutionConfig, sampling: SynthesisConfig, source: ImageSource, stage: StagePlan
+) -> None:
     """What can be checked before a record is read.
 
     Raises:
@@ -144,21 +181,40 @@ def check_evolution(config: EvolutionConfig, sampling: SynthesisConfig, source: 
     """
     n_classes = len(source.class_names)
     if sampling.n_images < n_classes:
-        raise ConfigError("synthesis.n_images", sampling.n_images, f"must be at least the number of classes, {n_classes}")
+        raise ConfigError(
+            "synthesis.n_images",
+            sampling.n_images,
+            f"must be at least the number of classes, {n_classes}",
+        )
     if stage.count != config.iterations or stage.sample_rate != 1:
-        raise ConfigError("evolution.iterations", config.iterations, f"the privacy plan is for {stage.count} full passes")
+        raise ConfigError(
+            "evolution.iterations",
+            config.iterations,
+            f"the privacy plan is for {stage.count} full passes",
+        )
 
 
 def _same_settings(
-    root: Path, config: EvolutionConfig, sampling: SynthesisConfig, stage: StagePlan, source: ImageSource, resolution: int,
+    root: Path,
+    config: EvolutionConfig,
+    sampling: SynthesisConfig,
+    stage: StagePlan,
+    source: ImageSource,
+    resolution: int,
     seed: int,
 ) -> None:
     """Refuses to go on with generations that other settings made."""
-    values = flatten({"evolution": dataclasses.asdict(config), "synthesis": dataclasses.asdict(sampling)})
+    values = flatten(
+        {"evolution": dataclasses.asdict(config), "synthesis": dataclasses.asdict(sampling)}
+    )
     settings = {key: value for key, value in values.items() if key not in EXECUTION_ONLY}
     settings |= {
-        "noise_multiplier": stage.noise_multiplier, "n_records": source.n_train,
-        "classes": list(source.class_names), "prompts": list(source.prompts), "resolution": resolution, "seed": seed,
+        "noise_multiplier": stage.noise_multiplier,
+        "n_records": source.n_train,
+        "classes": list(source.class_names),
+        "prompts": list(source.prompts),
+        "resolution": resolution,
+        "seed": seed,
     }
     path = root / "settings.json"
     if not path.exists():
@@ -167,7 +223,9 @@ def _same_settings(
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
-        raise RunDirectoryError(f"{path}: damaged ({error}); start a new run in another directory") from error
+        raise RunDirectoryError(
+            f"{path}: damaged ({error}); start a new run in another directory"
+        ) from error
     for name, value in settings.items():
         if found.get(name) != value:
             raise RunDirectoryError(

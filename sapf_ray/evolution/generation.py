@@ -1,8 +1,8 @@
 """A generation of synthetic samples on disk, made and embedded shard by shard in Ray tasks.
 
-A shard is one file that is whole or not there, and follows from public numbers alone: the parents' file, the
-strength and the seeds. So an interrupted generation goes on where it stopped, on any number of workers. The
-directory must be visible to every node that runs a task.
+A shard is one file that is whole or not there, and follows from public numbers alone: the parents'
+file, the strength and the seeds. So an interrupted generation goes on where it stopped, on any
+number of workers. The directory must be visible to every node that runs a task.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Generation:
     """Where a generation lies and how large it is; opening it reads nothing.
 
     Args:
-        directory: Holds ``samples-*.npy``, ``embeddings-*.npy`` and, but in generation 0, ``parents.npy``.
+        directory: Holds ``samples-*.npy``, ``embeddings-*.npy`` and, but in generation 0,
+            ``parents.npy``.
         index: 0 is fresh from the public model.
         size: Slots; slot i has label i mod ``n_classes``.
         shard_size: Slots per file.
@@ -46,7 +47,10 @@ class Generation:
     @property
     def shards(self) -> list[np.ndarray]:
         """The slots of each file."""
-        return [np.arange(i, min(i + self.shard_size, self.size)) for i in range(0, self.size, self.shard_size)]
+        return [
+            np.arange(i, min(i + self.shard_size, self.size))
+            for i in range(0, self.size, self.shard_size)
+        ]
 
     @property
     def parents_file(self) -> Path:
@@ -78,7 +82,9 @@ class Generation:
 
     def embeddings(self) -> np.ndarray:
         """float32 (size, d)."""
-        return np.concatenate([np.load(self.file("embeddings", i)) for i in range(len(self.shards))])
+        return np.concatenate(
+            [np.load(self.file("embeddings", i)) for i in range(len(self.shards))]
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,9 @@ class Work:
 
 @ray.remote(max_retries=3)
 @worktime.timed
-def _make_shard(work: Work, generation: Generation, previous: Generation | None, shard: int) -> None:
+def _make_shard(
+    work: Work, generation: Generation, previous: Generation | None, shard: int
+) -> None:
     torch.set_num_threads(max(1, int(work.config.cpus_per_task)))
     slots = generation.shards[shard]
     labels, seeds = generation.labels(slots), slot_seeds(work.seed, generation.index, 0, slots)
@@ -123,34 +131,52 @@ def _embed_shard(work: Work, generation: Generation, shard: int) -> None:
         for k in range(1, lookahead + 1):
             seeds = slot_seeds(work.seed, generation.index, k, slots)
             strength = work.config.strength(generation.index)
-            total = total + work.embedding(work.api.vary(samples, labels, seeds, strength)).astype(np.float64)
+            total = total + work.embedding(work.api.vary(samples, labels, seeds, strength)).astype(
+                np.float64
+            )
         embeddings = (total / lookahead).astype(np.float32)
     if not np.isfinite(embeddings).all():
-        raise SapfError(f"generation {generation.index}: the embedding of a synthetic image is not finite")
+        raise SapfError(
+            f"generation {generation.index}: the embedding of a synthetic image is not finite"
+        )
     save_array(generation.file("embeddings", shard), embeddings)
 
 
 def make_samples(work: Work, generation: Generation, previous: Generation | None) -> Iterator[None]:
     """Makes the missing shards; yields once for each shard of the generation, done before or now."""
     shared, task = ray.put(work), task_options(_make_shard, "vary", work.config)
-    yield from _missing(generation, "samples", work.config, lambda shard: task.remote(shared, generation, previous, shard))
+    yield from _missing(
+        generation,
+        "samples",
+        work.config,
+        lambda shard: task.remote(shared, generation, previous, shard),
+    )
 
 
 def embed_candidates(work: Work, generation: Generation) -> Iterator[None]:
     """Embeds the missing shards, with lookahead where configured; yields once for each shard."""
     shared, task = ray.put(work), task_options(_embed_shard, "embed", work.config)
-    yield from _missing(generation, "embeddings", work.config, lambda shard: task.remote(shared, generation, shard))
+    yield from _missing(
+        generation, "embeddings", work.config, lambda shard: task.remote(shared, generation, shard)
+    )
 
 
-def _missing(generation: Generation, kind: str, config: EvolutionConfig, submit: Callable[[int], Any]) -> Iterator[None]:
+def _missing(
+    generation: Generation, kind: str, config: EvolutionConfig, submit: Callable[[int], Any]
+) -> Iterator[None]:
     missing = [i for i in range(len(generation.shards)) if not generation.file(kind, i).exists()]
     yield from [None] * (len(generation.shards) - len(missing))
-    for _ in cluster.as_finished(submit, missing, cluster.in_flight(config.cpus_per_task, config.gpus_per_task)):
+    for _ in cluster.as_finished(
+        submit, missing, cluster.in_flight(config.cpus_per_task, config.gpus_per_task)
+    ):
         yield None
 
 
 def task_options(task: Any, name: str, config: EvolutionConfig) -> Any:
     """The task with the resources that the config gives to one that runs a network."""
     return task.options(
-        name=name, num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task, scheduling_strategy=cluster.SPREAD
+        name=name,
+        num_cpus=config.cpus_per_task,
+        num_gpus=config.gpus_per_task,
+        scheduling_strategy=cluster.SPREAD,
     )

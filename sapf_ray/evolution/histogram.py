@@ -1,9 +1,10 @@
-"""The one place that touches records: their nearest-neighbour votes, released as one noisy histogram.
+"""The one place that touches records: their nearest-neighbour votes, released as one noisy
+histogram.
 
-Each record gives one vote, to the candidate of its own class that is nearest in the embedding. Adding or
-removing a record so moves one count, of all classes' counts together, by one: the whole vector has L2
-sensitivity 1, with lookahead as without. Exact counts exist in the tasks and on the driver only; noise is
-drawn once, on the driver, after the ledger has the event.
+Each record gives one vote, to the candidate of its own class that is nearest in the embedding.
+Adding or removing a record so moves one count, of all classes' counts together, by one: the whole
+vector has L2 sensitivity 1, with lookahead as without. Exact counts exist in the tasks and on the
+driver only; noise is drawn once, on the driver, after the ledger has the event.
 
 References:
     1. Lin et al. ICLR 2024, algorithm 2. (DP_NN_HISTOGRAM)
@@ -54,7 +55,10 @@ class RecordEmbeddings:
 
     @property
     def shards(self) -> list[np.ndarray]:
-        return [np.arange(i, min(i + self.shard_size, self.n_records)) for i in range(0, self.n_records, self.shard_size)]
+        return [
+            np.arange(i, min(i + self.shard_size, self.n_records))
+            for i in range(0, self.n_records, self.shard_size)
+        ]
 
     def file(self, shard: int) -> Path:
         return Path(self.directory) / f"records-{shard:05d}.npy"
@@ -71,10 +75,15 @@ class RecordEmbeddings:
         Path(self.directory).mkdir(parents=True, exist_ok=True, mode=0o700)
         missing = [i for i in range(len(self.shards)) if not self.file(i).exists()]
         yield from [None] * (len(self.shards) - len(missing))
-        shared, task = ray.put((source, embedding)), task_options(_embed_records, "embed records", config)
+        shared, task = (
+            ray.put((source, embedding)),
+            task_options(_embed_records, "embed records", config),
+        )
         window = cluster.in_flight(config.cpus_per_task, config.gpus_per_task)
         for _ in cluster.as_finished(
-            lambda i: task.remote(shared, self, i, resolution, config.cpus_per_task), missing, window
+            lambda i: task.remote(shared, self, i, resolution, config.cpus_per_task),
+            missing,
+            window,
         ):
             yield None
 
@@ -82,22 +91,31 @@ class RecordEmbeddings:
 @ray.remote(max_retries=3)
 @worktime.timed
 def _embed_records(
-    shared: tuple[ImageSource, Embedding], records: RecordEmbeddings, shard: int, resolution: int, cpus: float
+    shared: tuple[ImageSource, Embedding],
+    records: RecordEmbeddings,
+    shard: int,
+    resolution: int,
+    cpus: float,
 ) -> None:
     torch.set_num_threads(max(1, int(cpus)))
     source, embedding = shared
     images, labels = source.read("train", records.shards[shard], resolution)
     embeddings = embedding(images)
-    table = np.empty(len(labels), [("embedding", np.float32, embeddings.shape[1:]), ("label", np.int64)])
+    table = np.empty(
+        len(labels), [("embedding", np.float32, embeddings.shape[1:]), ("label", np.int64)]
+    )
     table["embedding"], table["label"] = embeddings, labels
     save_array(records.file(shard), table, mode=0o600)
 
 
-def count_votes(candidates: np.ndarray, n_classes: int, embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Votes of each candidate, by Euclidean distance; equal candidates' votes go to the first of them.
+def count_votes(
+    candidates: np.ndarray, n_classes: int, embeddings: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Votes of each candidate, by Euclidean distance; equal candidates' votes go to the first of
+    them.
 
-    Distances are in float64 and equal candidates are compared once, so a vote does not hang on the rounding of
-    a matrix product, which differs from one batch shape to another.
+    Distances are in float64 and equal candidates are compared once, so a vote does not hang on the
+    rounding of a matrix product, which differs from one batch shape to another.
 
     Args:
         candidates: (m, d) float32; candidate i is of class i mod ``n_classes``.
@@ -130,21 +148,31 @@ def count_votes(candidates: np.ndarray, n_classes: int, embeddings: np.ndarray, 
 
 @ray.remote(max_retries=3)
 @worktime.timed
-def _vote(candidates: np.ndarray, n_classes: int, records: RecordEmbeddings, shard: int, cpus: float) -> np.ndarray:
+def _vote(
+    candidates: np.ndarray, n_classes: int, records: RecordEmbeddings, shard: int, cpus: float
+) -> np.ndarray:
     torch.set_num_threads(max(1, int(cpus)))
     return count_votes(candidates, n_classes, *records.read(shard))
 
 
 def all_votes(
-    candidates: np.ndarray, n_classes: int, records: RecordEmbeddings, config: EvolutionConfig,
+    candidates: np.ndarray,
+    n_classes: int,
+    records: RecordEmbeddings,
+    config: EvolutionConfig,
     on_shard: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Exact votes int64 (m,) of all records: sensitive. One Ray task per shard; sums of integers, in any order."""
+    """Exact votes int64 (m,) of all records: sensitive. One Ray task per shard; sums of integers,
+    in any order.
+    """
     shared = ray.put(candidates)
-    task = _vote.options(name="vote", num_cpus=config.cpus_per_task, scheduling_strategy=cluster.SPREAD)
+    task = _vote.options(
+        name="vote", num_cpus=config.cpus_per_task, scheduling_strategy=cluster.SPREAD
+    )
     total = np.zeros(len(candidates), np.int64)
     parts = cluster.as_finished(
-        lambda i: task.remote(shared, n_classes, records, i, config.cpus_per_task), range(len(records.shards)),
+        lambda i: task.remote(shared, n_classes, records, i, config.cpus_per_task),
+        range(len(records.shards)),
         cluster.in_flight(config.cpus_per_task),
     )
     for _, part in parts:
@@ -154,14 +182,20 @@ def all_votes(
 
 
 def release_histogram(
-    votes: np.ndarray, iteration: int, stage: StagePlan, key: NoiseKey, stream: str, ledger: Ledger,
+    votes: np.ndarray,
+    iteration: int,
+    stage: StagePlan,
+    key: NoiseKey,
+    stream: str,
+    ledger: Ledger,
     non_private: bool = False,
 ) -> np.ndarray:
     """Pays, then adds noise: the only way from exact votes to anything else.
 
-    Both the ledger's fingerprint and the noise stream carry the exact votes, through the secret key: the same
-    votes again are an exact replay, free and with the same noise; other votes under the same name (records
-    embedded again on other hardware, say) would be a second release, charged and with noise of its own.
+    Both the ledger's fingerprint and the noise stream carry the exact votes, through the secret
+    key: the same votes again are an exact replay, free and with the same noise; other votes under
+    the same name (records embedded again on other hardware, say) would be a second release, charged
+    and with noise of its own.
 
     Args:
         votes: int64 (m,), exact.
@@ -176,9 +210,18 @@ def release_histogram(
         BudgetError: The release would pass the planned epsilon; nothing has been released.
     """
     digest = hashlib.sha256(np.ascontiguousarray(votes, "<i8").tobytes()).hexdigest()
-    ledger.record(f"{STAGE}/histogram/{iteration}", stage.event(), key.stream_id(stream, STAGE, iteration, digest), STAGE)
+    ledger.record(
+        f"{STAGE}/histogram/{iteration}",
+        stage.event(),
+        key.stream_id(stream, STAGE, iteration, digest),
+        STAGE,
+    )
     noise = key.stream("evolution/histogram", iteration, int(digest[:32], 16))
     noisy = add_gaussian_noise(
-        torch.from_numpy(votes).float(), stage.noise_multiplier, SENSITIVITY, noise, non_private=non_private
+        torch.from_numpy(votes).float(),
+        stage.noise_multiplier,
+        SENSITIVITY,
+        noise,
+        non_private=non_private,
     )
     return noisy.numpy()

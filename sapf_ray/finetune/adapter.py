@@ -1,7 +1,9 @@
-"""What is trained: LoRA factors on the selected matrices (paper eq. 9, by peft), the matrices themselves, or all weights.
+"""What is trained: LoRA factors on the selected matrices (paper eq. 9, by peft), the matrices
+themselves, or all weights.
 
-LoRA is saved as diffusers' ``load_lora_weights`` reads it (a DiT pipeline has no such method; :func:`load_adapter` knows
-both). Matrices that were trained, or made random, are saved whole, by name, and replace those of the public model.
+LoRA is saved as diffusers' ``load_lora_weights`` reads it (a DiT pipeline has no such method;
+:func:`load_adapter` knows both). Matrices that were trained, or made random, are saved whole, by
+name, and replace those of the public model.
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ SampleGradients = LoraGradients | GhostGradients
 WHOLE_WEIGHTS = "denoiser_weights.safetensors"
 
 
-def add_adapter(denoiser: nn.Module, matrices: list[str], config: FinetuneConfig, seed: int) -> dict[str, nn.Parameter]:
-    """Makes what ``config.adapter`` says trainable, all else frozen; trainable parameters by name, float32.
+def add_adapter(
+    denoiser: nn.Module, matrices: list[str], config: FinetuneConfig, seed: int
+) -> dict[str, nn.Parameter]:
+    """Makes what ``config.adapter`` says trainable, all else frozen; trainable parameters by name,
+    float32.
 
     Matrices of the pool ``config.randomize`` that are not trained get their random values here.
 
@@ -47,7 +52,9 @@ def add_adapter(denoiser: nn.Module, matrices: list[str], config: FinetuneConfig
     else:
         denoiser.requires_grad_(False)
         wanted = {f"{name}.weight" for name in matrices}
-        trainable = {n: p for n, p in denoiser.named_parameters() if config.adapter == "full" or n in wanted}
+        trainable = {
+            n: p for n, p in denoiser.named_parameters() if config.adapter == "full" or n in wanted
+        }
         for parameter in trainable.values():
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
@@ -63,8 +70,10 @@ def untrained(denoiser: nn.Module, pool: str) -> dict[str, Matrix]:
     if pool == "none":
         return {}
     return {
-        name: entry for name, entry in candidate_pool(denoiser, pool).items()
-        if not entry.weight.requires_grad and base_layer(module := denoiser.get_submodule(name)) is module
+        name: entry
+        for name, entry in candidate_pool(denoiser, pool).items()
+        if not entry.weight.requires_grad
+        and base_layer(module := denoiser.get_submodule(name)) is module
     }
 
 
@@ -72,7 +81,8 @@ def untrained(denoiser: nn.Module, pool: str) -> dict[str, Matrix]:
 def randomize(weight: Tensor, generator: torch.Generator) -> None:
     """Normal values with the weight's own mean and standard deviation, drawn on the CPU in float32.
 
-    The paper ("random values", Figure 4) does not say which; keeping the scale keeps activations in range.
+    The paper ("random values", Figure 4) does not say which; keeping the scale keeps activations in
+    range.
     """
     values = torch.randn(weight.shape, generator=generator)
     weight.copy_(values.to(weight.device) * weight.float().std() + weight.float().mean())
@@ -87,32 +97,45 @@ def sample_gradients(
     return GhostGradients(denoiser, trainable, config.draws_per_record)
 
 
-def save_weights(denoiser: nn.Module, directory: Path, values: dict[str, Tensor], config: FinetuneConfig) -> None:
-    """Writes trained values and random ones so that :func:`load_adapter` finds them; the directory is replaced as a whole.
+def save_weights(
+    denoiser: nn.Module, directory: Path, values: dict[str, Tensor], config: FinetuneConfig
+) -> None:
+    """Writes trained values and random ones so that :func:`load_adapter` finds them; the directory
+    is replaced as a whole.
 
     Args:
         denoiser: As :func:`add_adapter` left it.
-        values: Trained parameters by name, to write in place of the current ones (such as their moving average).
+        values: Trained parameters by name, to write in place of the current ones (such as their
+            moving average).
     """
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    whole = {f"{name}.weight": entry.weight.detach() for name, entry in untrained(denoiser, config.randomize).items()}
+    whole = {
+        f"{name}.weight": entry.weight.detach()
+        for name, entry in untrained(denoiser, config.randomize).items()
+    }
     if config.adapter == "lora":
         load_factors(denoiser, values)
         prefix = "unet" if isinstance(denoiser, UNet2DConditionModel) else "transformer"
-        factors = {f"{prefix}.{name}": value.contiguous() for name, value in get_peft_model_state_dict(denoiser).items()}
+        factors = {
+            f"{prefix}.{name}": value.contiguous()
+            for name, value in get_peft_model_state_dict(denoiser).items()
+        }
         save_file(factors, partial / WEIGHTS, metadata={"format": "pt"})
     else:
         whole |= values
     if whole:
-        save_file({name: value.contiguous() for name, value in whole.items()}, partial / WHOLE_WEIGHTS)
+        save_file(
+            {name: value.contiguous() for name, value in whole.items()}, partial / WHOLE_WEIGHTS
+        )
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(partial, directory)
 
 
 def load_adapter(pipe: Any, directory: Path) -> None:
-    """Puts trained values into the pipeline's own weights: LoRA is merged, whole matrices replace the public ones.
+    """Puts trained values into the pipeline's own weights: LoRA is merged, whole matrices replace
+    the public ones.
 
     Raises:
         DataError: Missing, damaged or of another model.
@@ -126,7 +149,9 @@ def load_adapter(pipe: Any, directory: Path) -> None:
             merge_lora(denoiser, load_file(directory / WEIGHTS))
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{directory}: cannot be loaded as an adapter of this model ({reason})") from error
+        raise DataError(
+            f"{directory}: cannot be loaded as an adapter of this model ({reason})"
+        ) from error
 
 
 @torch.no_grad()
@@ -134,11 +159,13 @@ def merge_lora(denoiser: nn.Module, factors: Mapping[str, Tensor]) -> None:
     """Adds B A to each weight (scale 1), in float32.
 
     Args:
-        factors: ``unet.NAME.lora_A.weight`` and ``unet.NAME.lora_B.weight``, or with ``transformer`` in front.
+        factors: ``unet.NAME.lora_A.weight`` and ``unet.NAME.lora_B.weight``, or with
+            ``transformer`` in front.
 
     Raises:
         ValueError: No factors.
-        AttributeError, KeyError, RuntimeError: A matrix that the model lacks, a missing factor, another shape.
+        AttributeError, KeyError, RuntimeError: A matrix that the model lacks, a missing factor,
+            another shape.
     """
     end = ".lora_A.weight"
     names = [key.removesuffix(end) for key in factors if key.endswith(end)]
@@ -147,12 +174,17 @@ def merge_lora(denoiser: nn.Module, factors: Mapping[str, Tensor]) -> None:
     for name in names:
         weight = denoiser.get_submodule(name.partition(".")[2]).weight
         assert isinstance(weight, Tensor)
-        update = factors[f"{name}.lora_B.weight"].float().flatten(1) @ factors[name + end].float().flatten(1)
+        update = factors[f"{name}.lora_B.weight"].float().flatten(1) @ factors[
+            name + end
+        ].float().flatten(1)
         weight.copy_(weight.float() + update.view(weight.shape).to(weight.device))
 
 
-def add_lora(denoiser: nn.Module, matrices: list[str], rank: int, seed: int, train_a: bool = True) -> dict[str, nn.Parameter]:
-    """Injects LoRA (A Gaussian, B zero, scale 1) and returns the trainable factors by name, float32.
+def add_lora(
+    denoiser: nn.Module, matrices: list[str], rank: int, seed: int, train_a: bool = True
+) -> dict[str, nn.Parameter]:
+    """Injects LoRA (A Gaussian, B zero, scale 1) and returns the trainable factors by name,
+    float32.
 
     Args:
         matrices: Dotted names of linear layers or convolutions; nothing else becomes trainable.
@@ -169,19 +201,25 @@ def add_lora(denoiser: nn.Module, matrices: list[str], rank: int, seed: int, tra
     denoiser.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        lora = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=exactly)
+        lora = LoraConfig(
+            r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=exactly
+        )
         inject_adapter_in_model(lora, denoiser, "default")
     trainable: dict[str, nn.Parameter] = {}
     for name, parameter in denoiser.named_parameters():
         if "lora_" in name:
-            parameter.data = parameter.data.float()  # DP-SGD accumulates in float32 whatever the frozen dtype
+            parameter.data = (
+                parameter.data.float()
+            )  # DP-SGD accumulates in float32 whatever the frozen dtype
             parameter.requires_grad_(train_a or "lora_B" in name)
             if parameter.requires_grad:
                 trainable[name] = parameter
     return trainable
 
 
-def save_adapter(denoiser: nn.Module, directory: Path, values: dict[str, Tensor] | None = None) -> None:
+def save_adapter(
+    denoiser: nn.Module, directory: Path, values: dict[str, Tensor] | None = None
+) -> None:
     """:func:`save_weights` of LoRA alone."""
     save_weights(denoiser, directory, values or {}, FinetuneConfig())
 

@@ -1,9 +1,10 @@
 """Where training's checkpoints lie, and the newest of them that can be trusted.
 
-Ray Train copies a checkpoint into its folder file by file and rewrites its own snapshot in place, so a machine that dies
-there, or a full disk, leaves a torn file. A torn checkpoint is passed over: training goes on from the one before it and
-replays the steps between (same streams, same releases, no budget). A torn snapshot is removed, for Ray refuses to start
-with it; nothing is lost, as the checkpoints are found by looking.
+Ray Train copies a checkpoint into its folder file by file and rewrites its own snapshot in place,
+so a machine that dies there, or a full disk, leaves a torn file. A torn checkpoint is passed over:
+training goes on from the one before it and replays the steps between (same streams, same releases,
+no budget). A torn snapshot is removed, for Ray refuses to start with it; nothing is lost, as the
+checkpoints are found by looking.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def repair_snapshot(storage: str) -> None:
 
 
 def check_paid(state: TrainState | None, ledger: Ledger, stream: str) -> None:
-    """A checkpoint holds only steps that the ledger shows as paid; otherwise the ledger is not the one of this training.
+    """A checkpoint holds only steps that the ledger shows as paid; otherwise the ledger is not the
+    one of this training.
 
     Raises:
         RunDirectoryError: A step was taken that the ledger does not show.
@@ -88,7 +90,9 @@ def check_paid(state: TrainState | None, ledger: Ledger, stream: str) -> None:
     if state is None:
         return
     paid = {event.release for event in ledger.events() if event.stream == stream}
-    missing = next((step for step in range(state.step) if f"finetune/step/{step}" not in paid), None)
+    missing = next(
+        (step for step in range(state.step) if f"finetune/step/{step}" not in paid), None
+    )
     if missing is not None:
         raise RunDirectoryError(
             f"{ledger.path}: does not show finetune/step/{missing}, which a checkpoint contains; restore the ledger that "
@@ -102,5 +106,9 @@ def _checkpoints(filesystem: fs.FileSystem, root: str) -> Iterator[str]:
         found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
     except OSError as error:
         raise SapfError(f"{root}: checkpoints cannot be listed ({reason(error)})") from error
-    names = [i.base_name for i in found if i.type == fs.FileType.Directory and i.base_name.startswith(_PREFIX)]
+    names = [
+        i.base_name
+        for i in found
+        if i.type == fs.FileType.Directory and i.base_name.startswith(_PREFIX)
+    ]
     yield from sorted(names, reverse=True)

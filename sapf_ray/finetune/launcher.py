@@ -28,14 +28,18 @@ from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.runs import runlog, worktime
 
 RUN_NAME = "finetune"
-LOST_SECONDS = 120.0  # that the cluster may be too small for the workers (a node that restarts) before training gives up
+# that the cluster may be too small for the workers (a node that restarts) before training gives up
+LOST_SECONDS = 120.0
 
 
 def finetune(
-    job: FinetuneJob, storage: Path | str, adapter_dir: Path, on_progress: Callable[[int, int], None] | None = None
+    job: FinetuneJob,
+    storage: Path | str,
+    adapter_dir: Path,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Trains the adapter and writes it to ``adapter_dir``; continues from the last checkpoint in ``storage``, a folder or
-    the URI of one.
+    """Trains the adapter and writes it to ``adapter_dir``; continues from the last checkpoint in
+    ``storage``, a folder or the URI of one.
 
     Raises:
         ClusterError: The cluster cannot hold the workers.
@@ -58,13 +62,15 @@ def finetune(
         train_loop_config={"job": cloudpickle.dumps(job), "cpus": cpus, "storage": checkpoints},
         torch_config=TorchConfig(backend="nccl" if job.config.gpus_per_worker > 0 else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=job.config.num_workers, use_gpu=job.config.gpus_per_worker > 0,
+            num_workers=job.config.num_workers,
+            use_gpu=job.config.gpus_per_worker > 0,
             resources_per_worker={"CPU": cpus}
             | ({"GPU": job.config.gpus_per_worker} if job.config.gpus_per_worker > 0 else {}),
             placement_strategy="PACK",  # workers exchange gradients at every step
         ),
         run_config=RunConfig(
-            name=RUN_NAME, storage_path=root,
+            name=RUN_NAME,
+            storage_path=root,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=job.config.max_failures),
             callbacks=callbacks,
@@ -81,13 +87,16 @@ def finetune(
             ) from error
     state = latest_state(checkpoints)
     if state is None or state.step < job.config.steps:
-        raise SapfError(f"{checkpoints}: the last checkpoint cannot be read; the same command makes it again")
+        raise SapfError(
+            f"{checkpoints}: the last checkpoint cannot be read; the same command makes it again"
+        )
     with worktime.working():
         write_adapter(job, state, adapter_dir)
 
 
 def _fit(trainer: TorchTrainer, want: cluster.Want) -> list[worktime.Interval]:
-    """``trainer.fit()``. Ray would wait for ever for a lost node; this gives up when the cluster stays too small.
+    """``trainer.fit()``. Ray would wait for ever for a lost node; this gives up when the cluster
+    stays too small.
 
     Returns:
         When rank 0 was at work.
@@ -127,9 +136,13 @@ def _cause(error: ray.train.TrainingFailedError) -> Exception:
 
 
 class _LedgerProgress:
-    """Reports steps as the ledger grows: one line a step, so no second channel from the workers is needed."""
+    """Reports steps as the ledger grows: one line a step, so no second channel from the workers is
+    needed.
+    """
 
-    def __init__(self, ledger: Path, steps: int, callback: Callable[[int, int], None] | None) -> None:
+    def __init__(
+        self, ledger: Path, steps: int, callback: Callable[[int, int], None] | None
+    ) -> None:
         self.ledger, self.steps, self.callback = ledger, steps, callback
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -1,8 +1,8 @@
 """The worker's loop: Poisson batch -> per-sample gradients -> clip -> sum -> noise -> step.
 
-``train`` runs in any process that has a torch process group; Ray Train is one caller, the benchmark's bare
-process another. It reports nothing that depends on the data outside the mechanism: no losses, no norms, no
-realised batch sizes (design rule 6).
+``train`` runs in any process that has a torch process group; Ray Train is one caller, the
+benchmark's bare process another. It reports nothing that depends on the data outside the mechanism:
+no losses, no norms, no realised batch sizes (design rule 6).
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class TrainState:
         try:
             return cls(**torch.load(content, map_location="cpu", weights_only=True))
         except Exception as error:
-            raise SapfError(f"{name}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
+            raise SapfError(
+                f"{name}: damaged checkpoint ({' '.join(str(error).split())[:200]})"
+            ) from error
 
 
 def ema_decay(decay: float, step: int) -> float:
@@ -96,11 +98,14 @@ def assert_ranks_agree(factors: dict[str, nn.Parameter]) -> None:
     digests: list[bytes | None] = [None] * dist.get_world_size()
     dist.all_gather_object(digests, parameters_digest(factors))
     if len(set(digests)) != 1:
-        raise RuntimeError("ranks disagree on the adapter: the noisy gradient was not the same everywhere")
+        raise RuntimeError(
+            "ranks disagree on the adapter: the noisy gradient was not the same everywhere"
+        )
 
 
 def train(
-    job: FinetuneJob, resume: TrainState | None = None,
+    job: FinetuneJob,
+    resume: TrainState | None = None,
     on_checkpoint: Callable[[TrainState], None] | None = None,
 ) -> TrainState:
     """Runs the remaining steps and returns the final state (identical on every rank).
@@ -127,11 +132,16 @@ def train(
         ledger.record(f"finetune/step/{step}", event, job.stream, "finetune")
 
     optimizer = ReleaseOptimizer(
-        torch.optim.AdamW(factors.values(), lr=config.learning_rate, weight_decay=config.weight_decay),
-        noise_multiplier=job.plan.finetune.noise_multiplier, clipping=config.clipping,
-        clipping_norm=config.clipping_norm, clipping_gamma=config.clipping_gamma,
+        torch.optim.AdamW(
+            factors.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+        ),
+        noise_multiplier=job.plan.finetune.noise_multiplier,
+        clipping=config.clipping,
+        clipping_norm=config.clipping_norm,
+        clipping_gamma=config.clipping_gamma,
         expected_batch_size=config.batch_size,
-        before_release=before_release, non_private=job.plan.non_private,
+        before_release=before_release,
+        non_private=job.plan.non_private,
         noise_stream=lambda step: job.key.stream("finetune/noise", step),
     )
     average = {name: p.detach().clone() for name, p in factors.items()}
@@ -141,17 +151,26 @@ def train(
         optimizer.load_state_dict(resume.optimizer)
         optimizer.next_step = resume.step
 
-    micro = resume.micro_batch_size if resume else config.micro_batch_size or _common_micro_batch(objective, gradients)
+    micro = (
+        resume.micro_batch_size
+        if resume
+        else config.micro_batch_size or _common_micro_batch(objective, gradients)
+    )
 
     def state() -> TrainState:
         return TrainState(
-            optimizer.next_step, {n: p.detach().cpu().clone() for n, p in factors.items()},
-            {n: a.cpu().clone() for n, a in average.items()}, optimizer.state_dict(), micro,
+            optimizer.next_step,
+            {n: p.detach().cpu().clone() for n, p in factors.items()},
+            {n: a.cpu().clone() for n, a in average.items()},
+            optimizer.state_dict(),
+            micro,
         )
 
     for step in range(optimizer.next_step, config.steps):
         # every rank draws the same whole-data-set Poisson sample and takes its own part of it
-        sampled = poisson_sample(job.plan.n_records, job.plan.sample_rate, job.key.stream("finetune/sample", step))
+        sampled = poisson_sample(
+            job.plan.n_records, job.plan.sample_rate, job.key.stream("finetune/sample", step)
+        )
         mine = shard(sampled, rank, world)
         for start in range(0, len(mine), micro):
             losses = objective.losses(mine[start : start + micro], step)
@@ -161,7 +180,9 @@ def train(
         with torch.no_grad():
             for name, p in factors.items():
                 average[name].lerp_(p, 1 - decay)
-        if on_checkpoint and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
+        if on_checkpoint and (
+            (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps
+        ):
             assert_ranks_agree(factors)
             on_checkpoint(state())
     return state()
@@ -178,16 +199,26 @@ class _Objective:
 
     @classmethod
     def load(cls, job: FinetuneJob) -> _Objective:
-        """The denoiser alone goes on: VAE and text encoder have done their work in the latent cache."""
-        pipe = load_pipeline(job.model.path, job.model.dtype if job.config.adapter == "lora" else "float32")
+        """The denoiser alone goes on: VAE and text encoder have done their work in the latent
+        cache.
+        """
+        pipe = load_pipeline(
+            job.model.path, job.model.dtype if job.config.adapter == "lora" else "float32"
+        )
         return cls(job, denoiser_of(pipe), training_scheduler(pipe), pipe.vae.config.scaling_factor)
 
     def losses(self, records: np.ndarray, step: int) -> Tensor:
         """(n,) losses of the named records with the draws of this step."""
         job = self.job
         draws = draw(
-            job.key, "finetune/loss", step, records, job.config.draws_per_record, job.cache.latent_shape,
-            self.scheduler.config.num_train_timesteps, (job.config.timestep_start, job.config.timestep_end),
+            job.key,
+            "finetune/loss",
+            step,
+            records,
+            job.config.draws_per_record,
+            job.cache.latent_shape,
+            self.scheduler.config.num_train_timesteps,
+            (job.config.timestep_start, job.config.timestep_end),
         )
         return self._losses(*job.cache.read(records), draws)
 
@@ -197,12 +228,16 @@ class _Objective:
         k = job.config.draws_per_record
         noise = torch.zeros(n, k, channels, height, width)
         draws = Draws(noise[:, 0], noise, torch.zeros(n, k, dtype=torch.int64))
-        return self._losses(torch.zeros(n, 2 * channels, height, width), job.cache.any_conditions(n), draws)
+        return self._losses(
+            torch.zeros(n, 2 * channels, height, width), job.cache.any_conditions(n), draws
+        )
 
     def _losses(self, moments: Tensor, conditions: Tensor, draws: Draws) -> Tensor:
         dtype: torch.dtype = self.denoiser.dtype  # type: ignore[assignment]
         conditions = to_denoiser(conditions, self.job.device, dtype)
-        return per_record_loss(self.denoiser, self.scheduler, moments, self.scaling_factor, conditions, draws)
+        return per_record_loss(
+            self.denoiser, self.scheduler, moments, self.scaling_factor, conditions, draws
+        )
 
 
 def _common_micro_batch(objective: _Objective, gradients: SampleGradients) -> int:
@@ -210,7 +245,9 @@ def _common_micro_batch(objective: _Objective, gradients: SampleGradients) -> in
     job = objective.job
     limit = min(1024, max(1, job.plan.batch_size // dist.get_world_size()))
     best = find_micro_batch(
-        lambda n: gradients.clipped_sums(objective.random_losses(n), torch.ones_like), limit, job.device
+        lambda n: gradients.clipped_sums(objective.random_losses(n), torch.ones_like),
+        limit,
+        job.device,
     )
     size = torch.tensor(best, device=job.device)
     dist.all_reduce(size, op=dist.ReduceOp.MIN)

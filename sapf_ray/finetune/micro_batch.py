@@ -15,8 +15,8 @@ SMALLEST = 8
 def find_micro_batch(run: Callable[[int], object], limit: int, device: str) -> int:
     """Doubles from 8 until memory or speed stops growing.
 
-    Which size comes out depends on the machine, and changes no result beyond rounding: the clipped sum of a
-    batch is the same however it is split.
+    Which size comes out depends on the machine, and changes no result beyond rounding: the clipped
+    sum of a batch is the same however it is split.
 
     Args:
         run: Makes one forward and backward pass over that many records of *random* data.

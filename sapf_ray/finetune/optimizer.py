@@ -1,8 +1,8 @@
 """DP-SGD's one release per step, on Opacus's distributed optimizer.
 
-Each rank clips and sums its own records' gradients over as many micro-batches as it likes (also none),
-rank 0 adds noise of std ``noise_multiplier * clipping_norm`` once, the sum over ranks is divided by the
-*expected* batch size, and every rank takes the same step.
+Each rank clips and sums its own records' gradients over as many micro-batches as it likes (also
+none), rank 0 adds noise of std ``noise_multiplier * clipping_norm`` once, the sum over ranks is
+divided by the *expected* batch size, and every rank takes the same step.
 """
 
 from __future__ import annotations
@@ -34,14 +34,24 @@ class ReleaseOptimizer(DistributedDPOptimizer):
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, noise_multiplier: float, clipping: str, clipping_norm: float,
-        clipping_gamma: float, expected_batch_size: int,
-        before_release: Callable[[int], object], noise_stream: Callable[[int], NoiseStream],
+        self,
+        optimizer: Optimizer,
+        *,
+        noise_multiplier: float,
+        clipping: str,
+        clipping_norm: float,
+        clipping_gamma: float,
+        expected_batch_size: int,
+        before_release: Callable[[int], object],
+        noise_stream: Callable[[int], NoiseStream],
         non_private: bool = False,
     ) -> None:
         super().__init__(
-            optimizer, noise_multiplier=noise_multiplier, max_grad_norm=clipping_norm,
-            expected_batch_size=None, loss_reduction="sum",
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=clipping_norm,
+            expected_batch_size=None,
+            loss_reduction="sum",
         )
         self.clipping, self.clipping_gamma = clipping, clipping_gamma
         self.batch_size = expected_batch_size
@@ -79,8 +89,11 @@ class ReleaseOptimizer(DistributedDPOptimizer):
             return
         self.before_release(self.next_step)
         noisy = add_gaussian_noise(
-            [p.grad for p in self.params], self.noise_multiplier, self.max_grad_norm,
-            self.noise_stream(self.next_step), non_private=self.non_private,
+            [p.grad for p in self.params],
+            self.noise_multiplier,
+            self.max_grad_norm,
+            self.noise_stream(self.next_step),
+            non_private=self.non_private,
         )
         for p, value in zip(self.params, noisy, strict=True):
             p.grad = value

@@ -1,4 +1,6 @@
-"""Lost workers in the run's log. Ray Train's controller, which calls this, is on the driver's machine; light to import."""
+"""Lost workers in the run's log. Ray Train's controller, which calls this, is on the driver's
+machine; light to import.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,10 @@ class RestartEvents(UserCallback):
         errors = sorted({type(error).__name__ for error in worker_exceptions.values()})
         with runlog.recording(self.place):
             runlog.event(
-                "workers_lost", runlog.WARNING, ranks=sorted(worker_exceptions), error=", ".join(errors), restart=self.count,
+                "workers_lost",
+                runlog.WARNING,
+                ranks=sorted(worker_exceptions),
+                error=", ".join(errors),
+                restart=self.count,
                 of=self.most,
             )

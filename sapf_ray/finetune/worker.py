@@ -1,6 +1,7 @@
 """What runs in each Ray Train worker.
 
-Imports are inside: Ray's controller process, which only hands the function on, is spared five seconds of them.
+Imports are inside: Ray's controller process, which only hands the function on, is spared five
+seconds of them.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ def run_worker(parameters: dict) -> list[tuple[float, float]]:
     """Trains with the worker's share of the cores, from the last checkpoint on.
 
     Args:
-        parameters: ``job``, a pickled :class:`sapf_ray.finetune.loop.FinetuneJob`; ``cpus``, the worker's cores; ``storage``,
-            path or URI of this Ray Train run.
+        parameters: ``job``, a pickled :class:`sapf_ray.finetune.loop.FinetuneJob`; ``cpus``, the
+            worker's cores; ``storage``, path or URI of this Ray Train run.
 
     Returns:
         When it was at work; Ray Train hands on rank 0's.

@@ -1,31 +1,37 @@
-"""Clipped gradient sums of whole matrices without per-sample gradients in memory (ghost clipping [1, 2]).
+"""Clipped gradient sums of whole matrices without per-sample gradients in memory (ghost clipping
+[1, 2]).
 
 One forward pass, then two backward passes over the same graph:
 
-1. Every trained layer's output passes through a tap, an identity that sees the output gradient. Taps reduce
-   input and output gradient to squared per-sample norms (:mod:`sapf_ray.grad_sample.norms`). No weight
-   gradient is computed: the pass asks for the gradient of a probe that hangs on every tap, which also makes
-   back-propagation stop at the first trained layer.
+1. Every trained layer's output passes through a tap, an identity that sees the output gradient.
+   Taps reduce input and output gradient to squared per-sample norms
+   (:mod:`sapf_ray.grad_sample.norms`). No weight gradient is computed: the pass asks for the
+   gradient of a probe that hangs on every tap, which also makes back-propagation stop at the first
+   trained layer.
 2. Norms become clip factors, and the gradient of ``sum_i factor_i * loss_i`` *is* the clipped sum.
 
-Memory is that of a non-private step plus ``max_temporary_bytes``; nothing grows with batch x parameters.
+Memory is that of a non-private step plus ``max_temporary_bytes``; nothing grows with batch x
+parameters.
 
-Two cases take another pass 2, which repeats the output gradients of pass 1 unscaled and forms each layer's sum
-from its input and output gradient in float32, factors included, at the price of one more forward call per layer:
+Two cases take another pass 2, which repeats the output gradients of pass 1 unscaled and forms each
+layer's sum from its input and output gradient in float32, factors included, at the price of one
+more forward call per layer:
 
-- Less than float32 in the forward pass (bf16 weights, autocast). Scaled output gradients would round differently
-  from those the norms were taken of, and a sum rounded to bf16 can change by more than the clipping norm when one
-  record joins.
-- A record with factor 0. A norm that is infinite (above 1.8e19) or not a number gets factor 0 whatever the clip
-  function says, and ``0 * inf`` is not a number: the record's inputs and output gradients are blanked instead, so
-  nothing of it, not even an overflow in the forward pass, reaches the sum.
+- Less than float32 in the forward pass (bf16 weights, autocast). Scaled output gradients would
+  round differently from those the norms were taken of, and a sum rounded to bf16 can change by more
+  than the clipping norm when one record joins.
+- A record with factor 0. A norm that is infinite (above 1.8e19) or not a number gets factor 0
+  whatever the clip function says, and ``0 * inf`` is not a number: the record's inputs and output
+  gradients are blanked instead, so nothing of it, not even an overflow in the forward pass, reaches
+  the sum.
 
-The host waits for the device twice per call: to see whether some factor is 0, and whether the sums are finite.
+The host waits for the device twice per call: to see whether some factor is 0, and whether the sums
+are finite.
 
-1. Li, Tramer, Liang, Hashimoto, "Large language models can be strong differentially private learners", ICLR
-   2022, section 4.
-2. Bu, Mao, Xu, "Scalable and efficient training of large convolutional neural networks with differential
-   privacy", NeurIPS 2022.
+1. Li, Tramer, Liang, Hashimoto, "Large language models can be strong differentially private
+   learners", ICLR 2022, section 4.
+2. Bu, Mao, Xu, "Scalable and efficient training of large convolutional neural networks with
+   differential privacy", NeurIPS 2022.
 """
 
 from __future__ import annotations
@@ -53,11 +59,17 @@ Receive = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class _Tap(torch.autograd.Function):
-    """Identity on a layer's output; shows (layer, its input, the output gradient) to ``receive`` on the way back."""
+    """Identity on a layer's output; shows (layer, its input, the output gradient) to ``receive`` on
+    the way back.
+    """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, probe: Tensor, layer: int, receive: Receive) -> Tensor:
-        ctx.save_for_backward(x)  # watched by autograd: a change in place raises; recomputed under checkpointing
+    def forward(
+        ctx: Any, output: Tensor, x: Tensor, probe: Tensor, layer: int, receive: Receive
+    ) -> Tensor:
+        ctx.save_for_backward(
+            x
+        )  # watched by autograd: a change in place raises; recomputed under checkpointing
         ctx.layer, ctx.receive = layer, receive
         return output.view_as(output)
 
@@ -72,8 +84,9 @@ class GhostGradients:
 
     Args:
         model: The denoiser; the parameters' layers get a forward hook until :meth:`remove`.
-        parameters: Name to trainable parameter of ``model``: whole layers, or some parameters of a layer. Other
-            parameters are best frozen, so that autograd keeps nothing for them; they are never paid for here.
+        parameters: Name to trainable parameter of ``model``: whole layers, or some parameters of a
+            layer. Other parameters are best frozen, so that autograd keeps nothing for them; they
+            are never paid for here.
         rows_per_record: k; the model's batch has n·k rows, the k rows of a record side by side.
         max_temporary_bytes: Cap on what the norms of one layer allocate at a time.
 
@@ -92,7 +105,10 @@ class GhostGradients:
     """
 
     def __init__(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], rows_per_record: int = 1,
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        rows_per_record: int = 1,
         max_temporary_bytes: int = MAX_TEMPORARY_BYTES,
     ) -> None:
         if not parameters:
@@ -100,20 +116,29 @@ class GhostGradients:
         frozen = [name for name, p in parameters.items() if not p.requires_grad]
         if frozen:
             raise ValueError(f"{frozen[0]}: must require a gradient")
-        self.parameters, self.rows_per_record, self.max_temporary_bytes = dict(parameters), rows_per_record, max_temporary_bytes
+        self.parameters, self.rows_per_record, self.max_temporary_bytes = (
+            dict(parameters),
+            rows_per_record,
+            max_temporary_bytes,
+        )
         self.layers = trained_layers(model, self.parameters)
         self._probe = torch.zeros((), requires_grad=True)
-        self._low_precision = any(p.dtype in LOW_PRECISION for p in model.parameters())  # or a forward pass shows it
+        self._low_precision = any(
+            p.dtype in LOW_PRECISION for p in model.parameters()
+        )  # or a forward pass shows it
         self._receive: Receive | None = None  # what the taps of the running backward pass do
         self._inside = False
         self._handles = [
-            layer.layer.register_forward_hook(self._forward_hook(i), with_kwargs=True) for i, layer in enumerate(self.layers)
+            layer.layer.register_forward_hook(self._forward_hook(i), with_kwargs=True)
+            for i, layer in enumerate(self.layers)
         ]
 
     def __enter__(self) -> GhostGradients:
         return self
 
-    def __exit__(self, kind: type | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.remove()
 
     def remove(self) -> None:
@@ -126,10 +151,14 @@ class GhostGradients:
         def hook(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
             if self._inside or not output.requires_grad:  # no graph: sampling under no_grad
                 return None
-            self._low_precision |= output.dtype in LOW_PRECISION or torch.is_autocast_enabled(output.device.type)
+            self._low_precision |= output.dtype in LOW_PRECISION or torch.is_autocast_enabled(
+                output.device.type
+            )
             x = args[0] if args else next(iter(kwargs.values()))
             if "weight" not in self.layers[i].parameters:
-                x = x.new_zeros(()).expand(x.shape)  # a bias needs no input; autograd does not keep it either
+                x = x.new_zeros(()).expand(
+                    x.shape
+                )  # a bias needs no input; autograd does not keep it either
             return _Tap.apply(output, x.detach(), self._probe, i, self._show)
 
         return hook
@@ -138,31 +167,40 @@ class GhostGradients:
         return g if self._receive is None else self._receive(i, x, g)
 
     def clipped_sums(self, losses: Tensor, clip: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """``sum_i factor_i * gradient_i`` over the records, ``factor = clip(norms)``. Frees the graph.
+        """``sum_i factor_i * gradient_i`` over the records, ``factor = clip(norms)``. Frees the
+        graph.
 
         Args:
-            losses: (n,) one loss per record, graph attached; record i's loss depends on the batch rows
-                i·k ... (i+1)·k - 1 alone.
-            clip: (n,) float32 norms of the records' gradients over all parameters together to (n,) factors with
-                ``factor * norm`` at most the clipping norm (``privacy.noise.clip_factors``).
+            losses: (n,) one loss per record, graph attached; record i's loss depends on the batch
+                rows i·k ... (i+1)·k - 1 alone.
+            clip: (n,) float32 norms of the records' gradients over all parameters together to (n,)
+                factors with ``factor * norm`` at most the clipping norm
+                (``privacy.noise.clip_factors``).
 
         Returns:
-            One float32 tensor per parameter, shaped like it, in the order of ``parameters``; zeros for a
-            parameter that no loss depends on.
+            One float32 tensor per parameter, shaped like it, in the order of ``parameters``; zeros
+            for a parameter that no loss depends on.
 
         Raises:
             RuntimeError: A parameter was used outside its layer's call, so its norm is not known.
-            ValueError: A layer's batch axis does not have n·k rows (the model folds other axes into it).
+            ValueError: A layer's batch axis does not have n·k rows (the model folds other axes into
+                it).
             FloatingPointError: The sums are not finite: a clip factor or their addition overflowed.
         """
         if losses.dim() != 1 or not losses.requires_grad:
-            raise ValueError(f"losses of shape {tuple(losses.shape)}: must be (n,) with the graph attached")
+            raise ValueError(
+                f"losses of shape {tuple(losses.shape)}: must be (n,) with the graph attached"
+            )
         try:
             norms = self._norms(losses)
             factors = clip(norms).to(losses.dtype)
             if factors.shape != losses.shape:
-                raise ValueError(f"clip returned {tuple(factors.shape)} for {tuple(losses.shape)} norms")
-            factors = torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors)).detach()
+                raise ValueError(
+                    f"clip returned {tuple(factors.shape)} for {tuple(losses.shape)} norms"
+                )
+            factors = torch.where(
+                torch.isfinite(norms), factors, torch.zeros_like(factors)
+            ).detach()
             if self._low_precision or bool((factors == 0).any()):
                 sums = self._sums_layer_by_layer(losses, factors)
             else:
@@ -170,7 +208,9 @@ class GhostGradients:
         finally:
             self._receive = None
         if not bool(torch.stack([torch.isfinite(s).all() for s in sums]).all()):
-            raise FloatingPointError("the clipped sum is not finite: a clip factor or the sum overflowed")
+            raise FloatingPointError(
+                "the clipped sum is not finite: a clip factor or the sum overflowed"
+            )
         return sums
 
     def _norms(self, losses: Tensor) -> Tensor:
@@ -182,7 +222,9 @@ class GhostGradients:
 
         def receive(i: int, x: Tensor, g: Tensor) -> Tensor:
             if len(g) != rows:
-                raise ValueError(f"{self.layers[i].name}: batch axis of {len(g)} rows, must be {rows} (records x rows of each)")
+                raise ValueError(
+                    f"{self.layers[i].name}: batch axis of {len(g)} rows, must be {rows} (records x rows of each)"
+                )
             uses = pending.setdefault(i, [])
             uses.append((x, g.detach()))
             if len(uses) == expected[i]:  # all calls of the layer are here, most often the only one
@@ -191,7 +233,9 @@ class GhostGradients:
 
         self._receive = receive
         torch.autograd.grad(losses.sum(), [self._probe], retain_graph=True, allow_unused=True)
-        squared += [self._squared(self.layers[i], uses) for i, uses in pending.items()]  # a call no gradient reached
+        squared += [
+            self._squared(self.layers[i], uses) for i, uses in pending.items()
+        ]  # a call no gradient reached
         if not squared:
             return losses.detach().new_zeros(len(losses), dtype=torch.float32)
         return torch.stack(squared).sum(0).sqrt()
@@ -223,13 +267,17 @@ class GhostGradients:
             for position in layer.parameters.values():
                 name, parameter = parameters[position]
                 if direct[id(parameter)] > calls[i]:
-                    raise RuntimeError(f"{name}: used outside the call of its layer {layer.name!r}; its norm would be too small")
+                    raise RuntimeError(
+                        f"{name}: used outside the call of its layer {layer.name!r}; its norm would be too small"
+                    )
         return calls
 
     def _sums(self, losses: Tensor, factors: Tensor) -> list[Tensor]:
         self._receive = None
         parameters = list(self.parameters.values())
-        gradients = torch.autograd.grad(losses, parameters, factors, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            losses, parameters, factors, allow_unused=True, materialize_grads=True
+        )
         return [gradient.float() for gradient in gradients]
 
     def _sums_layer_by_layer(self, losses: Tensor, factors: Tensor) -> list[Tensor]:
@@ -244,20 +292,32 @@ class GhostGradients:
         torch.autograd.grad(losses.sum(), [self._probe], allow_unused=True)
         return sums
 
-    def _add_weighted(self, layer: TrainedLayer, x: Tensor, g: Tensor, weights: Tensor, sums: list[Tensor]) -> None:
-        """Adds the layer's weighted gradients, from a second call of the layer in float32, piece by piece."""
-        values = {name: p.detach().float() for name, p in layer.layer.named_parameters(recurse=False)}
+    def _add_weighted(
+        self, layer: TrainedLayer, x: Tensor, g: Tensor, weights: Tensor, sums: list[Tensor]
+    ) -> None:
+        """Adds the layer's weighted gradients, from a second call of the layer in float32, piece by
+        piece.
+        """
+        values = {
+            name: p.detach().float() for name, p in layer.layer.named_parameters(recurse=False)
+        }
         trained = [values[name].requires_grad_() for name in layer.parameters]
         self._inside = True
         try:
             with torch.enable_grad(), torch.autocast(g.device.type, enabled=False):
-                for rows in pieces(len(x), 2 * FLOAT * (x[0].numel() + g[0].numel()), self.max_temporary_bytes):
+                for rows in pieces(
+                    len(x), 2 * FLOAT * (x[0].numel() + g[0].numel()), self.max_temporary_bytes
+                ):
                     a, y, w = x[rows], g[rows].float(), weights[rows]
                     if a.is_floating_point():
                         a = a.float().masked_fill(_per_row(w == 0, a), 0.0)
                     y = (y * _per_row(w, y)).masked_fill_(_per_row(w == 0, y), 0.0)
                     output = torch.func.functional_call(layer.layer, values, (a,))
-                    for position, total in zip(layer.parameters.values(), torch.autograd.grad(output, trained, y), strict=True):
+                    for position, total in zip(
+                        layer.parameters.values(),
+                        torch.autograd.grad(output, trained, y),
+                        strict=True,
+                    ):
                         sums[position] += total
         finally:
             self._inside = False

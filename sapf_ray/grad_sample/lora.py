@@ -1,17 +1,19 @@
 """Per-sample gradients of LoRA factors at the price of an ordinary backward pass.
 
-A LoRA layer computes ``y = x (W + s B A)^T`` with W frozen. Its factors are thin, so a record's gradients
+A LoRA layer computes ``y = x (W + s B A)^T`` with W frozen. Its factors are thin, so a record's
+gradients
 
     dA = s (g B)^T x   (r, d_in)          dB = s g^T (x A^T)   (d_out, r)
 
-cost about r / d of the products that back-propagation makes anyway. A convolution is the same on the unfolded patches
-of its input, with A of the base layer's kernel size and B of size 1. :class:`LoraGradients` replaces peft's
-forward (four products, five saved tensors) by one autograd node that multiplies with the merged matrix and
-leaves both per-sample gradients behind as it passes. Nothing else is kept: frozen weights have no gradient,
-and autograd stops below the first adapter by itself, for nothing there requires one.
+cost about r / d of the products that back-propagation makes anyway. A convolution is the same on
+the unfolded patches of its input, with A of the base layer's kernel size and B of size 1.
+:class:`LoraGradients` replaces peft's forward (four products, five saved tensors) by one autograd
+node that multiplies with the merged matrix and leaves both per-sample gradients behind as it
+passes. Nothing else is kept: frozen weights have no gradient, and autograd stops below the first
+adapter by itself, for nothing there requires one.
 
-Opacus's hooks, for comparison, save every activation a second time, compute the summed gradient of each
-factor besides the per-sample one, and wrap every module.
+Opacus's hooks, for comparison, save every activation a second time, compute the summed gradient of
+each factor besides the per-sample one, and wrap every module.
 """
 
 from __future__ import annotations
@@ -31,20 +33,33 @@ from sapf_ray.privacy.noise import clipped_sum
 
 
 def conv_limits(layer: nn.Module) -> str:
-    """What keeps LoRA on this convolution from having per-sample gradients here; empty where nothing does."""
+    """What keeps LoRA on this convolution from having per-sample gradients here; empty where
+    nothing does.
+    """
     plain = not isinstance(layer, nn.Conv2d) or (
-        layer.groups == 1 and layer.padding_mode == "zeros" and layer.dilation == (1, 1) and not isinstance(layer.padding, str)
+        layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and layer.dilation == (1, 1)
+        and not isinstance(layer.padding, str)
     )
-    return "" if plain else "a convolution with groups, dilation or padding other than a number of zeros"
+    return (
+        ""
+        if plain
+        else "a convolution with groups, dilation or padding other than a number of zeros"
+    )
 
 
 class _Layer:
-    """One adapted linear layer: its parameters, and the per-sample gradients the last backward pass left."""
+    """One adapted linear layer: its parameters, and the per-sample gradients the last backward pass
+    left.
+    """
 
     def __init__(self, module: PeftLinear | PeftConv2d, rows_per_record: int) -> None:
         (name,) = module.active_adapters
         if module.lora_variant or not isinstance(module.lora_dropout[name], nn.Identity):
-            raise ValueError(f"{type(module).__name__}: only plain LoRA without dropout has these gradients")
+            raise ValueError(
+                f"{type(module).__name__}: only plain LoRA without dropout has these gradients"
+            )
         self.base: Any = module.get_base_layer()
         if conv_limits(self.base):
             raise ValueError(f"{type(module).__name__}: {conv_limits(self.base)}")
@@ -62,7 +77,9 @@ class _Layer:
         weight = self.base.weight
         if weight.dtype != torch.float32 or dtype != torch.float32:
             return None
-        update = torch.addmm(weight.flatten(1), self.b.flatten(1), self.a.flatten(1), alpha=self.scale)
+        update = torch.addmm(
+            weight.flatten(1), self.b.flatten(1), self.a.flatten(1), alpha=self.scale
+        )
         return update.view(weight.shape)
 
     def give(self, parameter: nn.Parameter, gradient: Tensor) -> None:
@@ -146,13 +163,19 @@ class _LoraFunction(torch.autograd.Function):
         if merged:
             return layer.input_gradient(x, g, merged[0]), None, None, None
         through_a = layer.input_gradient(x, thin, a.to(g.dtype))
-        return layer.input_gradient(x, g, layer.base.weight) + layer.scale * through_a, None, None, None
+        return (
+            layer.input_gradient(x, g, layer.base.weight) + layer.scale * through_a,
+            None,
+            None,
+            None,
+        )
 
 
 class LoraGradients:
     """Clipped sums of per-sample gradients of a model's LoRA factors.
 
-    Installs itself in the peft layers of ``denoiser``; :meth:`remove` gives them their own forward back.
+    Installs itself in the peft layers of ``denoiser``; :meth:`remove` gives them their own forward
+    back.
 
     Args:
         denoiser: A model with one LoRA adapter (:func:`sapf_ray.finetune.adapter.add_lora`).
@@ -160,11 +183,14 @@ class LoraGradients:
         rows_per_record: Rows of the batch that belong to one record, record after record.
     """
 
-    def __init__(self, denoiser: nn.Module, parameters: Iterable[nn.Parameter], rows_per_record: int = 1) -> None:
+    def __init__(
+        self, denoiser: nn.Module, parameters: Iterable[nn.Parameter], rows_per_record: int = 1
+    ) -> None:
         self.parameters = list(parameters)
         self._modules = [m for m in denoiser.modules() if isinstance(m, PeftLinear | PeftConv2d)]
         self._layers = [
-            (_ConvLayer if isinstance(module, PeftConv2d) else _Layer)(module, rows_per_record) for module in self._modules
+            (_ConvLayer if isinstance(module, PeftConv2d) else _Layer)(module, rows_per_record)
+            for module in self._modules
         ]
         self._owner = {p: layer for layer in self._layers for p in (layer.a, layer.b)}
         foreign = [p for p in self.parameters if p not in self._owner]
@@ -188,7 +214,8 @@ class LoraGradients:
             One float32 sum per parameter, of its shape.
         """
         for layer in self._layers:
-            layer.gradients.clear()  # of a backward pass that was broken off: they belong to other records
+            # of a backward pass that was broken off: they belong to other records
+            layer.gradients.clear()
         losses.sum().backward()
         rows = torch.cat([self._owner[p].take(p).flatten(1) for p in self.parameters], dim=1)
         total = clipped_sum(rows, clip(torch.linalg.vector_norm(rows, dim=1)))

@@ -1,4 +1,5 @@
-"""What is publicly known of each public model: bundled ones, and those of the paper (Table 4, Figure 6) by short name.
+"""What is publicly known of each public model: bundled ones, and those of the paper (Table 4,
+Figure 6) by short name.
 
 >>> CATALOG["sd-v1-5"].hub_id
 'stable-diffusion-v1-5/stable-diffusion-v1-5'
@@ -26,8 +27,10 @@ class KnownModel:
         resolution: Side of its images in pixels.
         parameters: Of the denoiser, in millions.
         conditioning: ``text`` (prompts) or ``labels`` (class ids).
-        prediction: What the denoiser predicts: ``epsilon`` or ``v_prediction``; a loaded model's own scheduler decides.
-        hub_id: Where it is obtained, as owner/name on huggingface.co; empty where it ships with this package.
+        prediction: What the denoiser predicts: ``epsilon`` or ``v_prediction``; a loaded model's
+            own scheduler decides.
+        hub_id: Where it is obtained, as owner/name on huggingface.co; empty where it ships with
+            this package.
         licence: As far as known; it binds the user, not this program.
         notes: What else is worth knowing.
     """
@@ -56,42 +59,84 @@ CATALOG: dict[str, KnownModel] = {
     row.name: row
     for row in (
         KnownModel(
-            "glyphs-tiny", "Tiny Stable Diffusion of printed and pen-drawn characters", "U-Net", 32, 1.76, licence=_OURS,
+            "glyphs-tiny",
+            "Tiny Stable Diffusion of printed and pen-drawn characters",
+            "U-Net",
+            32,
+            1.76,
+            licence=_OURS,
             notes="The default. Half of its training images were digits.",
         ),
         KnownModel(
-            "letters-tiny", "Tiny Stable Diffusion of letters in serif fonts", "U-Net", 32, 0.75, licence=_OURS,
+            "letters-tiny",
+            "Tiny Stable Diffusion of letters in serif fonts",
+            "U-Net",
+            32,
+            0.75,
+            licence=_OURS,
             notes="Another prior: 3 % of its training images were digits. VAE and text encoder of glyphs-tiny.",
         ),
         KnownModel(
-            "glyphs-dit-tiny", "Tiny DiT of printed and pen-drawn characters", "DiT, 6 layers, patch 2", 32, 0.61, "labels",
-            licence=_OURS, notes="62 labels, one per character. VAE of glyphs-tiny.",
+            "glyphs-dit-tiny",
+            "Tiny DiT of printed and pen-drawn characters",
+            "DiT, 6 layers, patch 2",
+            32,
+            0.61,
+            "labels",
+            licence=_OURS,
+            notes="62 labels, one per character. VAE of glyphs-tiny.",
         ),
         KnownModel(
-            "sd-v1-5", "Stable Diffusion v1-5", "U-Net", 512, 859.5, licence=_RAIL,
-            hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5", notes="The paper's SD-v1-5.",
+            "sd-v1-5",
+            "Stable Diffusion v1-5",
+            "U-Net",
+            512,
+            859.5,
+            licence=_RAIL,
+            hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
+            notes="The paper's SD-v1-5.",
         ),
         KnownModel(
-            "sd-2-1-base", "Stable Diffusion 2.1 base", "U-Net", 512, 865.9, hub_id="Manojb/stable-diffusion-2-1-base",
+            "sd-2-1-base",
+            "Stable Diffusion 2.1 base",
+            "U-Net",
+            512,
+            865.9,
+            hub_id="Manojb/stable-diffusion-2-1-base",
             licence="CreativeML Open RAIL++-M (the original's; the copy's page may say more)",
             notes="The paper's SD-2-1-base: the copy it names, since stabilityai/stable-diffusion-2-1-base may be closed. "
-                  "The 768 px version of 2.1 predicts velocities; its scheduler says so and the loss follows.",
+            "The 768 px version of 2.1 predicts velocities; its scheduler says so and the loss follows.",
         ),
         KnownModel(
-            "realistic-v6", "Realistic Vision V6.0 B1", "U-Net", 512, 859.5,
+            "realistic-v6",
+            "Realistic Vision V6.0 B1",
+            "U-Net",
+            512,
+            859.5,
             hub_id="SG161222/Realistic_Vision_V6.0_B1_noVAE",
             notes="The paper's Realistic-v6: fine-tuned from Stable Diffusion v1 for photographs.",
         ),
         KnownModel(
-            "prompt2med", "Prompt2MedImage", "U-Net", 512, 859.5, hub_id="Nihirc/Prompt2MedImage",
+            "prompt2med",
+            "Prompt2MedImage",
+            "U-Net",
+            512,
+            859.5,
+            hub_id="Nihirc/Prompt2MedImage",
             notes="The paper's Prompt2med: fine-tuned from Stable Diffusion v1 for radiology images.",
         ),
         KnownModel(
-            "dit-xl-2-256", "DiT-XL/2, 256 px", "DiT, 28 layers, patch 2", 256, 749.8, "labels", hub_id="facebook/DiT-XL-2-256",
+            "dit-xl-2-256",
+            "DiT-XL/2, 256 px",
+            "DiT, 28 layers, patch 2",
+            256,
+            749.8,
+            "labels",
+            hub_id="facebook/DiT-XL-2-256",
             licence="CC BY-NC 4.0",
             notes="1,000 ImageNet labels; for other classes name ids in model.class_labels. Learned variances: the noise half "
-                  "of its output is trained. 675 M in its paper: diffusers keeps time and label embeddings in every block. "
-                  "The DP-SAPF paper (Figure 6) does not say which DiT it used.",
+            "of its output is trained. 675 M in its paper: diffusers keeps time and label embeddings in every block. "
+            "The DP-SAPF paper (Figure 6) does not say which DiT it used.",
         ),
     )
 }
@@ -99,7 +144,9 @@ CATALOG: dict[str, KnownModel] = {
 
 
 def models_json() -> list[dict[str, Any]]:
-    """The catalog for machines: one dict per model with the fields of :class:`KnownModel`, plus ``bundled``."""
+    """The catalog for machines: one dict per model with the fields of :class:`KnownModel`, plus
+    ``bundled``.
+    """
     return [{**asdict(row), "bundled": not row.hub_id} for row in CATALOG.values()]
 
 
@@ -112,10 +159,20 @@ def models_table() -> Table:
     table.add_column("model.path", no_wrap=True, style="bold")
     table.add_column("model", overflow="fold")
     for row in CATALOG.values():
-        table.add_row(row.name, "\n".join(filter(None, (
-            row.title,
-            f"{row.architecture}, {row.parameters:g} M parameters, {row.resolution} px, conditioned on {row.conditioning}, "
-            f"predicts {row.prediction}",
-            f"from: {row.obtain}", f"terms: {row.licence}", row.notes,
-        ))))
+        table.add_row(
+            row.name,
+            "\n".join(
+                filter(
+                    None,
+                    (
+                        row.title,
+                        f"{row.architecture}, {row.parameters:g} M parameters, {row.resolution} px, conditioned on {row.conditioning}, "
+                        f"predicts {row.prediction}",
+                        f"from: {row.obtain}",
+                        f"terms: {row.licence}",
+                        row.notes,
+                    ),
+                )
+            ),
+        )
     return table

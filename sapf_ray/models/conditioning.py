@@ -1,8 +1,10 @@
-"""One interface to both kinds of public model: text-to-image U-Nets and class-conditional diffusion transformers (DiT).
+"""One interface to both kinds of public model: text-to-image U-Nets and class-conditional diffusion
+transformers (DiT).
 
-A *condition* is what tells the denoiser the class of one image: text-encoder states (L, d) for a U-Net, an int64 label id
-for a DiT. Stacked along the first dimension, conditions are indexed, repeated and concatenated alike, so the cache, the
-loss and the sampler never ask which kind they hold.
+A *condition* is what tells the denoiser the class of one image: text-encoder states (L, d) for a
+U-Net, an int64 label id for a DiT. Stacked along the first dimension, conditions are indexed,
+repeated and concatenated alike, so the cache, the loss and the sampler never ask which kind they
+hold.
 
 >>> from sapf_ray.models.loading import load_pipeline
 >>> pipe = load_pipeline("glyphs-tiny")
@@ -39,12 +41,15 @@ def has_labels(pipe: Any) -> bool:
 
 
 @torch.no_grad()
-def encode_conditions(pipe: Any, prompts: Sequence[str], class_labels: Sequence[int] | None = None) -> Tensor:
+def encode_conditions(
+    pipe: Any, prompts: Sequence[str], class_labels: Sequence[int] | None = None
+) -> Tensor:
     """The condition of each class; public.
 
     Args:
         prompts: One per class.
-        class_labels: Label ids, one per class, of a class-conditional model; found by name in the prompts by default.
+        class_labels: Label ids, one per class, of a class-conditional model; found by name in the
+            prompts by default.
 
     Returns:
         Text-encoder states float32 (classes, L, d), or label ids int64 (classes,), on the CPU.
@@ -54,16 +59,24 @@ def encode_conditions(pipe: Any, prompts: Sequence[str], class_labels: Sequence[
     """
     if has_labels(pipe):
         n_labels = null_label(pipe)
-        return torch.tensor(label_ids(pipe_labels(pipe), n_labels, prompts, class_labels), dtype=torch.int64)
+        return torch.tensor(
+            label_ids(pipe_labels(pipe), n_labels, prompts, class_labels), dtype=torch.int64
+        )
     check_text_model(class_labels)
     tokens = pipe.tokenizer(
-        list(prompts), padding="max_length", truncation=True, max_length=pipe.tokenizer.model_max_length, return_tensors="pt"
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=pipe.tokenizer.model_max_length,
+        return_tensors="pt",
     )
     return pipe.text_encoder(tokens.input_ids.to(pipe.device))[0].float().cpu()
 
 
 def null_condition(pipe: Any) -> Tensor:
-    """(1, ...) what guidance subtracts: the states of the empty prompt, or the label that stands for none."""
+    """(1, ...) what guidance subtracts: the states of the empty prompt, or the label that stands
+    for none.
+    """
     return torch.tensor([null_label(pipe)]) if has_labels(pipe) else encode_conditions(pipe, ("",))
 
 
@@ -83,18 +96,26 @@ def pipe_labels(pipe: Any) -> dict[int, str]:
 def check_text_model(class_labels: Sequence[int] | None) -> None:
     """Raises :class:`ConfigError` where label ids are given for a model that reads prompts."""
     if class_labels is not None:
-        raise ConfigError("model.class_labels", list(class_labels), "must be left out: this model is conditioned on prompts")
+        raise ConfigError(
+            "model.class_labels",
+            list(class_labels),
+            "must be left out: this model is conditioned on prompts",
+        )
 
 
 def label_ids(
-    id2label: Mapping[int, str], n_labels: int, prompts: Sequence[str], class_labels: Sequence[int] | None = None
+    id2label: Mapping[int, str],
+    n_labels: int,
+    prompts: Sequence[str],
+    class_labels: Sequence[int] | None = None,
 ) -> tuple[int, ...]:
     """The label id of each class.
 
-    By default the label whose name stands in the class's prompt as whole words, the longest name first; case counts
-    unless nothing fits otherwise. Where the model knows no such name (an ImageNet DiT on CIFAR-10, say), the user
-    names ids in ``model.class_labels``, as is done when a DiT moves to new classes: fine-tuning gives each of these
-    label embeddings' images a new meaning. The id may be any; one of a similar class starts nearer.
+    By default the label whose name stands in the class's prompt as whole words, the longest name
+    first; case counts unless nothing fits otherwise. Where the model knows no such name (an
+    ImageNet DiT on CIFAR-10, say), the user names ids in ``model.class_labels``, as is done when a
+    DiT moves to new classes: fine-tuning gives each of these label embeddings' images a new
+    meaning. The id may be any; one of a similar class starts nearer.
 
     Args:
         id2label: Names of each id, separated by commas.
@@ -105,22 +126,36 @@ def label_ids(
     """
     if class_labels is not None:
         wrong = [i for i in class_labels if not 0 <= i < n_labels]
-        if wrong or len(class_labels) != len(prompts) or len(set(class_labels)) != len(class_labels):
+        if (
+            wrong
+            or len(class_labels) != len(prompts)
+            or len(set(class_labels)) != len(class_labels)
+        ):
             raise ConfigError(
-                "model.class_labels", list(class_labels),
+                "model.class_labels",
+                list(class_labels),
                 f"must be {len(prompts)} different label ids from 0 to {n_labels - 1}, one per class in the data set's order",
             )
         return tuple(int(i) for i in class_labels)
-    names = [(name.strip(), number) for number, text in id2label.items() for name in text.split(",")]
+    names = [
+        (name.strip(), number) for number, text in id2label.items() for name in text.split(",")
+    ]
     names.sort(key=lambda entry: -len(entry[0]))
     found = [_label_in(prompt, names) for prompt in prompts]
     for prompt, label in zip(prompts, found, strict=True):
         if label is None or found.count(label) > 1:
             known = [text.split(",")[0] for text in id2label.values()]
-            listed = ", ".join(known[:LISTED]) + (f", ... ({len(known)} in all)" if len(known) > LISTED else "")
-            why = "names no label of the model" if label is None else "names the same label as another class"
+            listed = ", ".join(known[:LISTED]) + (
+                f", ... ({len(known)} in all)" if len(known) > LISTED else ""
+            )
+            why = (
+                "names no label of the model"
+                if label is None
+                else "names the same label as another class"
+            )
             raise ConfigError(
-                "model.class_labels", None,
+                "model.class_labels",
+                None,
                 f"must be one label id per class, since the prompt {prompt!r} {why}; labels: {listed or 'without names'}",
             )
     return tuple(label for label in found if label is not None)
@@ -136,15 +171,17 @@ def _label_in(prompt: str, names: list[tuple[str, int]]) -> int | None:
 
 def to_denoiser(conditions: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     """Moves conditions to the denoiser; states take its precision, label ids stay integers."""
-    return conditions.to(device, dtype if conditions.is_floating_point() else None, non_blocking=True)
+    return conditions.to(
+        device, dtype if conditions.is_floating_point() else None, non_blocking=True
+    )
 
 
 def condition_arguments(conditions: Tensor) -> dict[str, Tensor]:
     """Keyword arguments of the denoiser for conditions (n, ...).
 
-    On CPU text tokens are filled up with masked zeros to a multiple of 16: attention over CLIP's 77 takes up to
-    twice the time of attention over 80. A masked token has weight 0 and gradient 0, so values and per-sample
-    gradients stay what they are.
+    On CPU text tokens are filled up with masked zeros to a multiple of 16: attention over CLIP's 77
+    takes up to twice the time of attention over 80. A masked token has weight 0 and gradient 0, so
+    values and per-sample gradients stay what they are.
     """
     if not conditions.is_floating_point():
         return {"class_labels": conditions}
@@ -153,14 +190,21 @@ def condition_arguments(conditions: Tensor) -> dict[str, Tensor]:
         return {"encoder_hidden_states": conditions}
     keep = torch.ones(conditions.shape[0], conditions.shape[1] + missing, dtype=torch.bool)
     keep[:, conditions.shape[1] :] = False
-    return {"encoder_hidden_states": F.pad(conditions, (0, 0, 0, missing)), "encoder_attention_mask": keep}
+    return {
+        "encoder_hidden_states": F.pad(conditions, (0, 0, 0, missing)),
+        "encoder_attention_mask": keep,
+    }
 
 
-def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, arguments: Mapping[str, Tensor]) -> Tensor:
-    """What the denoiser says of noisy latents (n, C, h, w): noise, velocity or clean latents, float32 (n, C, h, w).
+def predict(
+    denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, arguments: Mapping[str, Tensor]
+) -> Tensor:
+    """What the denoiser says of noisy latents (n, C, h, w): noise, velocity or clean latents,
+    float32 (n, C, h, w).
 
-    A model with learned variances (DiT-XL/2) predicts 2C channels; its first C are the noise, trained by the same mean
-    squared error (Nichol and Dhariwal 2021, L_simple of L_hybrid); the rest is not used and gets no gradient.
+    A model with learned variances (DiT-XL/2) predicts 2C channels; its first C are the noise,
+    trained by the same mean squared error (Nichol and Dhariwal 2021, L_simple of L_hybrid); the
+    rest is not used and gets no gradient.
 
     Args:
         noisy: In the denoiser's precision.

@@ -24,10 +24,17 @@ class Draws:
 
 
 def draw(
-    key: NoiseKey, purpose: str, step: int, records: np.ndarray, k: int, latent_shape: tuple[int, ...], timesteps: int,
+    key: NoiseKey,
+    purpose: str,
+    step: int,
+    records: np.ndarray,
+    k: int,
+    latent_shape: tuple[int, ...],
+    timesteps: int,
     part: tuple[float, float] = (0.0, 1.0),
 ) -> Draws:
-    """Draws that depend on (key, purpose, step, record) only, never on how records are spread over workers.
+    """Draws that depend on (key, purpose, step, record) only, never on how records are spread over
+    workers.
 
     So a step re-executed by another number of workers is the same step.
 
@@ -56,14 +63,20 @@ def training_scheduler(pipe: object) -> DDPMScheduler:
 
 
 def per_record_loss(
-    denoiser: nn.Module, scheduler: DDPMScheduler, moments: Tensor, scaling_factor: float, conditions: Tensor, draws: Draws
+    denoiser: nn.Module,
+    scheduler: DDPMScheduler,
+    moments: Tensor,
+    scaling_factor: float,
+    conditions: Tensor,
+    draws: Draws,
 ) -> Tensor:
     """Denoising loss of each record, averaged over its draws and over latent elements.
 
     Args:
         moments: (n, 2C, h, w) mean and log-variance of the VAE posterior.
         scaling_factor: The VAE's latent scale.
-        conditions: (n, ...) of the records, on the denoiser's device, see :mod:`sapf_ray.models.conditioning`.
+        conditions: (n, ...) of the records, on the denoiser's device, see
+            :mod:`sapf_ray.models.conditioning`.
         draws: Randomness for the n records on any device.
 
     Returns:
@@ -71,9 +84,13 @@ def per_record_loss(
     """
     n, k = draws.timesteps.shape
     device = conditions.device
-    dtype = conditions.dtype if conditions.is_floating_point() else next(denoiser.parameters()).dtype
+    dtype = (
+        conditions.dtype if conditions.is_floating_point() else next(denoiser.parameters()).dtype
+    )
     mean, log_variance = moments.to(device, torch.float32).chunk(2, dim=1)
-    std = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))  # the clamp of diffusers' DiagonalGaussianDistribution
+    std = torch.exp(
+        0.5 * log_variance.clamp(-30.0, 20.0)
+    )  # the clamp of diffusers' DiagonalGaussianDistribution
     latents = (mean + std * draws.posterior.to(device)) * scaling_factor
     latents = latents.repeat_interleave(k, dim=0)
     noise = draws.noise.to(device).flatten(0, 1)

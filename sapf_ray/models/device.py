@@ -1,4 +1,6 @@
-"""Which torch device a task works on; apart from loading, so that what needs no diffusers does not import it."""
+"""Which torch device a task works on; apart from loading, so that what needs no diffusers does not
+import it.
+"""
 
 from __future__ import annotations
 
@@ -16,5 +18,7 @@ def pick_device(gpus: float) -> str:
     if gpus <= 0:
         return "cpu"
     if not torch.cuda.is_available():
-        raise ClusterError(f"{gpus} GPUs were asked for, but torch sees no CUDA device on this node")
+        raise ClusterError(
+            f"{gpus} GPUs were asked for, but torch sees no CUDA device on this node"
+        )
     return "cuda"

@@ -68,7 +68,9 @@ def load_glyph_features(directory: Path = BUNDLED_FEATURES) -> GlyphFeatures:
         state = load_file(path)
         net.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; `python -m jobs.pretrain_public` writes it") from error
+        raise DataError(
+            f"{path}: no such file; `python -m jobs.pretrain_public` writes it"
+        ) from error
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: not the weights of GlyphFeatures ({reason})") from error
@@ -77,5 +79,7 @@ def load_glyph_features(directory: Path = BUNDLED_FEATURES) -> GlyphFeatures:
 
 def _block(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False), nn.GroupNorm(8, channels_out), nn.ReLU()
+        nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
+        nn.GroupNorm(8, channels_out),
+        nn.ReLU(),
     )

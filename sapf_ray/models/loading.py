@@ -1,4 +1,5 @@
-"""Loads a public diffusion pipeline: bundled, by a short name of the catalog, from a local directory, or by hub id.
+"""Loads a public diffusion pipeline: bundled, by a short name of the catalog, from a local
+directory, or by hub id.
 
 One path for all of them: the bundled models are ordinary diffusers directories.
 
@@ -38,7 +39,10 @@ BUNDLED_DIR = Path(__file__).parent / "bundled"
 
 FAMILIES: dict[str, tuple[Any, str, Any, dict[str, Any]]] = {
     "StableDiffusionPipeline": (
-        StableDiffusionPipeline, "unet", UNet2DConditionModel, {"safety_checker": None, "requires_safety_checker": False}
+        StableDiffusionPipeline,
+        "unet",
+        UNet2DConditionModel,
+        {"safety_checker": None, "requires_safety_checker": False},
     ),
     "DiTPipeline": (DiTPipeline, "transformer", DiTTransformer2DModel, {}),
 }
@@ -51,10 +55,12 @@ def bundled_models() -> list[str]:
 
 
 def resolve_model(path: str) -> str:
-    """A bundled name or local directory as an absolute path, a short name of the catalog as its hub id; a hub id stays.
+    """A bundled name or local directory as an absolute path, a short name of the catalog as its hub
+    id; a hub id stays.
 
     Raises:
-        DataError: A local directory that is not a diffusers pipeline, or whose weights are truncated.
+        DataError: A local directory that is not a diffusers pipeline, or whose weights are
+            truncated.
     """
     local = BUNDLED_DIR / path
     if not local.exists():
@@ -77,7 +83,9 @@ def check_pipeline_directory(directory: Path) -> None:
     """Reads headers only, so that a broken model is found before any budget is spent."""
     index = directory / "model_index.json"
     if not index.is_file():
-        raise DataError(f"model.path = {str(directory)!r}: no model_index.json there; expected a diffusers pipeline directory")
+        raise DataError(
+            f"model.path = {str(directory)!r}: no model_index.json there; expected a diffusers pipeline directory"
+        )
     try:
         json.loads(index.read_text())
     except ValueError as error:
@@ -87,11 +95,14 @@ def check_pipeline_directory(directory: Path) -> None:
             with safe_open(weights, framework="pt") as f:
                 f.keys()
         except (SafetensorError, OSError) as error:
-            raise DataError(f"{weights}: truncated or damaged weights ({error}); copy the file again") from error
+            raise DataError(
+                f"{weights}: truncated or damaged weights ({error}); copy the file again"
+            ) from error
 
 
 def check_model(model: ModelConfig, prompts: Sequence[str]) -> nn.Module:
-    """Checks from config files alone, no weights read, that the model is of a known family and knows the classes.
+    """Checks from config files alone, no weights read, that the model is of a known family and
+    knows the classes.
 
     Returns:
         The denoiser on the meta device: names and shapes of its weights.
@@ -131,7 +142,9 @@ def load_pipeline(path: str, dtype: str = "float32", device: str = "cpu") -> Any
         library.disable_progress_bar()
     _, (pipeline_class, _, _, options) = _family(path)
     try:
-        pipe = pipeline_class.from_pretrained(resolve_model(path), dtype=getattr(torch, dtype), **options)
+        pipe = pipeline_class.from_pretrained(
+            resolve_model(path), dtype=getattr(torch, dtype), **options
+        )
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise _unreadable(path, error) from error
     pipe.set_progress_bar_config(disable=True)
@@ -143,7 +156,9 @@ def load_pipeline(path: str, dtype: str = "float32", device: str = "cpu") -> Any
 
 @functools.lru_cache(maxsize=1)
 def kept_pipeline(model: ModelConfig, device: str) -> Any:
-    """:func:`load_pipeline`, kept by a worker process between its tasks; whoever changes it loads one of their own."""
+    """:func:`load_pipeline`, kept by a worker process between its tasks; whoever changes it loads
+    one of their own.
+    """
     return load_pipeline(model.path, model.dtype, device)
 
 
@@ -161,7 +176,9 @@ def _family(path: str) -> tuple[dict[str, Any], tuple[Any, str, Any, dict[str, A
 
 def _unreadable(path: str, error: Exception) -> DataError:
     reason = str(error).strip().splitlines()[0]
-    return DataError(f"model.path = {path!r}: cannot be loaded as one of {', '.join(FAMILIES)} ({reason})")
+    return DataError(
+        f"model.path = {path!r}: cannot be loaded as one of {', '.join(FAMILIES)} ({reason})"
+    )
 
 
 def native_resolution(pipe: Any) -> int:
@@ -177,8 +194,12 @@ def model_resolution(path: str) -> int:
     """
     _, (_, folder, denoiser_class, _) = _family(path)
     try:
-        return _side(*(kind.load_config(resolve_model(path), subfolder=part)
-                       for kind, part in ((denoiser_class, folder), (AutoencoderKL, "vae"))))
+        return _side(
+            *(
+                kind.load_config(resolve_model(path), subfolder=part)
+                for kind, part in ((denoiser_class, folder), (AutoencoderKL, "vae"))
+            )
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(path, error) from error
 

@@ -1,8 +1,8 @@
 """The candidate pool: the weight matrices that selection may keep.
 
-Found by structure (a module that owns ``to_q``, ``to_k`` and ``to_v``, or any linear layer or convolution), so any
-diffusers U-Net or transformer works without a list of names. Names are those of ``named_modules``, e.g.
-``down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q``.
+Found by structure (a module that owns ``to_q``, ``to_k`` and ``to_v``, or any linear layer or
+convolution), so any diffusers U-Net or transformer works without a list of names. Names are those
+of ``named_modules``, e.g. ``down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from sapf_ray.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class WeightRows:
-    """A matrix of the pool that is a row slice of a fused weight, such as q in diffusers' ``to_qkv``.
+    """A matrix of the pool that is a row slice of a fused weight, such as q in diffusers'
+    ``to_qkv``.
 
     Attributes:
         layer: The fused layer.
@@ -45,25 +46,32 @@ Matrix = nn.Linear | nn.Conv2d | WeightRows
 def attention_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every attention layer with its dotted name, in the model's own order."""
     for name, module in denoiser.named_modules():
-        if all(isinstance(getattr(module, part, None), nn.Module) for part in ("to_q", "to_k", "to_v")):
+        if all(
+            isinstance(getattr(module, part, None), nn.Module) for part in ("to_q", "to_k", "to_v")
+        ):
             yield name, module
 
 
 def candidate_pool(denoiser: nn.Module, kind: str = "qkv") -> dict[str, Matrix]:
-    """Ordered mapping of matrix name to its layer, or to its rows of a fused layer; ``K = len(pool)``.
+    """Ordered mapping of matrix name to its layer, or to its rows of a fused layer;
+    ``K = len(pool)``.
 
     Args:
         denoiser: U-Net or diffusion transformer; LoRA of peft is looked through.
         kind: ``qkv`` (paper section 3.2), ``qkvo`` (with output projections, as the authors' code),
-            ``qkv_no_middle`` (without the U-Net's middle block, paper Table 2), ``cross_q`` (queries of
-            cross-attention only, paper Table 6) or ``all`` (every linear layer and convolution: All-Param, Figure 4).
+            ``qkv_no_middle`` (without the U-Net's middle block, paper Table 2), ``cross_q``
+            (queries of cross-attention only, paper Table 6) or ``all`` (every linear layer and
+            convolution: All-Param, Figure 4).
 
     Raises:
-        ConfigError: The model has no such matrix, or ``all`` meets a layer whose gradients are not known.
+        ConfigError: The model has no such matrix, or ``all`` meets a layer whose gradients are not
+            known.
     """
     if kind == "all":
         return _every_matrix(denoiser)
-    parts = {"qkvo": ("to_q", "to_k", "to_v", "to_out.0"), "cross_q": ("to_q",)}.get(kind, ("to_q", "to_k", "to_v"))
+    parts = {"qkvo": ("to_q", "to_k", "to_v", "to_out.0"), "cross_q": ("to_q",)}.get(
+        kind, ("to_q", "to_k", "to_v")
+    )
     pool: dict[str, Matrix] = {}
     for name, layer in attention_layers(denoiser):
         if kind == "qkv_no_middle" and name.startswith("mid_block."):
@@ -76,9 +84,17 @@ def candidate_pool(denoiser: nn.Module, kind: str = "qkv") -> dict[str, Matrix]:
             assert isinstance(matrix, nn.Linear | WeightRows), f"{name}.{part} is no linear layer"
             pool[f"{name}.{part}"] = matrix
     if not pool and kind == "cross_q":
-        raise ConfigError("saliency.pool", kind, f"must be qkv or qkvo: {type(denoiser).__name__} has no cross-attention layers")
+        raise ConfigError(
+            "saliency.pool",
+            kind,
+            f"must be qkv or qkvo: {type(denoiser).__name__} has no cross-attention layers",
+        )
     if not pool:
-        raise ConfigError("model.path", type(denoiser).__name__, "must have attention layers with to_q, to_k, to_v")
+        raise ConfigError(
+            "model.path",
+            type(denoiser).__name__,
+            "must have attention layers with to_q, to_k, to_v",
+        )
     return pool
 
 
@@ -88,7 +104,8 @@ def base_layer(module: nn.Module) -> nn.Module:
 
 
 def layer_of(matrix: str) -> str:
-    """Name of the layer a matrix belongs to: its attention layer, feed-forward layer or residual block.
+    """Name of the layer a matrix belongs to: its attention layer, feed-forward layer or residual
+    block.
 
     Example:
         >>> layer_of("mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0")
@@ -100,10 +117,16 @@ def layer_of(matrix: str) -> str:
 
 
 def _fused_rows(layer: nn.Module) -> dict[str, WeightRows]:
-    """The projections that diffusers' ``fuse_projections`` keeps in one weight; the separate ones are then unused."""
+    """The projections that diffusers' ``fuse_projections`` keeps in one weight; the separate ones
+    are then unused.
+    """
     if not getattr(layer, "fused_projections", False):
         return {}
-    whole, parts = (layer.to_kv, ("to_k", "to_v")) if layer.is_cross_attention else (layer.to_qkv, ("to_q", "to_k", "to_v"))
+    whole, parts = (
+        (layer.to_kv, ("to_k", "to_v"))
+        if layer.is_cross_attention
+        else (layer.to_qkv, ("to_q", "to_k", "to_v"))
+    )
     rows, start = {}, 0
     for part in parts:
         width = int(getattr(layer, part).out_features)
@@ -121,7 +144,9 @@ def _every_matrix(denoiser: nn.Module) -> dict[str, Matrix]:
         kind = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
         if type(module).forward is not kind.forward or getattr(module, "groups", 1) != 1:
             raise ConfigError(
-                "saliency.pool", "all", f"must be another pool for this model: {name} ({type(module).__name__}) is neither a "
+                "saliency.pool",
+                "all",
+                f"must be another pool for this model: {name} ({type(module).__name__}) is neither a "
                 "plain linear layer nor a convolution of one group",
             )
         pool[name] = module

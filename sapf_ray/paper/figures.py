@@ -1,4 +1,6 @@
-"""The paper's figures from the rows of a report: accuracy above, FID below, the paper's points as crosses."""
+"""The paper's figures from the rows of a report: accuracy above, FID below, the paper's points as
+crosses.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _GLYPH = ("fid_glyph", None, "glyph FID (not Inception)")
 
 
 def _scores(rows: Sequence[Row]) -> list[tuple[str, str | None, str]]:
-    """(our key, the paper's key, axis label); Inception FID where some run has it, else the glyph FID."""
+    """(our key, the paper's key, axis label); Inception FID where some run has it, else the glyph
+    FID.
+    """
     return [_ACCURACY, _FID if any(row.get("fid") is not None for row in rows) else _GLYPH]
 
 
@@ -30,9 +34,16 @@ def _panels(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], l
     return panels
 
 
-def _figure(panels: Mapping[tuple[Any, ...], Any], rows: Sequence[Row], title: str) -> tuple[Any, Any]:
+def _figure(
+    panels: Mapping[tuple[Any, ...], Any], rows: Sequence[Row], title: str
+) -> tuple[Any, Any]:
     figure, axes = plt.subplots(
-        2, len(panels), figsize=(3.6 * len(panels) + 1.2, 5.6), squeeze=False, layout="constrained", sharex="col"
+        2,
+        len(panels),
+        figsize=(3.6 * len(panels) + 1.2, 5.6),
+        squeeze=False,
+        layout="constrained",
+        sharex="col",
     )
     figure.suptitle(title, fontsize=10)
     for column, labels in enumerate(panels):
@@ -50,24 +61,39 @@ def save_figure(figure: Any, path: Path) -> Path:
     return path
 
 
-def save_bars(rows: Sequence[Row], over: str, panels: Sequence[str], path: Path, title: str) -> Path:
-    """One bar per value of ``over``; a panel per combination of ``panels``. Missing values have no bar."""
+def save_bars(
+    rows: Sequence[Row], over: str, panels: Sequence[str], path: Path, title: str
+) -> Path:
+    """One bar per value of ``over``; a panel per combination of ``panels``. Missing values have no
+    bar.
+    """
     parts = _panels(rows, panels)
     figure, axes = _figure(parts, rows, title)
     for column, part in enumerate(parts.values()):
         places = np.arange(len(part))
         for line, (key, paper_key, _) in enumerate(_scores(rows)):
             axis = axes[line][column]
-            axis.bar(places, [_number(row.get(key)) for row in part], yerr=[_number(row.get(f"{key}_sd"), 0.0) for row in part],
-                     color="#4878a8", label="ours")
+            axis.bar(
+                places,
+                [_number(row.get(key)) for row in part],
+                yerr=[_number(row.get(f"{key}_sd"), 0.0) for row in part],
+                color="#4878a8",
+                label="ours",
+            )
             if paper_key is not None:
-                axis.plot(places, [_number(row.get(paper_key)) for row in part], "kx", label="paper")
-            axis.set_xticks(places, [str(row[over]) for row in part], rotation=40, ha="right", fontsize=8)
+                axis.plot(
+                    places, [_number(row.get(paper_key)) for row in part], "kx", label="paper"
+                )
+            axis.set_xticks(
+                places, [str(row[over]) for row in part], rotation=40, ha="right", fontsize=8
+            )
     axes[0][0].legend(fontsize=8)
     return save_figure(figure, path)
 
 
-def save_lines(rows: Sequence[Row], over: str, by: str, panels: Sequence[str], path: Path, title: str) -> Path:
+def save_lines(
+    rows: Sequence[Row], over: str, by: str, panels: Sequence[str], path: Path, title: str
+) -> Path:
     """A line over the numbers ``over`` per value of ``by``; a panel per combination of ``panels``."""
     parts = _panels(rows, panels)
     figure, axes = _figure(parts, rows, title)
@@ -78,14 +104,29 @@ def save_lines(rows: Sequence[Row], over: str, by: str, panels: Sequence[str], p
                 ordered = sorted(members, key=lambda row: row[over])
                 places = [row[over] for row in ordered]
                 drawn = axis.errorbar(
-                    places, [_number(row.get(key)) for row in ordered], marker="o", markersize=3,
+                    places,
+                    [_number(row.get(key)) for row in ordered],
+                    marker="o",
+                    markersize=3,
                     yerr=[_number(row.get(f"{key}_sd"), 0.0) for row in ordered],
-                    label=f"{'ε = ' if by == 'epsilon' else ''}{label:g}" if isinstance(label, float) else str(label),
+                    label=f"{'ε = ' if by == 'epsilon' else ''}{label:g}"
+                    if isinstance(label, float)
+                    else str(label),
                 )
                 if paper_key is not None:
-                    axis.plot(places, [_number(row.get(paper_key)) for row in ordered], "x", color=drawn[0].get_color())
+                    axis.plot(
+                        places,
+                        [_number(row.get(paper_key)) for row in ordered],
+                        "x",
+                        color=drawn[0].get_color(),
+                    )
         axes[1][column].set_xlabel(over)
-    if any(row.get(paper_key) is not None for row in rows for _, paper_key, _ in _scores(rows) if paper_key):
+    if any(
+        row.get(paper_key) is not None
+        for row in rows
+        for _, paper_key, _ in _scores(rows)
+        if paper_key
+    ):
         axes[0][0].plot([], [], "kx", label="paper")  # its crosses have each line's colour
     axes[0][0].legend(fontsize=8)
     return save_figure(figure, path)

@@ -1,8 +1,8 @@
 """The paper's tables and figures that need runs: our grid's numbers beside the printed ones.
 
-Each has a space of the same name in ``tune_spaces/``, whose labels are the paper's. Where the space names other labels
-(a smoke twin: other model, other images) its ``beside`` says which of the paper's rows to print; those pairs are no
-comparison, and a note says so.
+Each has a space of the same name in ``tune_spaces/``, whose labels are the paper's. Where the space
+names other labels (a smoke twin: other model, other images) its ``beside`` says which of the
+paper's rows to print; those pairs are no comparison, and a note says so.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class PaperGrid:
 
     Attributes:
         axes: Axis to the paper's column; an axis without a column is constant in the paper's table.
-        plot: bars (over the last axis named) or lines (over it, one line per value of ``by``); None for tables.
+        plot: bars (over the last axis named) or lines (over it, one line per value of ``by``); None
+            for tables.
         extra: More pairs: our key, header, format, the paper's column.
     """
 
@@ -58,22 +59,47 @@ PAPER_GRIDS: Mapping[str, PaperGrid] = {
     "table11": PaperGrid({**_MODEL_DATA, "method": "finetuning"}),
     "table12": PaperGrid({"method": "method"}),
     "table15": PaperGrid(
-        {"dataset": "dataset", "method": "metric"}, extra=(("select_hours", "selection hours", ".4f", "hours"),)
+        {"dataset": "dataset", "method": "metric"},
+        extra=(("select_hours", "selection hours", ".4f", "hours"),),
     ),
     "figure4": PaperGrid({**_MODEL_DATA, "method": "method"}, "bars"),
-    "figure5": PaperGrid({**_MODEL_DATA, "epsilon": "epsilon", "ratio": "ratio"}, "lines", "epsilon"),
+    "figure5": PaperGrid(
+        {**_MODEL_DATA, "epsilon": "epsilon", "ratio": "ratio"}, "lines", "epsilon"
+    ),
     "figure6": PaperGrid({**_MODEL_DATA, "method": "method"}, "bars"),
     "figure7": PaperGrid({**_MODEL_DATA, "ratio": "ratio"}, "lines", "model"),
 }
-_FIGURES_RATIO = 0.3  # of the paper's main results (Table 13), so their points in the figures over the ratio
-# Points of figures that the text gives (sections 5.2 and 5.3); the figures themselves print no numbers.
+_FIGURES_RATIO = (
+    0.3  # of the paper's main results (Table 13), so their points in the figures over the ratio
+)
+# Points of figures that the text gives (sections 5.2 and 5.3); the figures themselves print no
+# numbers.
 _IN_TEXT: Mapping[str, list[dict[str, Any]]] = {
     "figure4": [
-        {"public_model": "SD-v1-5", "dataset": "cifar10", "method": "Random", "fid": 146.3, "acc": 16.2},
-        {"public_model": "SD-v1-5", "dataset": "celeba", "method": "Layer-Level", "fid": 121.6, "acc": 64.0},
+        {
+            "public_model": "SD-v1-5",
+            "dataset": "cifar10",
+            "method": "Random",
+            "fid": 146.3,
+            "acc": 16.2,
+        },
+        {
+            "public_model": "SD-v1-5",
+            "dataset": "celeba",
+            "method": "Layer-Level",
+            "fid": 121.6,
+            "acc": 64.0,
+        },
     ],
     "figure5": [
-        {"public_model": "SD-v1-5", "dataset": "cifar10", "epsilon": 20.0, "ratio": _FIGURES_RATIO, "fid": 25.5, "acc": None},
+        {
+            "public_model": "SD-v1-5",
+            "dataset": "cifar10",
+            "epsilon": 20.0,
+            "ratio": _FIGURES_RATIO,
+            "fid": 25.5,
+            "acc": None,
+        },
     ],
 }
 NOT_COMPARABLE = (
@@ -104,23 +130,33 @@ def paper_rows(name: str) -> list[dict[str, Any]]:
     if name in ("figure4", "figure6", "figure7"):
         main = [row for row in main if row["epsilon"] == 10]
     if name in ("figure5", "figure7"):
-        main = [row | {"ratio": _FIGURES_RATIO if row["method"] == "DP-SAPF" else 1.0} for row in main]
+        main = [
+            row | {"ratio": _FIGURES_RATIO if row["method"] == "DP-SAPF" else 1.0} for row in main
+        ]
     return [*main, *_IN_TEXT.get(name, [])]
 
 
 def paper_report(name: str, grid: Grid, failed: Mapping[str, str] | None = None) -> Report:
-    """The paper's table with our numbers beside it; written to the grid's directory as CSV, Markdown and LaTeX."""
+    """The paper's table with our numbers beside it; written to the grid's directory as CSV,
+    Markdown and LaTeX.
+    """
     axes = [axis for axis in grid.planned[0].cell.labels if axis != "seed"]
     ours = over_seeds(collect(grid.planned, grid.out, failed), axes)
     make = {"table7": _matrices, "table12": _resources}.get(name, _scores)
     columns, rows = make(name, axes, ours, grid.space)
     notes = privacy_notes(grid.planned, grid.out)
-    pairs = [f"{paper} (beside {own})" for labels in grid.space.beside.values() for own, paper in labels.items()
-             if any(own in row.values() for row in ours)]
+    pairs = [
+        f"{paper} (beside {own})"
+        for labels in grid.space.beside.values()
+        for own, paper in labels.items()
+        if any(own in row.values() for row in ours)
+    ]
     if pairs and grid.space.name.endswith("-smoke"):
         notes = [NOT_COMPARABLE.format(pairs=", ".join(pairs)), *notes]
     if any("fid" not in row for row in ours):
-        notes.append("FID is Inception's and needs --evaluation.inception_weights; without them its cells stay empty.")
+        notes.append(
+            "FID is Inception's and needs --evaluation.inception_weights; without them its cells stay empty."
+        )
     if any(row.get("missing") for row in rows):
         columns = [*columns, Column("missing", "not done")]
     report = Report(name, grid.space.title, tuple(columns), rows, tuple(notes))
@@ -129,12 +165,19 @@ def paper_report(name: str, grid: Grid, failed: Mapping[str, str] | None = None)
 
 
 def _paper_key(name: str, row: Mapping[str, Any], space: Space) -> tuple[Any, ...]:
-    """Of the paper's row: our row's labels of the mapped axes, each taken as the one it stands beside."""
-    return tuple(space.beside.get(axis, {}).get(row[axis], row[axis]) for axis in PAPER_GRIDS[name].axes)
+    """Of the paper's row: our row's labels of the mapped axes, each taken as the one it stands
+    beside.
+    """
+    return tuple(
+        space.beside.get(axis, {}).get(row[axis], row[axis]) for axis in PAPER_GRIDS[name].axes
+    )
 
 
 def _printed(name: str) -> dict[tuple[Any, ...], dict[str, Any]]:
-    return {tuple(row.get(column) for column in PAPER_GRIDS[name].axes.values()): row for row in paper_rows(name)}
+    return {
+        tuple(row.get(column) for column in PAPER_GRIDS[name].axes.values()): row
+        for row in paper_rows(name)
+    }
 
 
 def _scores(
@@ -151,12 +194,19 @@ def _scores(
     if not space.name.endswith("-smoke") and not name.startswith("figure"):
         constant = {axis: row[axis] for row in ours[:1] for axis in axes if axis not in spec.axes}
         rows += [
-            {**constant, **dict(zip(spec.axes, key, strict=True)), "missing": "not in the grid",
-             **{f"paper_{key}": row.get(column) for key, column in pairs}}
-            for key, row in printed.items() if key not in used
+            {
+                **constant,
+                **dict(zip(spec.axes, key, strict=True)),
+                "missing": "not in the grid",
+                **{f"paper_{key}": row.get(column) for key, column in pairs},
+            }
+            for key, row in printed.items()
+            if key not in used
         ]
     columns = [*axis_columns(axes), *score_columns(rows, paper=True)]
-    columns += [Column(key, header, form, f"paper_{paper}") for key, header, form, paper in spec.extra]
+    columns += [
+        Column(key, header, form, f"paper_{paper}") for key, header, form, paper in spec.extra
+    ]
     return [*columns, Column("epsilon_spent", "ε spent", ".4g")], rows
 
 
@@ -169,13 +219,23 @@ def _resources(
         (method,) = _paper_key(name, row, space)
         for stage in STAGES:
             found = printed.get((method, stage), {})
-            rows.append({
-                **{axis: row[axis] for axis in axes}, "stage": stage, "hours": row.get(f"{stage}_hours"),
-                "gb": row.get(f"{stage}_gb"), "paper_hours": found.get("hours"), "paper_gb": found.get("memory_gb"),
-                "missing": row["missing"],
-            })
-    columns = [*axis_columns(axes), Column("stage", "stage"), Column("gb", "memory GB", ".2f", "paper_gb"),
-               Column("hours", "hours", ".3f", "paper_hours")]
+            rows.append(
+                {
+                    **{axis: row[axis] for axis in axes},
+                    "stage": stage,
+                    "hours": row.get(f"{stage}_hours"),
+                    "gb": row.get(f"{stage}_gb"),
+                    "paper_hours": found.get("hours"),
+                    "paper_gb": found.get("memory_gb"),
+                    "missing": row["missing"],
+                }
+            )
+    columns = [
+        *axis_columns(axes),
+        Column("stage", "stage"),
+        Column("gb", "memory GB", ".2f", "paper_gb"),
+        Column("hours", "hours", ".3f", "paper_hours"),
+    ]
     return columns, rows
 
 
@@ -190,13 +250,21 @@ def _matrices(
         kept = block_rows(row.get("matrices") or [])
         for block in dict.fromkeys([*kept, *found]):
             mine, theirs = kept.get(block, {}), found.get(block, {})
-            rows.append({
-                **{axis: row[axis] for axis in axes}, "block": block, "missing": row["missing"],
-                **{layer: mine.get(layer) for layer in ("attn1", "attn2")},
-                **{f"paper_{layer}": theirs.get(layer) for layer in ("attn1", "attn2")},
-            })
-    columns = [*axis_columns(axes), Column("block", "block"), Column("attn1", "self-attention", paper_key="paper_attn1"),
-               Column("attn2", "cross-attention", paper_key="paper_attn2")]
+            rows.append(
+                {
+                    **{axis: row[axis] for axis in axes},
+                    "block": block,
+                    "missing": row["missing"],
+                    **{layer: mine.get(layer) for layer in ("attn1", "attn2")},
+                    **{f"paper_{layer}": theirs.get(layer) for layer in ("attn1", "attn2")},
+                }
+            )
+    columns = [
+        *axis_columns(axes),
+        Column("block", "block"),
+        Column("attn1", "self-attention", paper_key="paper_attn1"),
+        Column("attn2", "cross-attention", paper_key="paper_attn2"),
+    ]
     return columns, rows
 
 

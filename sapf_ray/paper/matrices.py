@@ -1,7 +1,8 @@
-"""Which attention matrices were kept, in the notation of the paper's Table 7: a block and letters of q, k, v, o.
+"""Which attention matrices were kept, in the notation of the paper's Table 7: a block and letters
+of q, k, v, o.
 
-``D1-A0`` is attention 0 of down block 1 of a U-Net, ``M`` the middle block, ``U`` an up block; a transformer's blocks are
-``T0``, ``T1``, ...
+``D1-A0`` is attention 0 of down block 1 of a U-Net, ``M`` the middle block, ``U`` an up block; a
+transformer's blocks are ``T0``, ``T1``, ...
 
 >>> block_rows(["mid_block.attentions.0.transformer_blocks.0.attn2.to_v"])
 {'M-A0': {'attn2': 'v'}}
@@ -19,7 +20,9 @@ import numpy as np
 
 from sapf_ray.paper.figures import save_figure
 
-_UNET = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\..*?(?:(attn[12])\.)?to_(q|k|v|out)\b")
+_UNET = re.compile(
+    r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\..*?(?:(attn[12])\.)?to_(q|k|v|out)\b"
+)
 _TRANSFORMER = re.compile(r"transformer_blocks\.(\d+)\.(attn[12])\.to_(q|k|v|out)\b")
 LAYERS = ("attn1", "attn2")
 LETTERS = "qkvo"
@@ -51,14 +54,22 @@ def block_rows(matrices: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def save_matrix_map(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> Path:
-    """Heat map: the smallest ratio at which each matrix is kept, ours beside the paper's; white is never.
+    """Heat map: the smallest ratio at which each matrix is kept, ours beside the paper's; white is
+    never.
 
     Args:
         rows: With keys ratio, block, attn1, attn2, paper_attn1, paper_attn2.
     """
     blocks = list(dict.fromkeys(row["block"] for row in rows))
     columns = [(layer, letter) for layer in LAYERS for letter in LETTERS]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 0.28 * len(blocks) + 1.8), squeeze=False, layout="constrained", sharey=True)
+    figure, axes = plt.subplots(
+        1,
+        2,
+        figsize=(9, 0.28 * len(blocks) + 1.8),
+        squeeze=False,
+        layout="constrained",
+        sharey=True,
+    )
     figure.suptitle(title, fontsize=10)
     for axis, prefix, name in ((axes[0][0], "", "ours"), (axes[0][1], "paper_", "paper")):
         first = np.full((len(blocks), len(columns)), np.nan)
@@ -68,7 +79,12 @@ def save_matrix_map(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -
                     first[blocks.index(row["block"]), column] = row["ratio"]
         picture = axis.imshow(first, cmap="viridis", vmin=0, vmax=1, aspect="auto")
         axis.set_title(name, fontsize=9)
-        axis.set_xticks(range(len(columns)), [f"{layer} {letter}" for layer, letter in columns], rotation=60, fontsize=7)
+        axis.set_xticks(
+            range(len(columns)),
+            [f"{layer} {letter}" for layer, letter in columns],
+            rotation=60,
+            fontsize=7,
+        )
         axis.set_yticks(range(len(blocks)), blocks, fontsize=7)
     figure.colorbar(picture, ax=axes, label="smallest ratio at which the matrix is kept")
     return save_figure(figure, path)

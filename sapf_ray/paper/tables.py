@@ -1,9 +1,9 @@
 """The tables of the paper as data: what it claims, for side-by-side reports and for tests.
 
-The CSV files beside this module are copies of the printed tables of "DP-SAPF: Saliency-Aware Parameter
-Fine-tuning of Public Models for Differentially Private Image Synthesis". Nothing here is a result of ours.
-Cells are as printed, also where two tables of the paper disagree (Camelyon, epsilon 10, FID: 145.0 in
-Table 5, 145.9 in Tables 8 and 11).
+The CSV files beside this module are copies of the printed tables of "DP-SAPF: Saliency-Aware
+Parameter Fine-tuning of Public Models for Differentially Private Image Synthesis". Nothing here is
+a result of ours. Cells are as printed, also where two tables of the paper disagree (Camelyon,
+epsilon 10, FID: 145.0 in Table 5, 145.9 in Tables 8 and 11).
 
 Example::
 
@@ -62,49 +62,103 @@ _SCORES = {**_FID, **_ACC}
 _EPSILON = {"epsilon": "epsilon at delta = 1/(N ln N)"}
 _SIGMA_S = {"sigma_s": "selection noise std over sensitivity"}
 
-PAPER_TABLES: Mapping[str, PaperTable] = MappingProxyType({
-    "table2": PaperTable("table02_middle_block.csv", "LoRA and the middle block, CIFAR-10, epsilon 10", _METHOD, _SCORES),
-    "table3": PaperTable(
-        "table03_datasets.csv", "Data sets", _DATASET,
-        {"train": "images", "val": "images", "test": "images", "resolution": "pixels a side", "classes": "classes"},
-    ),
-    "table5": PaperTable(
-        "table05_main.csv", "FID and accuracy of all methods", {**_MODEL, **_METHOD, **_DATASET}, {**_EPSILON, **_SCORES},
-    ),
-    "table6": PaperTable(
-        "table06_cross_attention_query_only.csv", "Fine-tuning cross-attention queries only", {**_DATASET, **_METHOD}, _SCORES,
-    ),
-    "table7": PaperTable(
-        "table07_selected_matrices.csv", "Matrices selected at each ratio",
-        {"block": "block of the U-Net", "attn1": "self-attention: letters of q, k, v", "attn2": "cross-attention, likewise"},
-        {"ratio_percent": "% of the matrices"},
-    ),
-    "table8": PaperTable(
-        "table08_non_private.csv", "DP-SAPF beside the same without privacy", {**_MODEL, **_DATASET}, {**_EPSILON, **_SCORES},
-    ),
-    "table9": PaperTable("table09_sigma_s.csv", "Selection noise, CelebA", {}, {**_EPSILON, **_SIGMA_S, **_SCORES}),
-    "table10": PaperTable(
-        "table10_budget_shares.csv", "Shares of the privacy budget, CelebA", _DATASET,
-        {**_EPSILON, **_SIGMA_S, "selection_percent": "% of the total RDP", "finetune_percent": "% of the total RDP"},
-    ),
-    "table11": PaperTable(
-        "table11_no_finetuning.csv", "Public models with and without fine-tuning, epsilon 10",
-        {**_MODEL, "finetuning": "none, or the method", **_DATASET}, _SCORES,
-    ),
-    "table12": PaperTable(
-        "table12_resources.csv", "Resources on CIFAR-10", {**_METHOD, "stage": "select, finetune or synthesis"},
-        {"memory_gb": "GB of GPU memory", "hours": "hours"},
-    ),
-    "table13": PaperTable(
-        "table13_hyperparameters.csv", "Hyperparameters (epsilon is None where one value serves every epsilon)",
-        {"hyperparameter": "name"}, {**_EPSILON, **{name: "value on this data set" for name in DATASETS}},
-    ),
-    "table14": PaperTable("table14_prompts.csv", "Prompts", {**_DATASET, "prompt": "text prompt"}, {"label": "class index"}),
-    "table15": PaperTable(
-        "table15_saliency_metrics.csv", "Alternative saliency metrics, epsilon 10", {**_DATASET, "metric": "saliency metric"},
-        {**_SCORES, "hours": "hours of the selection"},
-    ),
-})
+PAPER_TABLES: Mapping[str, PaperTable] = MappingProxyType(
+    {
+        "table2": PaperTable(
+            "table02_middle_block.csv",
+            "LoRA and the middle block, CIFAR-10, epsilon 10",
+            _METHOD,
+            _SCORES,
+        ),
+        "table3": PaperTable(
+            "table03_datasets.csv",
+            "Data sets",
+            _DATASET,
+            {
+                "train": "images",
+                "val": "images",
+                "test": "images",
+                "resolution": "pixels a side",
+                "classes": "classes",
+            },
+        ),
+        "table5": PaperTable(
+            "table05_main.csv",
+            "FID and accuracy of all methods",
+            {**_MODEL, **_METHOD, **_DATASET},
+            {**_EPSILON, **_SCORES},
+        ),
+        "table6": PaperTable(
+            "table06_cross_attention_query_only.csv",
+            "Fine-tuning cross-attention queries only",
+            {**_DATASET, **_METHOD},
+            _SCORES,
+        ),
+        "table7": PaperTable(
+            "table07_selected_matrices.csv",
+            "Matrices selected at each ratio",
+            {
+                "block": "block of the U-Net",
+                "attn1": "self-attention: letters of q, k, v",
+                "attn2": "cross-attention, likewise",
+            },
+            {"ratio_percent": "% of the matrices"},
+        ),
+        "table8": PaperTable(
+            "table08_non_private.csv",
+            "DP-SAPF beside the same without privacy",
+            {**_MODEL, **_DATASET},
+            {**_EPSILON, **_SCORES},
+        ),
+        "table9": PaperTable(
+            "table09_sigma_s.csv",
+            "Selection noise, CelebA",
+            {},
+            {**_EPSILON, **_SIGMA_S, **_SCORES},
+        ),
+        "table10": PaperTable(
+            "table10_budget_shares.csv",
+            "Shares of the privacy budget, CelebA",
+            _DATASET,
+            {
+                **_EPSILON,
+                **_SIGMA_S,
+                "selection_percent": "% of the total RDP",
+                "finetune_percent": "% of the total RDP",
+            },
+        ),
+        "table11": PaperTable(
+            "table11_no_finetuning.csv",
+            "Public models with and without fine-tuning, epsilon 10",
+            {**_MODEL, "finetuning": "none, or the method", **_DATASET},
+            _SCORES,
+        ),
+        "table12": PaperTable(
+            "table12_resources.csv",
+            "Resources on CIFAR-10",
+            {**_METHOD, "stage": "select, finetune or synthesis"},
+            {"memory_gb": "GB of GPU memory", "hours": "hours"},
+        ),
+        "table13": PaperTable(
+            "table13_hyperparameters.csv",
+            "Hyperparameters (epsilon is None where one value serves every epsilon)",
+            {"hyperparameter": "name"},
+            {**_EPSILON, **{name: "value on this data set" for name in DATASETS}},
+        ),
+        "table14": PaperTable(
+            "table14_prompts.csv",
+            "Prompts",
+            {**_DATASET, "prompt": "text prompt"},
+            {"label": "class index"},
+        ),
+        "table15": PaperTable(
+            "table15_saliency_metrics.csv",
+            "Alternative saliency metrics, epsilon 10",
+            {**_DATASET, "metric": "saliency metric"},
+            {**_SCORES, "hours": "hours of the selection"},
+        ),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +169,8 @@ class PaperSetting:
         n_train: N, training images.
         batch_size: Expected batch size B of the fine-tuning.
         steps: Fine-tuning steps.
-        epochs: As printed. B * steps / epochs is another N than Table 3's for three of the four data sets.
+        epochs: As printed. B * steps / epochs is another N than Table 3's for three of the four
+            data sets.
         sigma_s: Selection noise multiplier.
         delta: 1 / (N ln N).
         noise_multipliers: Fine-tuning noise multiplier by epsilon.
@@ -146,10 +201,14 @@ def _rows(name: str) -> tuple[Mapping[str, Any], ...]:
     if name not in PAPER_TABLES:
         raise ConfigError("table", name, f"must be one of {', '.join(PAPER_TABLES)}")
     table = PAPER_TABLES[name]
-    text = (resources.files("sapf_ray.paper") / "published" / table.file).read_text(encoding="utf-8")
+    text = (resources.files("sapf_ray.paper") / "published" / table.file).read_text(
+        encoding="utf-8"
+    )
     reader = csv.DictReader(text.splitlines())
     if set(reader.fieldnames or ()) != table.columns:
-        raise DataError(f"{table.file}: has the columns {reader.fieldnames}, expected {sorted(table.columns)}")
+        raise DataError(
+            f"{table.file}: has the columns {reader.fieldnames}, expected {sorted(table.columns)}"
+        )
     rows = []
     for line, row in enumerate(reader, start=2):
         try:
@@ -175,10 +234,21 @@ def paper_setting(dataset: str) -> PaperSetting:
     if dataset not in DATASETS:
         raise ConfigError("dataset", dataset, f"must be one of {', '.join(DATASETS)}")
     n_train = int(next(row["train"] for row in _rows("table3") if row["dataset"] == dataset))
-    common = {row["hyperparameter"]: row[dataset] for row in _rows("table13") if row["epsilon"] is None}
-    noises = {row["epsilon"]: row[dataset] for row in _rows("table13") if row["hyperparameter"] == "noise_multiplier"}
+    common = {
+        row["hyperparameter"]: row[dataset] for row in _rows("table13") if row["epsilon"] is None
+    }
+    noises = {
+        row["epsilon"]: row[dataset]
+        for row in _rows("table13")
+        if row["hyperparameter"] == "noise_multiplier"
+    }
     return PaperSetting(
-        dataset=dataset, n_train=n_train, batch_size=int(common["batch_size"]), steps=int(common["iterations"]),
-        epochs=int(common["epochs"]), sigma_s=common["selection_noise_multiplier"], delta=default_delta(n_train),
+        dataset=dataset,
+        n_train=n_train,
+        batch_size=int(common["batch_size"]),
+        steps=int(common["iterations"]),
+        epochs=int(common["epochs"]),
+        sigma_s=common["selection_noise_multiplier"],
+        delta=default_delta(n_train),
         noise_multipliers=MappingProxyType(noises),
     )

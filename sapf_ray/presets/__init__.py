@@ -14,7 +14,9 @@ PRESETS = resources.files("sapf_ray") / "presets"
 
 def presets() -> list[str]:
     """Names that ``--preset`` takes."""
-    return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def preset_path(name: str) -> str:

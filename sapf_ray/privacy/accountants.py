@@ -1,8 +1,9 @@
 """From privacy events to epsilon.
 
-The product stores *events* (what was released, how noisily, on which sample), never just an epsilon;
-any accountant can price the same events at any time. Accounting is that of ``dp-accounting``; this module
-groups equal events so that a thousand equal steps cost one convolution, and keeps the terminal quiet.
+The product stores *events* (what was released, how noisily, on which sample), never just an
+epsilon; any accountant can price the same events at any time. Accounting is that of
+``dp-accounting``; this module groups equal events so that a thousand equal steps cost one
+convolution, and keeps the terminal quiet.
 
 Example::
 
@@ -11,8 +12,9 @@ Example::
 
 References:
     1. Koskela, Jälkö, Honkela. Computing tight DP guarantees using FFT. AISTATS 2020. (PLD)
-    2. Doroshenko et al. Connect the dots: tighter discrete approximations of privacy loss distributions.
-       PoPETs 2022. (the discretisation that dp-accounting uses; an upper bound at any interval)
+    2. Doroshenko et al. Connect the dots: tighter discrete approximations of privacy loss
+       distributions. PoPETs 2022. (the discretisation that dp-accounting uses; an upper bound at
+       any interval)
     3. Mironov. Rényi differential privacy. CSF 2017. (RDP)
     4. Mironov, Talwar, Zhang. Rényi DP of the sampled Gaussian mechanism. 2019.
 """
@@ -41,18 +43,30 @@ Events: TypeAlias = DpEvent | Iterable[tuple[DpEvent, int]]
 
 ADJACENCY = NeighboringRelation.ADD_OR_REMOVE_ONE
 
-# At 1e-4 the planner's noise multiplier differs by under 0.02 % from that at 1e-5 for epsilon >= 0.1.
+# At 1e-4 the planner's noise multiplier differs by under 0.02 % from that at 1e-5 for epsilon >=
+# 0.1.
 PLD_INTERVAL = 1e-4
 
-# dp-accounting's default orders, with some more between the large ones: small epsilons have their optimum there.
+# dp-accounting's default orders, with some more between the large ones: small epsilons have their
+# optimum there.
 RDP_ORDERS: tuple[float, ...] = (
-    *(1 + x / 10 for x in range(1, 100)), *range(11, 64), 80, 96, 128, 192, 256, 384, 512, 1024,
+    *(1 + x / 10 for x in range(1, 100)),
+    *range(11, 64),
+    80,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    1024,
 )
 
 
 @attr.s(frozen=True, slots=True, auto_attribs=True)
 class ExponentialTopKDpEvent(DpEvent):
-    """Draws of the exponential mechanism that together cost what one Gaussian release with this noise multiplier costs.
+    """Draws of the exponential mechanism that together cost what one Gaussian release with this
+    noise multiplier costs.
 
     That is how both accountants price it; :mod:`sapf_ray.saliency.mechanisms` has the proof.
     """
@@ -64,8 +78,8 @@ class ExponentialTopKDpEvent(DpEvent):
 class ApproximateDpEvent(DpEvent):
     """A mechanism of which only (epsilon, delta)-DP is known.
 
-    Its dominating pair (Kairouz, Oh, Viswanath, ICML 2015, section 3): with probability delta everything is revealed,
-    else it is randomised response with epsilon.
+    Its dominating pair (Kairouz, Oh, Viswanath, ICML 2015, section 3): with probability delta
+    everything is revealed, else it is randomised response with epsilon.
     """
 
     epsilon: float
@@ -105,19 +119,24 @@ class _SapfPldAccountant(PLDAccountant):
 class _QuietRdpAccountant(RdpAccountant):
     """Knows the events of this module too, and is quiet.
 
-    For some (q, sigma) the series of the lowest fractional orders does not converge; dp-accounting then
-    leaves the order out, which can only raise epsilon, and logs a warning that tells a user nothing to act on.
-    Leaving those orders out for every event would cost up to 80 % in epsilon where they do converge.
+    For some (q, sigma) the series of the lowest fractional orders does not converge; dp-accounting
+    then leaves the order out, which can only raise epsilon, and logs a warning that tells a user
+    nothing to act on. Leaving those orders out for every event would cost up to 80 % in epsilon
+    where they do converge.
 
-    (epsilon, delta)-DP has no finite Renyi divergence. Its delta is taken off the target instead: the hockey-stick
-    divergence of a composition is at most the sum of these deltas plus that of the randomised responses and the rest."""
+    (epsilon, delta)-DP has no finite Renyi divergence. Its delta is taken off the target instead:
+    the hockey-stick divergence of a composition is at most the sum of these deltas plus that of the
+    randomised responses and the rest.
+    """
 
     _notice = _WithoutConvergenceNotice()
     _revealed = 0.0  # probability that some event reveals everything
 
     def compose(self, event: DpEvent, count: int = 1) -> _QuietRdpAccountant:
         if isinstance(event, ApproximateDpEvent):
-            self._rdp = self._rdp + count * _randomized_response_rdp(event.epsilon, np.asarray(RDP_ORDERS))  # type: ignore[has-type]
+            self._rdp = self._rdp + count * _randomized_response_rdp(
+                event.epsilon, np.asarray(RDP_ORDERS)
+            )  # type: ignore[has-type]
             self._revealed += count * event.delta
             return self
         logger = logging.getLogger("absl")
@@ -131,17 +150,27 @@ class _QuietRdpAccountant(RdpAccountant):
         return self.get_epsilon_and_optimal_order(target_delta)[0]
 
     def get_epsilon_and_optimal_order(self, target_delta: float) -> tuple[float, float]:
-        """Epsilon and the order that gives it; epsilon is infinite where the events' own deltas exceed the target."""
+        """Epsilon and the order that gives it; epsilon is infinite where the events' own deltas
+        exceed the target.
+        """
         rest = target_delta - self._revealed
-        return compute_epsilon(RDP_ORDERS, self._rdp, rest) if rest > 0 else (math.inf, RDP_ORDERS[0])
+        return (
+            compute_epsilon(RDP_ORDERS, self._rdp, rest) if rest > 0 else (math.inf, RDP_ORDERS[0])
+        )
 
 
 def _as_gaussian(event: DpEvent) -> DpEvent:
-    return dp_event.GaussianDpEvent(event.noise_multiplier) if isinstance(event, ExponentialTopKDpEvent) else event
+    return (
+        dp_event.GaussianDpEvent(event.noise_multiplier)
+        if isinstance(event, ExponentialTopKDpEvent)
+        else event
+    )
 
 
 def _randomized_response_rdp(epsilon: float, orders: np.ndarray) -> np.ndarray:
-    """Renyi divergence of randomised response, the largest that epsilon-DP allows (Mironov 2017, Proposition 5)."""
+    """Renyi divergence of randomised response, the largest that epsilon-DP allows (Mironov 2017,
+    Proposition 5).
+    """
     both = np.logaddexp(orders * epsilon, (1 - orders) * epsilon)
     return (both - np.logaddexp(0, epsilon)) / (orders - 1)
 
@@ -151,8 +180,8 @@ def make_accountant(name: str, pld_interval: float = PLD_INTERVAL) -> PrivacyAcc
 
     Args:
         name: ``pld`` or ``rdp``.
-        pld_interval: Discretisation of the privacy loss; any interval gives an upper bound, a coarse one a
-            looser and cheaper one.
+        pld_interval: Discretisation of the privacy loss; any interval gives an upper bound, a
+            coarse one a looser and cheaper one.
     """
     if name == "pld":
         return _SapfPldAccountant(ADJACENCY, pld_interval)
@@ -162,7 +191,9 @@ def make_accountant(name: str, pld_interval: float = PLD_INTERVAL) -> PrivacyAcc
 
 
 def gaussian_event(noise_multiplier: float, sample_rate: float = 1.0) -> DpEvent:
-    """The event of one Gaussian release on a Poisson sample (on all records when ``sample_rate`` is 1)."""
+    """The event of one Gaussian release on a Poisson sample (on all records when ``sample_rate`` is
+    1).
+    """
     if noise_multiplier == 0:
         return dp_event.NonPrivateDpEvent()
     event = dp_event.GaussianDpEvent(noise_multiplier)
@@ -170,13 +201,23 @@ def gaussian_event(noise_multiplier: float, sample_rate: float = 1.0) -> DpEvent
 
 
 def exponential_event(noise_multiplier: float) -> DpEvent:
-    """The event of a whole top-k selection by the exponential mechanism (:class:`ExponentialTopKDpEvent`)."""
-    return ExponentialTopKDpEvent(noise_multiplier) if noise_multiplier else dp_event.NonPrivateDpEvent()
+    """The event of a whole top-k selection by the exponential mechanism
+    (:class:`ExponentialTopKDpEvent`).
+    """
+    return (
+        ExponentialTopKDpEvent(noise_multiplier)
+        if noise_multiplier
+        else dp_event.NonPrivateDpEvent()
+    )
 
 
 def approximate_event(epsilon: float, delta: float) -> DpEvent:
     """The event of a mechanism that is (epsilon, delta)-DP; ``inf`` is no privacy."""
-    return ApproximateDpEvent(epsilon, delta) if math.isfinite(epsilon) else dp_event.NonPrivateDpEvent()
+    return (
+        ApproximateDpEvent(epsilon, delta)
+        if math.isfinite(epsilon)
+        else dp_event.NonPrivateDpEvent()
+    )
 
 
 def group_events(events: Events) -> dict[DpEvent, int]:
@@ -197,7 +238,9 @@ def group_events(events: Events) -> dict[DpEvent, int]:
     return counts
 
 
-def compose_epsilon(events: Events, delta: float, accountant: str, pld_interval: float = PLD_INTERVAL) -> float:
+def compose_epsilon(
+    events: Events, delta: float, accountant: str, pld_interval: float = PLD_INTERVAL
+) -> float:
     """Epsilon of all events together at ``delta``; ``inf`` when one of them has no noise."""
     # Sorted, so that the same multiset in another order gives the same floating-point result.
     grouped = sorted(group_events(events).items(), key=repr)
@@ -205,7 +248,9 @@ def compose_epsilon(events: Events, delta: float, accountant: str, pld_interval:
 
 
 @functools.lru_cache(maxsize=512)
-def _compose_cached(grouped: tuple[tuple[DpEvent, int], ...], delta: float, accountant: str, interval: float) -> float:
+def _compose_cached(
+    grouped: tuple[tuple[DpEvent, int], ...], delta: float, accountant: str, interval: float
+) -> float:
     if not grouped:
         return 0.0
     total = make_accountant(accountant, interval)
@@ -214,8 +259,11 @@ def _compose_cached(grouped: tuple[tuple[DpEvent, int], ...], delta: float, acco
     return float(total.get_epsilon(delta))
 
 
-def stage_shares(stages: Mapping[str, Sequence[tuple[DpEvent, int]]], delta: float) -> dict[str, float] | None:
-    """Each stage's fraction of the total RDP at the order that minimises epsilon (paper, section 3.4).
+def stage_shares(
+    stages: Mapping[str, Sequence[tuple[DpEvent, int]]], delta: float
+) -> dict[str, float] | None:
+    """Each stage's fraction of the total RDP at the order that minimises epsilon (paper, section
+    3.4).
 
     The same definition serves both accountants: privacy loss distributions do not split into a sum.
     None when a stage has no noise or nothing is released, for then there is no total to share.
@@ -239,7 +287,8 @@ def stage_shares(stages: Mapping[str, Sequence[tuple[DpEvent, int]]], delta: flo
 def event_to_json(event: DpEvent) -> dict[str, Any]:
     """A plain dict, e.g. ``{"type": "Gaussian", "noise_multiplier": 5.0}``.
 
-    dp-accounting's own ``to_named_tuple`` names a module to import when read back; a file must not decide that.
+    dp-accounting's own ``to_named_tuple`` names a module to import when read back; a file must not
+    decide that.
     """
     if type(event) not in _EVENT_NAMES:
         raise ValueError(f"no JSON form for {event!r}")
@@ -265,7 +314,9 @@ def event_from_json(data: Mapping[str, Any]) -> DpEvent:
         raise ValueError(f"not a privacy event: {data!r}")
     names = {f.name for f in attr.fields(cls)}
     if set(data) != names | {"type"}:
-        raise ValueError(f"{data['type']} has the fields {sorted(names)}, found {sorted(set(data) - {'type'})}")
+        raise ValueError(
+            f"{data['type']} has the fields {sorted(names)}, found {sorted(set(data) - {'type'})}"
+        )
     fields: dict[str, Any] = {}
     for name in names:
         value = data[name]
@@ -273,8 +324,14 @@ def event_from_json(data: Mapping[str, Any]) -> DpEvent:
             value = event_from_json(value)
         elif name == "events":
             value = [event_from_json(part) for part in value]
-        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise ValueError(f"{data['type']}.{name} = {value!r}: must be a finite number of at least 0")
+        elif (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value < math.inf
+        ):
+            raise ValueError(
+                f"{data['type']}.{name} = {value!r}: must be a finite number of at least 0"
+            )
         elif name in ("sampling_probability", "delta") and value > 1:
             raise ValueError(f"{data['type']}.{name} = {value!r}: must be at most 1")
         elif name == "count" and not isinstance(value, int):

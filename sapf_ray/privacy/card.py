@@ -24,8 +24,15 @@ from sapf_ray.privacy.planner import PrivacyPlan
 
 
 def privacy_card(
-    plan: PrivacyPlan, ledger: Ledger, config: RunConfig, *, model_name: str, data_name: str,
-    diagnostics: Sequence[str] = (), reproducible: bool | None = None, shared_selection: bool = False,
+    plan: PrivacyPlan,
+    ledger: Ledger,
+    config: RunConfig,
+    *,
+    model_name: str,
+    data_name: str,
+    diagnostics: Sequence[str] = (),
+    reproducible: bool | None = None,
+    shared_selection: bool = False,
 ) -> str:
     """Markdown text of the card.
 
@@ -35,7 +42,8 @@ def privacy_card(
         config: Tells whether real test images were read and where randomness came from.
         model_name: The public model.
         data_name: The sensitive data set.
-        diagnostics: Names of further results that were computed from sensitive images without noise.
+        diagnostics: Names of further results that were computed from sensitive images without
+            noise.
         shared_selection: Whether other runs use this run's selection release, too.
         reproducible: Whether noise came from a known seed; by default as ``config.privacy`` says.
     """
@@ -60,11 +68,15 @@ def privacy_card(
 
 def _verdict(private: bool, reproducible: bool, spent: float, plan: PrivacyPlan) -> str:
     if not private:
-        return ("> **NOT PRIVATE.** This run added no noise. What it made may reveal training images. "
-                "It is a ceiling for research comparisons and must not be released.")
+        return (
+            "> **NOT PRIVATE.** This run added no noise. What it made may reveal training images. "
+            "It is a ceiling for research comparisons and must not be released."
+        )
     if reproducible:
-        return ("> **NOT FOR RELEASE.** Noise and sampling came from a seed written in the configuration. Whoever "
-                "knows the seed can remove the noise. The numbers below hold only against those who do not.")
+        return (
+            "> **NOT FOR RELEASE.** Noise and sampling came from a seed written in the configuration. Whoever "
+            "knows the seed can remove the noise. The numbers below hold only against those who do not."
+        )
     if not plan.reads_images:
         return "> No sensitive image was used: the images come from the public model alone."
     return f"> Differentially private: ε = {spent:.4g} at δ = {plan.delta:.3g}, adding or removing one image."
@@ -75,7 +87,10 @@ def _guarantee(plan: PrivacyPlan, spent: float, private: bool) -> str:
     if not private:
         return text + "There is none: ε is infinite."
     if not plan.reads_images:
-        return text + "The synthetic images do not depend on the sensitive data set, so they reveal nothing about it."
+        return (
+            text
+            + "The synthetic images do not depend on the sensitive data set, so they reveal nothing about it."
+        )
     made = "adapter, the synthetic images" if plan.finetune is not None else "synthetic images"
     factor = math.exp(spent) if spent < 700 else math.inf
     return text + (
@@ -93,11 +108,17 @@ def _numbers(plan: PrivacyPlan, ledger: Ledger, spent: float) -> str:
         return "infinite" if math.isinf(value) else f"{value:.4f}"
 
     rows = [
-        ("Planned ε (upper limit)", "none, not private" if plan.non_private else f"{plan.epsilon:g}"),
+        (
+            "Planned ε (upper limit)",
+            "none, not private" if plan.non_private else f"{plan.epsilon:g}",
+        ),
         ("ε of the whole plan", number(plan.composed_epsilon)),
         ("ε spent", f"{number(spent)} ({plan.accountant.upper()} accountant)"),
-        *((f"ε spent, by the {other.upper()} accountant", number(ledger.epsilon_spent(other)))
-          for other in ACCOUNTANTS if other != plan.accountant),
+        *(
+            (f"ε spent, by the {other.upper()} accountant", number(ledger.epsilon_spent(other)))
+            for other in ACCOUNTANTS
+            if other != plan.accountant
+        ),
         ("δ", f"{plan.delta:.4g}"),
         ("Neighbouring data sets", "one image added or removed"),
         ("Images, N", f"{plan.n_records:,}"),
@@ -106,7 +127,9 @@ def _numbers(plan: PrivacyPlan, ledger: Ledger, spent: float) -> str:
         rows.append(("Expected batch size, steps", f"{plan.batch_size:,}, {plan.steps:,}"))
     if plan.evolution is not None:
         rows.append(("Noisy histograms, one vote an image", f"{plan.evolution.count:,}"))
-    return "## Numbers\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return "## Numbers\n\n| | |\n|---|---|\n" + "\n".join(
+        f"| {name} | {value} |" for name, value in rows
+    )
 
 
 def _events(events: list[LedgerEvent]) -> str:
@@ -133,7 +156,9 @@ def _events(events: list[LedgerEvent]) -> str:
 def _public(config: RunConfig) -> str:
     networks = "the public model and its weights"
     if config.evolution.enabled:
-        networks += f", and those of the network that compares images ({config.evolution.embedding})"
+        networks += (
+            f", and those of the network that compares images ({config.evolution.embedding})"
+        )
     return (
         "## Assumed to be public\n\n"
         "- the number of training images, N;\n"
@@ -147,26 +172,37 @@ def _public(config: RunConfig) -> str:
 def _not_private(config: RunConfig, diagnostics: Sequence[str]) -> str:
     items = list(diagnostics)
     if config.evaluation.enabled:
-        items.insert(0, "evaluation (FID, accuracy) against real images: yes. Those scores are measurements of a "
-                        "research run; they are not covered by ε and should not be released with the images")
+        items.insert(
+            0,
+            "evaluation (FID, accuracy) against real images: yes. Those scores are measurements of a "
+            "research run; they are not covered by ε and should not be released with the images",
+        )
     else:
         items.insert(0, "evaluation against real images: no")
-    return "## Computed without protection\n\n" + "\n".join(f"- {item};" for item in items)[:-1] + "."
+    return (
+        "## Computed without protection\n\n" + "\n".join(f"- {item};" for item in items)[:-1] + "."
+    )
 
 
 def _randomness(reproducible: bool) -> str:
     text = "## Source of randomness\n\n"
     if reproducible:
-        return text + ("A **reproducible seed** from the configuration, for tests and research. "
-                       "**NOT FOR RELEASE**: repeat the run without `privacy.reproducible_seed`.")
-    return text + ("A 256-bit secret from the operating system's cryptographic generator, kept with the run's private "
-                   "files. Keep it secret or delete it: whoever has it can remove the noise.")
+        return text + (
+            "A **reproducible seed** from the configuration, for tests and research. "
+            "**NOT FOR RELEASE**: repeat the run without `privacy.reproducible_seed`."
+        )
+    return text + (
+        "A 256-bit secret from the operating system's cryptographic generator, kept with the run's private "
+        "files. Keep it secret or delete it: whoever has it can remove the noise."
+    )
 
 
 def _limits(shared_selection: bool) -> str:
     shared = (
         " The selection here is one release that other runs use as well: it is whole in the ε of each, and once in the ε of "
-        "all of them together." if shared_selection else ""
+        "all of them together."
+        if shared_selection
+        else ""
     )
     return (
         "## Known limits\n\n"

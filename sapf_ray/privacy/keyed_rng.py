@@ -1,13 +1,14 @@
 """Secret randomness: one key, any number of independent streams.
 
-The key is 256 bits from the operating system. Each use names its stream (purpose, step, record ...), so a
-step that is executed again after a crash draws the very same sample and the very same noise, whatever the
-number of workers, and no two uses share a stream.
+The key is 256 bits from the operating system. Each use names its stream (purpose, step, record
+...), so a step that is executed again after a crash draws the very same sample and the very same
+noise, whatever the number of workers, and no two uses share a stream.
 
-Noise and Poisson sampling should come from :meth:`NoiseKey.stream`, a keyed cryptographic generator. torch's
-own generators are no secret source: a CPU generator takes only the lower 32 bits of a seed, which can be
-tried through, and the outputs of a Mersenne Twister tell its state. :meth:`NoiseKey.generator` fills the
-whole state of a CPU generator from the key, which mends the first but not the second.
+Noise and Poisson sampling should come from :meth:`NoiseKey.stream`, a keyed cryptographic
+generator. torch's own generators are no secret source: a CPU generator takes only the lower 32 bits
+of a seed, which can be tried through, and the outputs of a Mersenne Twister tell its state.
+:meth:`NoiseKey.generator` fills the whole state of a CPU generator from the key, which mends the
+first but not the second.
 
 Example::
 
@@ -69,7 +70,9 @@ class NoiseStream:
             half = (stop - start + 1) // 2
             uniform = self.uniform(2 * half)
             radius, angle = uniform[:half].log().mul_(-2).sqrt_(), uniform[half:].mul_(2 * np.pi)
-            out[start:stop] = torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)])[: stop - start]
+            out[start:stop] = torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)])[
+                : stop - start
+            ]
         return out
 
 
@@ -95,7 +98,9 @@ class NoiseKey:
         """A key from the operating system, or, for tests and research, from a seed."""
         if reproducible_seed is None:
             return cls(secrets.token_bytes(_KEY_BYTES))
-        digest = hashlib.blake2b(str(reproducible_seed).encode(), digest_size=_KEY_BYTES, person=b"sapf-repro-seed")
+        digest = hashlib.blake2b(
+            str(reproducible_seed).encode(), digest_size=_KEY_BYTES, person=b"sapf-repro-seed"
+        )
         return cls(digest.digest(), reproducible=True)
 
     @classmethod
@@ -113,39 +118,54 @@ class NoiseKey:
             stored = json.loads(path.read_text())
             key = cls(bytes.fromhex(stored["key"]), bool(stored["reproducible"]))
         except OSError as error:
-            raise RunDirectoryError(f"{path}: cannot be read or written ({error.strerror})") from error
+            raise RunDirectoryError(
+                f"{path}: cannot be read or written ({error.strerror})"
+            ) from error
         except (ValueError, KeyError, TypeError):
             # Without "from": the cause could quote the key.
             raise RunDirectoryError(f"{path}: damaged noise key") from None
-        if fresh.reproducible != key.reproducible or (fresh.reproducible and fresh._key != key._key):
-            raise RunDirectoryError(f"{path}: this run's noise key does not belong to privacy.reproducible_seed")
+        if fresh.reproducible != key.reproducible or (
+            fresh.reproducible and fresh._key != key._key
+        ):
+            raise RunDirectoryError(
+                f"{path}: this run's noise key does not belong to privacy.reproducible_seed"
+            )
         return key
 
     def stream(self, purpose: str, *indices: int) -> NoiseStream:
         """The cryptographic stream of one use, e.g. ``("finetune/noise", step)``."""
         return NoiseStream(self._derive("stream", purpose, *indices))
 
-    def generator(self, purpose: str, *indices: int, device: str | torch.device = "cpu") -> torch.Generator:
+    def generator(
+        self, purpose: str, *indices: int, device: str | torch.device = "cpu"
+    ) -> torch.Generator:
         """A torch generator of one use, for torch functions that want one."""
         secret = self._derive("generator", purpose, *indices)
         generator = torch.Generator(device)
         generator.manual_seed(int.from_bytes(secret[:8], "little"))
         if generator.device.type == "cpu":
-            # Layout of at::CPUGeneratorImplState: 24 bytes of head, then the 624 words, each in 64 bits.
+            # Layout of at::CPUGeneratorImplState: 24 bytes of head, then the 624 words, each in 64
+            # bits.
             state = generator.get_state()
-            words = np.frombuffer(hashlib.shake_256(secret).digest(4 * _MT_WORDS), dtype="<u4").astype("<u8")
+            words = np.frombuffer(
+                hashlib.shake_256(secret).digest(4 * _MT_WORDS), dtype="<u4"
+            ).astype("<u8")
             state[24 : 24 + 8 * _MT_WORDS] = torch.from_numpy(words.view(np.uint8))
             generator.set_state(state)
         return generator
 
     def seeds(self, purpose: str, step: int, record_indices: np.ndarray) -> np.ndarray:
-        """One uint64 seed per record, distinct within a step, whatever records are asked for together.
+        """One uint64 seed per record, distinct within a step, whatever records are asked for
+        together.
 
         For randomness that is not noise of a mechanism (diffusion noise, time steps, augmentation).
         """
         offset, mask = np.frombuffer(self._derive("seeds", purpose, step)[:16], dtype="<u8")
         with np.errstate(over="ignore"):
-            z = np.asarray(record_indices).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + offset
+            z = (
+                np.asarray(record_indices).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+                + offset
+            )
             for _ in range(2):
                 z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
                 z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -153,7 +173,8 @@ class NoiseKey:
         return z
 
     def stream_id(self, *public_parts: object) -> str:
-        """Fingerprint of this key together with all else that determines a release; does not reveal the key.
+        """Fingerprint of this key together with all else that determines a release; does not reveal
+        the key.
 
         Args:
             public_parts: Anything JSON can hold, e.g. the plan's dict and a hash of the data.
@@ -162,7 +183,9 @@ class NoiseKey:
 
     def _derive(self, *parts: object) -> bytes:
         message = json.dumps(parts, sort_keys=True, default=_plain).encode()
-        return hashlib.blake2b(message, key=self._key, digest_size=32, person=b"sapf-noise-key").digest()
+        return hashlib.blake2b(
+            message, key=self._key, digest_size=32, person=b"sapf-noise-key"
+        ).digest()
 
     def _save(self, path: Path) -> None:
         partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")

@@ -1,21 +1,25 @@
 """The write-ahead ledger: what was paid, line by line, before it was released.
 
-``ledger.jsonl`` starts with the plan; every further line is one privacy event. :meth:`Ledger.record` returns
-only after the line is on disk, and only then may the noisy value be drawn. So a crash after the record costs
-budget, a crash before it costs nothing, and no order of crashes spends budget that is not written down.
+``ledger.jsonl`` starts with the plan; every further line is one privacy event.
+:meth:`Ledger.record` returns only after the line is on disk, and only then may the noisy value be
+drawn. So a crash after the record costs budget, a crash before it costs nothing, and no order of
+crashes spends budget that is not written down.
 
-The line carries the fingerprint of the secret stream that its noise and sampling come from. The same release
-from the same stream is an exact replay, which reveals nothing new and is free (written and flagged all the
-same); the same release from another stream is a second release and is charged again. Whoever makes the
-fingerprint must put into it *everything* that determines the released value: with equal noise under unequal
-sums, the difference of the two releases is the un-noised difference of the sums.
+The line carries the fingerprint of the secret stream that its noise and sampling come from. The
+same release from the same stream is an exact replay, which reveals nothing new and is free (written
+and flagged all the same); the same release from another stream is a second release and is charged
+again. Whoever makes the fingerprint must put into it *everything* that determines the released
+value: with equal noise under unequal sums, the difference of the two releases is the un-noised
+    difference of the sums.
 
-Lines carry no time stamps: the time between two steps tells the size of the Poisson batch between them.
+Lines carry no time stamps: the time between two steps tells the size of the Poisson batch between
+them.
 
-A last line without its line end is what a crash inside a write leaves. If it parses it was written whole and
-counts as charged, although its ``record`` never returned (conservative); if not, the release that it would
-have paid for never happened, so it counts as nothing and the next ``record`` cuts it off. A damaged line
-anywhere else was not made by a crash of ours: the ledger is then refused, for it may hide spent budget.
+A last line without its line end is what a crash inside a write leaves. If it parses it was written
+whole and counts as charged, although its ``record`` never returned (conservative); if not, the
+release that it would have paid for never happened, so it counts as nothing and the next ``record``
+cuts it off. A damaged line anywhere else was not made by a crash of ours: the ledger is then
+refused, for it may hide spent budget.
 
 Example::
 
@@ -25,8 +29,8 @@ Example::
     ledger.epsilon_spent()
 
 References:
-    1. Rogers, Roth, Ullman, Vadhan. Privacy odometers and filters. NeurIPS 2016. (why a planned multiset of
-       events needs no more than ordinary composition)
+    1. Rogers, Roth, Ullman, Vadhan. Privacy odometers and filters. NeurIPS 2016. (why a planned
+       multiset of events needs no more than ordinary composition)
 """
 
 from __future__ import annotations
@@ -72,8 +76,11 @@ class LedgerEvent:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "release": self.release, "stage": self.stage, "event": event_to_json(self.event),
-            "stream": self.stream, "replay": self.replay,
+            "release": self.release,
+            "stage": self.stage,
+            "event": event_to_json(self.event),
+            "stream": self.stream,
+            "replay": self.replay,
         }
 
     @classmethod
@@ -115,10 +122,14 @@ class Ledger:
                 f.write(header)
                 f.flush()
                 os.fsync(f.fileno())
-            os.link(partial, path)  # unlike a rename it never replaces a ledger made by another process
+            os.link(
+                partial, path
+            )  # unlike a rename it never replaces a ledger made by another process
             _sync_directory(path.parent)
         except FileExistsError as error:
-            raise RunDirectoryError(f"{path}: a ledger is there already; open it, never start it afresh") from error
+            raise RunDirectoryError(
+                f"{path}: a ledger is there already; open it, never start it afresh"
+            ) from error
         except OSError as error:
             raise RunDirectoryError(f"{path}: cannot be written ({error.strerror})") from error
         finally:
@@ -148,7 +159,8 @@ class Ledger:
         Args:
             release: Name of the release, e.g. ``selection`` or ``finetune/step/17``.
             event: What is released.
-            stream: Fingerprint of all that determines the released value (:meth:`NoiseKey.stream_id`).
+            stream: Fingerprint of all that determines the released value
+                (:meth:`NoiseKey.stream_id`).
             stage: ``selection`` or ``finetune``.
 
         Returns:
@@ -179,17 +191,24 @@ class Ledger:
 
     def epsilon_spent(self, accountant: str | None = None, delta: float | None = None) -> float:
         """Epsilon of everything charged, by default with the plan's accountant and delta."""
-        return self._epsilon(Counter(e.event for e in self.events() if not e.replay), accountant, delta)
+        return self._epsilon(
+            Counter(e.event for e in self.events() if not e.replay), accountant, delta
+        )
 
     def epsilon_curve(self, n_points: int = 20, stage: str = "finetune") -> list[tuple[int, float]]:
         """(charged releases of ``stage``, epsilon of everything charged up to there), for plots.
 
-        All points but the last use a coarser discretisation: upper bounds too, a fraction of a percent above.
+        All points but the last use a coarser discretisation: upper bounds too, a fraction of a
+        percent above.
         """
         charged = [e for e in self.events() if not e.replay]
         ends = [i + 1 for i, e in enumerate(charged) if e.stage == stage]
         first = ends[0] - 1 if ends else len(charged)
-        chosen = {round(i * len(ends) / max(n_points - 1, 1)) for i in range(1, n_points)} if ends else set()
+        chosen = (
+            {round(i * len(ends) / max(n_points - 1, 1)) for i in range(1, n_points)}
+            if ends
+            else set()
+        )
         total = self._epsilon(Counter(e.event for e in charged), None, None)
         curve = []
         for step, end in [(0, first), *((k, ends[k - 1]) for k in sorted(chosen) if k > 0)]:
@@ -202,7 +221,9 @@ class Ledger:
 
     def summary(self) -> Table:
         """What ``sapf ledger DIR`` prints."""
-        table = Table(title=f"{self.path}: δ = {self.plan.delta:.3g}, planned ε = {self.plan.epsilon:g}")
+        table = Table(
+            title=f"{self.path}: δ = {self.plan.delta:.3g}, planned ε = {self.plan.epsilon:g}"
+        )
         for name in ("stage", "event"):
             table.add_column(name)
         for name in ("charged", "replays", *(f"ε ({a.upper()})" for a in ACCOUNTANTS)):
@@ -211,10 +232,16 @@ class Ledger:
         for stage, event in dict.fromkeys((e.stage, e.event) for e in events):
             same = [e for e in events if (e.stage, e.event) == (stage, event)]
             charged = Counter(e.event for e in same if not e.replay)
-            table.add_row(stage, describe_event(event), *self._summary_cells(charged, sum(e.replay for e in same)))
+            table.add_row(
+                stage,
+                describe_event(event),
+                *self._summary_cells(charged, sum(e.replay for e in same)),
+            )
         table.add_section()
         charged = Counter(e.event for e in events if not e.replay)
-        table.add_row("all", "", *self._summary_cells(charged, sum(e.replay for e in events)), style="bold")
+        table.add_row(
+            "all", "", *self._summary_cells(charged, sum(e.replay for e in events)), style="bold"
+        )
         return table
 
     def _summary_cells(self, charged: Counter[DpEvent], replays: int) -> list[str]:
@@ -222,10 +249,16 @@ class Ledger:
         return [f"{sum(charged.values()):,}", f"{replays:,}", *epsilons]
 
     def _epsilon(
-        self, charged: Counter[DpEvent], accountant: str | None, delta: float | None, interval: float = PLD_INTERVAL,
+        self,
+        charged: Counter[DpEvent],
+        accountant: str | None,
+        delta: float | None,
+        interval: float = PLD_INTERVAL,
     ) -> float:
         plan = self.plan
-        return compose_epsilon(charged.items(), delta or plan.delta, accountant or plan.accountant, interval)
+        return compose_epsilon(
+            charged.items(), delta or plan.delta, accountant or plan.accountant, interval
+        )
 
     def _check_budget(self, entry: LedgerEvent) -> None:
         if self.plan.non_private:
@@ -249,7 +282,8 @@ class Ledger:
 
     @contextlib.contextmanager
     def _locked(self, mode: str, operation: int) -> Iterator[IO[bytes]]:
-        # Opened anew each time: a descriptor inherited by a forked child would share the lock with it.
+        # Opened anew each time: a descriptor inherited by a forked child would share the lock with
+        # it.
         try:
             f = open(self.path, mode)  # noqa: SIM115 closed below
         except OSError as error:
@@ -262,7 +296,9 @@ class Ledger:
         """Parses what was appended since the last time."""
         f.seek(0, os.SEEK_END)
         if f.tell() < self._offset:
-            raise RunDirectoryError(f"{self.path}: shorter than before, after line {self._lines}; it was truncated")
+            raise RunDirectoryError(
+                f"{self.path}: shorter than before, after line {self._lines}; it was truncated"
+            )
         f.seek(self._offset)
         *lines, rest = f.read().split(b"\n")
         for line in lines:
@@ -299,7 +335,9 @@ class Ledger:
         try:
             header = json.loads(line)
             if header["schema"] != SCHEMA:
-                raise RunDirectoryError(f"{self.path}: schema {header['schema']!r}, this version reads {SCHEMA}")
+                raise RunDirectoryError(
+                    f"{self.path}: schema {header['schema']!r}, this version reads {SCHEMA}"
+                )
             return PrivacyPlan.from_dict(header["plan"])
         except (ValueError, KeyError, TypeError) as error:
             raise RunDirectoryError(f"{self.path}, line 1: damaged (no plan in it)") from error

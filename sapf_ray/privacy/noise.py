@@ -3,13 +3,13 @@
 Example::
 
     factors = clip_factors(norms, clipping_norm=1.0, mode="automatic", gamma=1e-3)
-    total = clipped_sum(per_record, factors)                 # over all micro-batches, shards and ranks
-    noisy = add_gaussian_noise(total, noise_multiplier=1.8, sensitivity=1.0, generator=stream)
+    total = clipped_sum(per_record, factors)                 # over all micro-batches, shards and
+    ranks noisy = add_gaussian_noise(total, noise_multiplier=1.8, sensitivity=1.0, generator=stream)
 
 References:
     1. Abadi et al. Deep learning with differential privacy. CCS 2016. (flat clipping)
-    2. Bu, Wang, Zha, Karypis. Automatic clipping: differentially private deep learning made easier and
-       stronger. NeurIPS 2023.
+    2. Bu, Wang, Zha, Karypis. Automatic clipping: differentially private deep learning made easier
+       and stronger. NeurIPS 2023.
     3. Mironov. On significance of the least significant bits for differential privacy. CCS 2012.
 """
 
@@ -28,8 +28,9 @@ TensorOrList = TypeVar("TensorOrList", Tensor, list[Tensor])
 def clip_factors(norms: Tensor, clipping_norm: float, mode: str, gamma: float = 0.0) -> Tensor:
     """The factor of each record, so that ``factor * norm <= clipping_norm``.
 
-    A record whose norm is infinite or not a number gets the factor 0. That alone does not keep it out of a
-    sum, for ``0 * inf`` is not a number: use :func:`clipped_sum`, or zero its gradient where the factor is 0.
+    A record whose norm is infinite or not a number gets the factor 0. That alone does not keep it
+    out of a sum, for ``0 * inf`` is not a number: use :func:`clipped_sum`, or zero its gradient
+    where the factor is 0.
 
     Args:
         norms: (n,) norm of each record's whole contribution.
@@ -64,13 +65,17 @@ def clipped_sum(per_record: Tensor, factors: Tensor) -> Tensor:
 
 
 def add_gaussian_noise(
-    total: TensorOrList, noise_multiplier: float, sensitivity: float, generator: NoiseStream | torch.Generator,
-    *, non_private: bool = False,
+    total: TensorOrList,
+    noise_multiplier: float,
+    sensitivity: float,
+    generator: NoiseStream | torch.Generator,
+    *,
+    non_private: bool = False,
 ) -> TensorOrList:
     """``total`` plus Gaussian noise of std ``noise_multiplier * sensitivity``.
 
-    To be called once per release, on the sum over all shards and ranks. Noise is drawn in float32, tensor
-    after tensor in the order given, so that equal streams give equal noise.
+    To be called once per release, on the sum over all shards and ranks. Noise is drawn in float32,
+    tensor after tensor in the order given, so that equal streams give equal noise.
 
     Args:
         total: The clipped sum; not changed in place.
@@ -80,10 +85,13 @@ def add_gaussian_noise(
         non_private: Allows the multiplier 0, which adds nothing.
 
     Raises:
-        ValueError: A multiplier that gives no privacy without ``non_private``, or a sum that is not finite.
+        ValueError: A multiplier that gives no privacy without ``non_private``, or a sum that is not
+            finite.
     """
     if not noise_multiplier > 0 and not (non_private and noise_multiplier == 0):
-        raise ValueError(f"noise_multiplier = {noise_multiplier!r}: must be above 0 (non_private allows 0)")
+        raise ValueError(
+            f"noise_multiplier = {noise_multiplier!r}: must be above 0 (non_private allows 0)"
+        )
     if not sensitivity > 0:
         raise ValueError(f"sensitivity = {sensitivity!r}: must be above 0")
     if isinstance(total, Tensor):
@@ -103,25 +111,35 @@ def _noisy(total: Tensor, std: float, generator: NoiseStream | torch.Generator) 
     if isinstance(generator, NoiseStream):
         noise = generator.normal(total.numel()).view(total.shape).to(total.device)
     else:
-        noise = torch.randn(total.shape, generator=generator, dtype=torch.float32, device=generator.device)
+        noise = torch.randn(
+            total.shape, generator=generator, dtype=torch.float32, device=generator.device
+        )
         noise = noise.to(total.device)
     return (total.to(torch.float32) + std * noise).to(total.dtype)
 
 
-def add_gumbel_noise(total: Tensor, noise_multiplier: float, sensitivity: float, stream: NoiseStream) -> Tensor:
+def add_gumbel_noise(
+    total: Tensor, noise_multiplier: float, sensitivity: float, stream: NoiseStream
+) -> Tensor:
     """``total`` in float64 plus Gumbel noise of scale ``noise_multiplier * sensitivity``.
 
-    The positions of its largest entries are draws of the exponential mechanism; the values are no release.
+    The positions of its largest entries are draws of the exponential mechanism; the values are no
+    release.
 
     Raises:
         ValueError: The sum is not finite, or a multiplier or sensitivity is not above 0.
     """
-    return _wide(total, noise_multiplier, sensitivity) - noise_multiplier * sensitivity * (
-        -stream.uniform(total.numel()).view(total.shape).log()
-    ).log()
+    return (
+        _wide(total, noise_multiplier, sensitivity)
+        - noise_multiplier
+        * sensitivity
+        * (-stream.uniform(total.numel()).view(total.shape).log()).log()
+    )
 
 
-def add_laplace_noise(total: Tensor, noise_multiplier: float, sensitivity: float, stream: NoiseStream) -> Tensor:
+def add_laplace_noise(
+    total: Tensor, noise_multiplier: float, sensitivity: float, stream: NoiseStream
+) -> Tensor:
     """``total`` in float64 plus Laplace noise of scale ``noise_multiplier * sensitivity``.
 
     Raises:
@@ -134,6 +152,8 @@ def add_laplace_noise(total: Tensor, noise_multiplier: float, sensitivity: float
 
 def _wide(total: Tensor, noise_multiplier: float, sensitivity: float) -> Tensor:
     if not (noise_multiplier > 0 and sensitivity > 0):
-        raise ValueError(f"noise_multiplier = {noise_multiplier!r}, sensitivity = {sensitivity!r}: must be above 0")
+        raise ValueError(
+            f"noise_multiplier = {noise_multiplier!r}, sensitivity = {sensitivity!r}: must be above 0"
+        )
     _check_finite(total)
     return total.double()

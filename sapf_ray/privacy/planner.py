@@ -1,9 +1,9 @@
 """The privacy plan: every number of the guarantee, fixed before the first sensitive image is read.
 
-Given epsilon, delta, N, batch size, steps and the selection's noise, :func:`make_plan` finds the smallest
-fine-tuning noise multiplier (rounded up to 4 significant digits) with which selection and fine-tuning
-together stay within epsilon (paper, section 3.4), or the smallest noise of an evolution's histograms. It
-touches no data: N is public by convention.
+Given epsilon, delta, N, batch size, steps and the selection's noise, :func:`make_plan` finds the
+smallest fine-tuning noise multiplier (rounded up to 4 significant digits) with which selection and
+fine-tuning together stay within epsilon (paper, section 3.4), or the smallest noise of an
+evolution's histograms. It touches no data: N is public by convention.
 
 Example::
 
@@ -52,11 +52,13 @@ class StagePlan:
     """``count`` releases of one kind.
 
     Args:
-        noise_multiplier: Noise std over the clipping norm; 0 in non-private runs. Of an exponential selection: of the
-            Gaussian release that costs as much; of propose-test-release: scale of the Laplace noise, 1 / its epsilon.
+        noise_multiplier: Noise std over the clipping norm; 0 in non-private runs. Of an exponential
+            selection: of the Gaussian release that costs as much; of propose-test-release: scale of
+                the Laplace noise, 1 / its epsilon.
         sample_rate: Poisson rate of each release; 1 reads all records.
         count: Number of releases.
-        share: Fraction of the total RDP at the optimal order (paper, section 3.4); None in non-private runs.
+        share: Fraction of the total RDP at the optimal order (paper, section 3.4); None in
+            non-private runs.
         mechanism: ``gaussian``, or another of :mod:`sapf_ray.saliency.mechanisms`.
         delta: Spent by propose-test-release alone, beside its epsilon.
     """
@@ -73,7 +75,9 @@ class StagePlan:
         if self.mechanism == "exponential":
             return exponential_event(self.noise_multiplier)
         if self.mechanism == "propose_test_release":
-            return approximate_event(1 / self.noise_multiplier if self.noise_multiplier else math.inf, self.delta)
+            return approximate_event(
+                1 / self.noise_multiplier if self.noise_multiplier else math.inf, self.delta
+            )
         return gaussian_event(self.noise_multiplier, self.sample_rate)
 
 
@@ -81,10 +85,10 @@ class StagePlan:
 class PrivacyPlan:
     """All public numbers of the guarantee.
 
-    ``selection`` is None when no selection is released: with ratio 1 every matrix is kept, whatever the data, and a
-    random selection does not look at them.
-    Both are None when steps is 0. Then ``batch_size`` and ``sample_rate`` are 0, and either the images come from an
-    ``evolution`` or no sensitive image is read and ``composed_epsilon`` is 0.
+    ``selection`` is None when no selection is released: with ratio 1 every matrix is kept, whatever
+    the data, and a random selection does not look at them.
+    Both are None when steps is 0. Then ``batch_size`` and ``sample_rate`` are 0, and either the
+    images come from an ``evolution`` or no sensitive image is read and ``composed_epsilon`` is 0.
     """
 
     epsilon: float
@@ -148,13 +152,23 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
         raise ConfigError("data.n_records", n_records, "must be at least 3")
     if finetune.steps > 0 and finetune.batch_size > n_records:
         raise ConfigError(
-            "finetune.batch_size", finetune.batch_size, f"must be at most the number of training records, {n_records}"
+            "finetune.batch_size",
+            finetune.batch_size,
+            f"must be at most the number of training records, {n_records}",
         )
     delta = default_delta(n_records) if privacy.delta is None else privacy.delta
     batch_size = finetune.batch_size if finetune.steps > 0 else 0
     rate = batch_size / n_records
-    selects = finetune.steps > 0 and config.saliency.ratio < 1 and config.saliency.score not in DATA_FREE_SCORES
-    planned = {"selection": _selection_stage(config.saliency, delta, privacy.non_private)} if selects else {}
+    selects = (
+        finetune.steps > 0
+        and config.saliency.ratio < 1
+        and config.saliency.score not in DATA_FREE_SCORES
+    )
+    planned = (
+        {"selection": _selection_stage(config.saliency, delta, privacy.non_private)}
+        if selects
+        else {}
+    )
     noise: float | None = None
     evolution = None
     if config.evolution.enabled:
@@ -168,24 +182,39 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
         if selects:
             before = ((planned["selection"].event(), planned["selection"].count),)
             _check_selection_fits(config, delta)
-        noise = smallest_noise(before, rate, finetune.steps, privacy.epsilon, delta, privacy.accountant)
+        noise = smallest_noise(
+            before, rate, finetune.steps, privacy.epsilon, delta, privacy.accountant
+        )
         if noise is None:
             raise ConfigError(
-                "privacy.epsilon", privacy.epsilon,
+                "privacy.epsilon",
+                privacy.epsilon,
                 f"cannot be met by {finetune.steps} steps at any noise multiplier up to {MAX_NOISE_MULTIPLIER:g}; "
                 f"raise privacy.epsilon or saliency.noise_multiplier",
             )
         composed = _epsilon(before, noise, rate, finetune.steps, delta, privacy.accountant)
     if noise is not None:
         planned["finetune"] = StagePlan(noise, rate, finetune.steps, None)
-    shares = stage_shares({name: [(stage.event(), stage.count)] for name, stage in planned.items()}, delta)
+    shares = stage_shares(
+        {name: [(stage.event(), stage.count)] for name, stage in planned.items()}, delta
+    )
     if shares is not None:
-        planned = {name: dataclasses.replace(stage, share=shares[name]) for name, stage in planned.items()}
+        planned = {
+            name: dataclasses.replace(stage, share=shares[name]) for name, stage in planned.items()
+        }
     return PrivacyPlan(
-        epsilon=privacy.epsilon, delta=delta, accountant=privacy.accountant, n_records=n_records,
-        batch_size=batch_size, sample_rate=rate, steps=finetune.steps,
-        selection=planned.get("selection"), finetune=planned.get("finetune"),
-        composed_epsilon=composed, non_private=privacy.non_private, evolution=evolution,
+        epsilon=privacy.epsilon,
+        delta=delta,
+        accountant=privacy.accountant,
+        n_records=n_records,
+        batch_size=batch_size,
+        sample_rate=rate,
+        steps=finetune.steps,
+        selection=planned.get("selection"),
+        finetune=planned.get("finetune"),
+        composed_epsilon=composed,
+        non_private=privacy.non_private,
+        evolution=evolution,
     )
 
 
@@ -194,8 +223,8 @@ def evolution_stage(
 ) -> StagePlan:
     """An evolution's noisy histograms: each on the full pass, of L2 sensitivity 1.
 
-    Their composition costs what one Gaussian release with noise ``sigma / sqrt(iterations)`` costs (Lin et al.,
-    Private Evolution, ICLR 2024).
+    Their composition costs what one Gaussian release with noise ``sigma / sqrt(iterations)`` costs
+    (Lin et al., Private Evolution, ICLR 2024).
 
     Args:
         iterations: Histograms, at least 1.
@@ -207,11 +236,17 @@ def evolution_stage(
     noise = 0.0 if non_private else smallest_noise((), 1.0, iterations, epsilon, delta, accountant)
     if noise is None:
         raise ConfigError(
-            "privacy.epsilon", epsilon,
+            "privacy.epsilon",
+            epsilon,
             f"cannot be met by {iterations} histograms at any noise multiplier up to {MAX_NOISE_MULTIPLIER:g}; "
             "raise privacy.epsilon or lower evolution.iterations",
         )
-    return StagePlan(noise_multiplier=noise, sample_rate=1.0, count=iterations, share=None if non_private else 1.0)
+    return StagePlan(
+        noise_multiplier=noise,
+        sample_rate=1.0,
+        count=iterations,
+        share=None if non_private else 1.0,
+    )
 
 
 def _evolution_stage(config: RunConfig, delta: float) -> tuple[StagePlan, float]:
@@ -222,7 +257,9 @@ def _evolution_stage(config: RunConfig, delta: float) -> tuple[StagePlan, float]
     )
     if privacy.non_private:
         return stage, math.inf
-    return stage, _epsilon((), stage.noise_multiplier, stage.sample_rate, stage.count, delta, privacy.accountant)
+    return stage, _epsilon(
+        (), stage.noise_multiplier, stage.sample_rate, stage.count, delta, privacy.accountant
+    )
 
 
 def plan_events(plan: PrivacyPlan) -> list[tuple[str, DpEvent, int]]:
@@ -233,7 +270,11 @@ def plan_events(plan: PrivacyPlan) -> list[tuple[str, DpEvent, int]]:
 
 def plan_table(plan: PrivacyPlan) -> Table:
     """The plan for people, as printed by ``sapf plan``."""
-    spent = "infinite, NOT PRIVATE" if plan.non_private and plan.reads_images else f"{plan.composed_epsilon:.4f}"
+    spent = (
+        "infinite, NOT PRIVATE"
+        if plan.non_private and plan.reads_images
+        else f"{plan.composed_epsilon:.4f}"
+    )
     batch = f"; expected batch size {plan.batch_size:,}" if plan.finetune is not None else ""
     table = Table(
         title=f"Privacy plan: ε = {plan.epsilon:g} at δ = {plan.delta:.3g}, add/remove one of {plan.n_records:,} images",
@@ -245,20 +286,35 @@ def plan_table(plan: PrivacyPlan) -> Table:
     rows = [("selection", plan.selection), ("fine-tuning", plan.finetune)]
     for name, stage in rows if plan.evolution is None else [("evolution", plan.evolution)]:
         if stage is None:
-            why = "reads no sensitive image" if plan.steps == 0 else "no release: the choice reads no sensitive image"
+            why = (
+                "reads no sensitive image"
+                if plan.steps == 0
+                else "no release: the choice reads no sensitive image"
+            )
             table.add_row(name, "0", "-", "-", why)
         else:
             share = "-" if stage.share is None else f"{stage.share:.2%}"
-            table.add_row(name, f"{stage.count:,}", f"{stage.sample_rate:.6g}", f"{stage.noise_multiplier:.4g}", share)
+            table.add_row(
+                name,
+                f"{stage.count:,}",
+                f"{stage.sample_rate:.6g}",
+                f"{stage.noise_multiplier:.4g}",
+                share,
+            )
     return table
 
 
-def _selection_stage(saliency: SaliencyConfig, delta: float, non_private: bool = False) -> StagePlan:
+def _selection_stage(
+    saliency: SaliencyConfig, delta: float, non_private: bool = False
+) -> StagePlan:
     """The selection's releases: one, or as many as an iterative score takes."""
     tested = saliency.mechanism == "propose_test_release"
     return StagePlan(
-        noise_multiplier=0.0 if non_private else saliency.noise_multiplier, sample_rate=saliency.sample_rate,
-        count=saliency.rounds if saliency.score in ITERATIVE_SCORES else 1, share=None, mechanism=saliency.mechanism,
+        noise_multiplier=0.0 if non_private else saliency.noise_multiplier,
+        sample_rate=saliency.sample_rate,
+        count=saliency.rounds if saliency.score in ITERATIVE_SCORES else 1,
+        share=None,
+        mechanism=saliency.mechanism,
         delta=saliency.delta_share * delta if tested else 0.0,
     )
 
@@ -274,40 +330,65 @@ def _check_selection_fits(config: RunConfig, delta: float) -> None:
     if spent < privacy.epsilon:
         return
     guess = _root(lambda noise: 2 * spends(noise) / privacy.epsilon, 4 / privacy.epsilon)
-    fits = None if guess is None else _smallest_on_grid(lambda noise: 2 * spends(noise) <= privacy.epsilon, guess)
+    fits = (
+        None
+        if guess is None
+        else _smallest_on_grid(lambda noise: 2 * spends(noise) <= privacy.epsilon, guess)
+    )
     advice = f"; from {fits:g} on it takes at most half" if fits is not None else ""
     raise ConfigError(
-        "saliency.noise_multiplier", saliency.noise_multiplier,
+        "saliency.noise_multiplier",
+        saliency.noise_multiplier,
         f"the selection alone spends epsilon = {spent:.3f} of the planned {privacy.epsilon:g}{advice}",
     )
 
 
 def _epsilon(
-    before: tuple[tuple[DpEvent, int], ...], noise: float, rate: float, count: int, delta: float, accountant: str,
+    before: tuple[tuple[DpEvent, int], ...],
+    noise: float,
+    rate: float,
+    count: int,
+    delta: float,
+    accountant: str,
     pld_interval: float = PLD_INTERVAL,
 ) -> float:
-    return compose_epsilon([*before, (gaussian_event(noise, rate), count)], delta, accountant, pld_interval)
+    return compose_epsilon(
+        [*before, (gaussian_event(noise, rate), count)], delta, accountant, pld_interval
+    )
 
 
 @functools.lru_cache(maxsize=256)
 def smallest_noise(
-    before: tuple[tuple[DpEvent, int], ...], rate: float, count: int, epsilon: float, delta: float, accountant: str,
+    before: tuple[tuple[DpEvent, int], ...],
+    rate: float,
+    count: int,
+    epsilon: float,
+    delta: float,
+    accountant: str,
 ) -> float | None:
-    """The smallest 4-digit noise multiplier of ``count`` releases after ``before``; None when there is none.
+    """The smallest 4-digit noise multiplier of ``count`` releases after ``before``; None when there
+    is none.
 
-    A root of a coarser discretisation (a tenth of the cost at epsilon 10) tells where to look; only the fine
-    one decides.
+    A root of a coarser discretisation (a tenth of the cost at epsilon 10) tells where to look; only
+    the fine one decides.
     """
     coarse = PLD_INTERVAL * min(max(epsilon, 1.0), 10.0)
-    fine = functools.partial(_epsilon, before, rate=rate, count=count, delta=delta, accountant=accountant)
-    guess = _root(lambda noise: fine(noise, pld_interval=coarse) / epsilon, rate * math.sqrt(24 * count) / epsilon)
+    fine = functools.partial(
+        _epsilon, before, rate=rate, count=count, delta=delta, accountant=accountant
+    )
+    guess = _root(
+        lambda noise: fine(noise, pld_interval=coarse) / epsilon,
+        rate * math.sqrt(24 * count) / epsilon,
+    )
     if guess is None:
         return None
     return _smallest_on_grid(lambda noise: fine(noise) <= epsilon, guess)
 
 
 def _root(ratio: Callable[[float], float], start: float) -> float | None:
-    """A noise multiplier near which ``ratio``, decreasing in it, passes 1; None when it stays above 1."""
+    """A noise multiplier near which ``ratio``, decreasing in it, passes 1; None when it stays above
+    1.
+    """
     high = min(max(start, 0.5), MAX_NOISE_MULTIPLIER)
     while ratio(high) > 1:
         if high >= MAX_NOISE_MULTIPLIER:
@@ -319,9 +400,15 @@ def _root(ratio: Callable[[float], float], start: float) -> float | None:
         if low <= _MIN_NOISE_MULTIPLIER:
             return low
         low /= 1.5
-    return math.exp(brentq(
-        lambda x: math.log(min(max(ratio(math.exp(x)), 1e-9), 1e9)), math.log(low), math.log(high), xtol=1e-4, rtol=1e-4,
-    ))
+    return math.exp(
+        brentq(
+            lambda x: math.log(min(max(ratio(math.exp(x)), 1e-9), 1e9)),
+            math.log(low),
+            math.log(high),
+            xtol=1e-4,
+            rtol=1e-4,
+        )
+    )
 
 
 def _grid_index(value: float) -> int:

@@ -1,13 +1,14 @@
 """Sampling exactly as the accountant assumes.
 
-Poisson sampling includes each record independently with rate q, every step, over the whole data set. The
-batch size is random; it is never a divisor and never logged. Fixed-size batches and shuffled epochs are other
-mechanisms with other guarantees.
+Poisson sampling includes each record independently with rate q, every step, over the whole data
+set. The batch size is random; it is never a divisor and never logged. Fixed-size batches and
+shuffled epochs are other mechanisms with other guarantees.
 
 Example::
 
-    batch = poisson_sample(n_records=1_297, sample_rate=256 / 1_297, generator=key.stream("finetune/sample", step))
-    mine = shard(batch, rank, world_size)      # may be empty: the rank takes the step all the same
+    batch = poisson_sample(n_records=1_297, sample_rate=256 / 1_297,
+    generator=key.stream("finetune/sample", step)) mine = shard(batch, rank, world_size)      # may
+    be empty: the rank takes the step all the same
 
 References:
     1. Mironov, Talwar, Zhang. Rényi DP of the sampled Gaussian mechanism. 2019.
@@ -24,8 +25,12 @@ import torch
 from sapf_ray.privacy.keyed_rng import NoiseStream
 
 
-def poisson_sample(n_records: int, sample_rate: float, generator: NoiseStream | torch.Generator) -> np.ndarray:
-    """Sorted indices of the records of one step; each is in with probability ``sample_rate``, independently."""
+def poisson_sample(
+    n_records: int, sample_rate: float, generator: NoiseStream | torch.Generator
+) -> np.ndarray:
+    """Sorted indices of the records of one step; each is in with probability ``sample_rate``,
+    independently.
+    """
     if not 0 < sample_rate <= 1:
         raise ValueError(f"sample_rate = {sample_rate!r}: must lie in (0, 1]")
     if sample_rate == 1:
@@ -33,7 +38,9 @@ def poisson_sample(n_records: int, sample_rate: float, generator: NoiseStream | 
     if isinstance(generator, NoiseStream):
         included = generator.words(n_records) < np.uint64(math.floor(sample_rate * 2.0**64))
     else:
-        uniform = torch.rand(n_records, generator=generator, dtype=torch.float64, device=generator.device)
+        uniform = torch.rand(
+            n_records, generator=generator, dtype=torch.float64, device=generator.device
+        )
         included = (uniform < sample_rate).cpu().numpy()
     return np.flatnonzero(included)
 

@@ -1,12 +1,14 @@
 """One table, four forms: terminal, Markdown, CSV, LaTeX (booktabs).
 
-A :class:`Report` is plain rows plus a description of the columns. A column with a ``paper_key`` shows the
-pair "ours | paper"; in CSV the pair becomes two columns. Missing cells are marked ``-`` in every form.
+A :class:`Report` is plain rows plus a description of the columns. A column with a ``paper_key``
+shows the pair "ours | paper"; in CSV the pair becomes two columns. Missing cells are marked ``-``
+in every form.
 
 Example::
 
-    report = Report("demo", "FID", (Column("method", "method"), Column("fid", "FID", ".1f", paper_key="paper_fid")),
-                    rows=[{"method": "DP-SAPF", "fid": None, "paper_fid": 26.6}])
+    report = Report("demo", "FID", (Column("method", "method"), Column("fid", "FID", ".1f",
+                    paper_key="paper_fid")), rows=[{"method": "DP-SAPF", "fid": None, "paper_fid":
+                    26.6}])
     print(report.render("markdown"))      # | DP-SAPF | - \\| 26.6 |
 """
 
@@ -29,12 +31,35 @@ from sapf_ray.errors import ConfigError
 MISSING = "-"
 FORMATS: tuple[str, ...] = ("text", "markdown", "csv", "latex")
 
-# What LaTeX's text mode cannot take as it is; "|" would print as a dash in the standard font encoding.
+# What LaTeX's text mode cannot take as it is; "|" would print as a dash in the standard font
+# encoding.
 _LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": "$|$", "<": "$<$", ">": "$>$",
-    "ε": r"$\varepsilon$", "σ": r"$\sigma$", "δ": r"$\delta$", "α": r"$\alpha$", "≈": r"$\approx$", "≤": r"$\leq$",
-    "≥": r"$\geq$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "√": r"$\surd$", "²": "$^2$", "∞": r"$\infty$",
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": "$|$",
+    "<": "$<$",
+    ">": "$>$",
+    "ε": r"$\varepsilon$",
+    "σ": r"$\sigma$",
+    "δ": r"$\delta$",
+    "α": r"$\alpha$",
+    "≈": r"$\approx$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "√": r"$\surd$",
+    "²": "$^2$",
+    "∞": r"$\infty$",
 }
 
 
@@ -73,12 +98,18 @@ class Column:
         ours = self._format(row.get(self.key))
         if self.spread_key is not None and not _missing(row.get(self.spread_key)):
             ours += f" ± {self._format(row[self.spread_key])}"
-        return ours if self.paper_key is None else f"{ours} | {self._format(row.get(self.paper_key))}"
+        return (
+            ours if self.paper_key is None else f"{ours} | {self._format(row.get(self.paper_key))}"
+        )
 
     def _format(self, value: Any) -> str:
         if _missing(value):
             return MISSING
-        return format(value, self.format) if _numeric(value) else (self.labels or {}).get(value, str(value))
+        return (
+            format(value, self.format)
+            if _numeric(value)
+            else (self.labels or {}).get(value, str(value))
+        )
 
 
 @dataclass(frozen=True)
@@ -102,26 +133,40 @@ class Report:
     group_by: tuple[str, ...] = ()
 
     def render(self, form: str) -> str:
-        """The table as ``markdown``, ``csv`` or ``latex``; ``text`` is what a rich console prints of it.
+        """The table as ``markdown``, ``csv`` or ``latex``; ``text`` is what a rich console prints
+        of it.
 
         Raises:
             ConfigError: Another form.
         """
-        forms: dict[str, Callable[[], str]] = {"markdown": self.to_markdown, "csv": self.to_csv, "latex": self.to_latex}
+        forms: dict[str, Callable[[], str]] = {
+            "markdown": self.to_markdown,
+            "csv": self.to_csv,
+            "latex": self.to_latex,
+        }
         if form not in forms:
             raise ConfigError("format", form, f"must be one of {', '.join(forms)}")
         return forms[form]()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """``console.print(report)``: the table, then the notes. A narrow terminal wraps cells between words; only
-        one too narrow for that breaks words and numbers, and nothing is cut off."""
+        """``console.print(report)``: the table, then the notes. A narrow terminal wraps cells
+        between words; only one too narrow for that breaks words and numbers, and nothing is cut
+        off."""
         table = Table(
-            title=Text(self.caption), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
+            title=Text(self.caption),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
             show_edge=False,
         )
         for column, width in zip(self.columns, self._widths(options.max_width), strict=True):
-            table.add_column(Text(column.title), justify="right" if self._is_number(column) else "left", overflow="fold",
-                             width=width)
+            table.add_column(
+                Text(column.title),
+                justify="right" if self._is_number(column) else "left",
+                overflow="fold",
+                width=width,
+            )
         for index, row in enumerate(self.rows):
             if self._new_group(index):
                 table.add_section()
@@ -131,10 +176,19 @@ class Report:
 
     def to_markdown(self) -> str:
         """A GitHub table under a bold caption, notes as a list."""
-        def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
-        rule = "| " + " | ".join("--:" if self._is_number(column) else ":--" for column in self.columns) + " |"
+        def line(cells: Sequence[str]) -> str:
+            return (
+                "| "
+                + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+                + " |"
+            )
+
+        rule = (
+            "| "
+            + " | ".join("--:" if self._is_number(column) else ":--" for column in self.columns)
+            + " |"
+        )
         lines = [f"**{self.caption}**", "", line([column.title for column in self.columns]), rule]
         lines += [line([column.cell(row) for column in self.columns]) for row in self.rows]
         if self.notes:
@@ -153,13 +207,19 @@ class Report:
 
     def to_latex(self) -> str:
         """A ``table`` environment; needs ``\\usepackage{booktabs}``."""
+
         def line(cells: Sequence[str]) -> str:
             return " & ".join(latex_escape(cell) for cell in cells) + r" \\"
 
         lines = [
-            r"\begin{table}", r"\centering", rf"\caption{{{latex_escape(self.caption)}}}", rf"\label{{tab:{self.name}}}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_escape(self.caption)}}}",
+            rf"\label{{tab:{self.name}}}",
             rf"\begin{{tabular}}{{{''.join('r' if self._is_number(column) else 'l' for column in self.columns)}}}",
-            r"\toprule", line([column.title for column in self.columns]), r"\midrule",
+            r"\toprule",
+            line([column.title for column in self.columns]),
+            r"\midrule",
         ]
         for index, row in enumerate(self.rows):
             lines += [r"\midrule"] if self._new_group(index) else []
@@ -170,10 +230,17 @@ class Report:
         return "\n".join([*lines, r"\end{table}"]) + "\n"
 
     def _widths(self, total: int) -> list[int] | list[None]:
-        """Column widths in characters, none below its longest word; Nones, rich's own way, where that cannot be."""
-        texts = [[column.title, *(column.cell(row) for row in self.rows)] for column in self.columns]
+        """Column widths in characters, none below its longest word; Nones, rich's own way, where
+        that cannot be.
+        """
+        texts = [
+            [column.title, *(column.cell(row) for row in self.rows)] for column in self.columns
+        ]
         wanted = [max(map(len, cells)) for cells in texts]
-        widths = [max((len(word) for cell in cells for word in cell.split()), default=1) for cells in texts]
+        widths = [
+            max((len(word) for cell in cells for word in cell.split()), default=1)
+            for cells in texts
+        ]
         spare = total - sum(widths) - 2 * (len(widths) - 1)
         if spare < 0:
             return [None] * len(widths)
@@ -185,17 +252,23 @@ class Report:
     def _is_number(self, column: Column) -> bool:
         """Right-aligned: a pair, or a column without words."""
         values = [row.get(column.key) for row in self.rows]
-        return column.paper_key is not None or all(_missing(value) or _numeric(value) for value in values)
+        return column.paper_key is not None or all(
+            _missing(value) or _numeric(value) for value in values
+        )
 
     def _new_group(self, index: int) -> bool:
         if index == 0:
             return False
-        return any(self.rows[index].get(key) != self.rows[index - 1].get(key) for key in self.group_by)
+        return any(
+            self.rows[index].get(key) != self.rows[index - 1].get(key) for key in self.group_by
+        )
 
 
 def latex_escape(text: str) -> str:
     """Text for LaTeX's text mode."""
-    return re.sub("|".join(re.escape(char) for char in _LATEX), lambda match: _LATEX[match.group()], text)
+    return re.sub(
+        "|".join(re.escape(char) for char in _LATEX), lambda match: _LATEX[match.group()], text
+    )
 
 
 def _numeric(value: Any) -> bool:

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """Yields a callback (stage, done, total); one bar per stage."""
     columns = (
-        TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
         bars: dict[str, TaskID] = {}
@@ -53,25 +57,42 @@ def result_table(result: Result) -> Table:
     table.add_column(style="bold")
     table.add_column()
     spent, planned = metrics["epsilon_spent"], metrics["epsilon_planned"]
+
     def number(value: float | str) -> str:
         return value if isinstance(value, str) else f"{value:.4g}"
 
-    table.add_row("ε spent / planned", f"{number(spent)} / {number(planned)}  (δ = {metrics['delta']:.3g}, add/remove one image)")
+    table.add_row(
+        "ε spent / planned",
+        f"{number(spent)} / {number(planned)}  (δ = {metrics['delta']:.3g}, add/remove one image)",
+    )
     if result.plan.non_private and result.plan.reads_images:
         table.add_row("", "[bold red]NOT PRIVATE: sensitive images were used without noise[/]")
     for key, name, form in _SCORES:
         if key in metrics:
             table.add_row(name, format(metrics[key], form))
-    table.add_row("seconds", ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items()))
+    table.add_row(
+        "seconds",
+        ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items()),
+    )
     cost = dict(metrics["orchestration"])
     share, outside = cost.pop("total_share"), cost.pop("outside_stages")
-    parts = [*(f"{stage} {seconds:.0f}" for stage, seconds in cost.items()), f"outside the stages {outside:.0f}"]
+    parts = [
+        *(f"{stage} {seconds:.0f}" for stage, seconds in cost.items()),
+        f"outside the stages {outside:.0f}",
+    ]
     table.add_row("orchestration", f"{share:.0%} of the run, in seconds: " + ", ".join(parts))
     table.add_row("synthetic data set", f"{directory.synthetic}/  (Parquet)")
     table.add_row("pictures", str(directory.plots / "synthetic.png"))
-    table.add_row("adapter", f"{directory.adapter}/  (pipe.load_lora_weights)" if directory.adapter.exists() else "none")
+    table.add_row(
+        "adapter",
+        f"{directory.adapter}/  (pipe.load_lora_weights)" if directory.adapter.exists() else "none",
+    )
     table.add_row("privacy card", str(directory.card))
     if result.tracking_uri:
-        table.add_row("MLflow", f"mlflow ui --backend-store-uri {result.tracking_uri}"
-                      if not result.tracking_uri.startswith("http") else result.tracking_uri)
+        table.add_row(
+            "MLflow",
+            f"mlflow ui --backend-store-uri {result.tracking_uri}"
+            if not result.tracking_uri.startswith("http")
+            else result.tracking_uri,
+        )
     return table

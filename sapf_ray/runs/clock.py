@@ -22,7 +22,8 @@ from sapf_ray.runs.directory import RunDirectory, keep_fingerprint
 
 @dataclass
 class Stages:
-    """Time, orchestration and peak memory of stages. Times add up over the starts of a run, as far as these ended the stage.
+    """Time, orchestration and peak memory of stages. Times add up over the starts of a run, as far
+    as these ended the stage.
 
     Args:
         since: ``time.time()`` at which this start of the run began.
@@ -68,9 +69,10 @@ class Stages:
         """Orchestration up to now, as :mod:`sapf_ray.runs.worktime` defines it.
 
         Returns:
-            Seconds of each stage; ``outside_stages``, seconds of this start in which no stage was under way (the driver's
-            imports, checks, Ray's start and end, epsilon, MLflow); ``total_share`` of all of them in the run's wall time, in
-            [0, 1]. Of earlier starts only the stages that they finished count.
+            Seconds of each stage; ``outside_stages``, seconds of this start in which no stage was
+            under way (the driver's imports, checks, Ray's start and end, epsilon, MLflow);
+            ``total_share`` of all of them in the run's wall time, in [0, 1]. Of earlier starts only
+            the stages that they finished count.
         """
         outside = max(0.0, time.time() - self.since - self._inside)
         known = [self.seconds.get(name, 0.0) for name in self.orchestration]
@@ -119,7 +121,9 @@ def open_ledger(directory: RunDirectory, plan: PrivacyPlan) -> Ledger:
 def noise_of(
     config: RunConfig, directory: RunDirectory, plan: PrivacyPlan, source: ImageSource, ledger: Ledger
 ) -> tuple[NoiseKey, str]:
-    """The run's secret key and the fingerprint of all that its noise belongs to, before anything sensitive is used."""
+    """The run's secret key and the fingerprint of all that its noise belongs to, before anything
+    sensitive is used.
+    """
     if ledger.events() and not directory.noise_key.exists():
         raise BudgetError(
             f"{directory.noise_key}: gone, but {directory.ledger.name} shows releases already paid for; they cannot be "
@@ -131,7 +135,9 @@ def noise_of(
 
 
 def _same_data(directory: RunDirectory, source: ImageSource) -> str:
-    """The data's fingerprint; refuses to continue on other data, where old noise must not meet new sums."""
+    """The data's fingerprint; refuses to continue on other data, where old noise must not meet new
+    sums.
+    """
     fingerprint = source.fingerprint()
     keep_fingerprint(
         directory.data_fingerprint, fingerprint,

@@ -1,7 +1,8 @@
 """The run directory: every artifact of one run, each written atomically.
 
-A stage whose artifact is there is done; a re-run with the same config skips it. Another config in the same
-directory is refused, so an artifact never belongs to a config other than ``config.yaml``'s.
+A stage whose artifact is there is done; a re-run with the same config skips it. Another config in
+the same directory is refused, so an artifact never belongs to a config other than
+``config.yaml``'s.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def keep_fingerprint(path: Path, fingerprint: str, refusal: str) -> None:
     """Notes the sensitive data's fingerprint in ``path``, mode 0600.
 
     Raises:
-        RunDirectoryError: Another one is noted there: old noise must not meet new sums; says ``refusal``.
+        RunDirectoryError: Another one is noted there: old noise must not meet new sums; says
+            ``refusal``.
     """
     if path.exists() and path.read_text() != fingerprint:
         raise RunDirectoryError(refusal)
@@ -73,10 +75,12 @@ class RunDirectory:
         self._lock: IO[str] | None = None
 
     def claim(self, config: RunConfig) -> bool:
-        """Creates or re-opens the directory for ``config``; returns True when an earlier start is continued.
+        """Creates or re-opens the directory for ``config``; returns True when an earlier start is
+        continued.
 
         Raises:
-            RunDirectoryError: In use by another process, holds another config, or is not a run directory.
+            RunDirectoryError: In use by another process, holds another config, or is not a run
+                directory.
         """
         if self.root.exists() and not self.root.is_dir():
             raise RunDirectoryError(f"--out {self.root}: is a file, must be a directory")
@@ -124,7 +128,9 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.config}: damaged ({str(error).splitlines()[0]})") from error
 
     def check_same(self, config: RunConfig) -> None:
-        """Raises RunDirectoryError where the directory holds a run with another result-bearing config."""
+        """Raises RunDirectoryError where the directory holds a run with another result-bearing
+        config.
+        """
         old, new = result_keys(self.read_config()), result_keys(config)
         for key in new:
             if old.get(key) != new[key]:

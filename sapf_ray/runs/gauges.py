@@ -1,8 +1,10 @@
-"""How far a run is, on Ray's own Prometheus exporter (``ray_sapf_*``, labelled with the run directory's name).
+"""How far a run is, on Ray's own Prometheus exporter (``ray_sapf_*``, labelled with the run
+directory's name).
 
-Only public quantities: planned steps and images, and the epsilon of the ledger. How many selection tasks a run has is left
-out, for under Poisson sampling it tells the realised sample size. Ray exports every ten seconds; single steps, whose time
-tells the size of their batch, are not visible at that pace.
+Only public quantities: planned steps and images, and the epsilon of the ledger. How many selection
+tasks a run has is left out, for under Poisson sampling it tells the realised sample size. Ray
+exports every ten seconds; single steps, whose time tells the size of their batch, are not visible
+at that pace.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Meter:
         self._epsilon.set(epsilon_planned, self._tags | {"kind": "planned"})
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` units of a stage; stages that would tell more than the plan are passed over."""
+        """``done`` of ``total`` units of a stage; stages that would tell more than the plan are
+        passed over.
+        """
         gauge = self._gauges.get(stage)
         if gauge is not None:
             gauge.set(done, self._tags | {"count": "done"})

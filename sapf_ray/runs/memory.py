@@ -1,7 +1,8 @@
 """Peak memory of a stage: what its processes on this machine hold together, sampled while it runs.
 
-Main memory is the resident set of this process and of Ray's busy workers; GPU memory is what ``nvidia-smi`` shows in use on
-this machine's devices, whoever uses them. Other nodes of a cluster are not seen, and runs at the same time on this one
+Main memory is the resident set of this process and of Ray's busy workers; GPU memory is what
+``nvidia-smi`` shows in use on this machine's devices, whoever uses them. Other nodes of a cluster
+are not seen, and runs at the same time on this one
 are: for figures of one run alone, run it alone.
 """
 
@@ -24,7 +25,8 @@ _MB = 2**20
 
 @dataclass
 class Peak:
-    """Largest samples so far, in MB; 0 where there is nothing to sample (no /proc, no NVIDIA GPU)."""
+    """Largest samples so far, in MB; 0 where there is nothing to sample (no /proc, no NVIDIA GPU).
+    """
 
     main: float = 0.0
     gpu: float = 0.0
@@ -54,7 +56,9 @@ def peak_memory() -> Iterator[Peak]:
 
 
 def resident_mb() -> float:
-    """Of this process and Ray's busy workers on this machine; other grid cells' drivers are left out."""
+    """Of this process and Ray's busy workers on this machine; other grid cells' drivers are left
+    out.
+    """
     total = 0
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,7 +1,7 @@
 """``run.log.jsonl``: what happened to a run, one JSON object a line, appended by every start.
 
-A line has ``time`` (UTC), ``level``, ``run`` (random, the same over all starts of a run directory), ``stage`` (null outside of
-stages), ``event``, and the event's own fields:
+A line has ``time`` (UTC), ``level``, ``run`` (random, the same over all starts of a run directory),
+``stage`` (null outside of stages), ``event``, and the event's own fields:
 
 =================== ======= =====================================================================
 event               level   fields
@@ -17,18 +17,19 @@ stage_ended         info    seconds, orchestration
 stage_failed        error   error
 task_retried        warning attempt (a shard whose worker was lost: Ray did it again)
 work_lost           error   error (repeating did not help)
-workers_lost        warning ranks, error, restart, of (Ray Train starts the group again while restart <= of)
-nodes_lost          error
+workers_lost        warning ranks, error, restart, of (Ray Train starts the group again while
+restart <= of) nodes_lost          error
 checkpoint_skipped  warning checkpoint (torn)
 snapshot_removed    warning (Ray Train's, torn)
 tracking_lost       warning error
 =================== ======= =====================================================================
 
-``error`` is the name of a class: messages may name a user's files. Nothing else that depends on single records is here
-either, no counts of shards, steps or batches with their times (design rule 6). The log stays in the run directory; it is
-neither published nor sent to MLflow.
+``error`` is the name of a class: messages may name a user's files. Nothing else that depends on
+single records is here either, no counts of shards, steps or batches with their times (design rule
+6). The log stays in the run directory; it is neither published nor sent to MLflow.
 
-Events go through the standard library's logging, so that any handler on the logger ``sapf_ray.runs.runlog`` gets them as well.
+Events go through the standard library's logging, so that any handler on the logger
+``sapf_ray.runs.runlog`` gets them as well.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class JsonLine(logging.Formatter):
 
 
 class _Append(logging.Handler):
-    """Opens the file for each of the few lines: nothing is lost with the process, and other processes write there as well."""
+    """Opens the file for each of the few lines: nothing is lost with the process, and other
+    processes write there as well.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -150,6 +153,8 @@ def event(name: str, level: int = logging.INFO, /, **fields: Field) -> None:
 
 
 def here() -> Place | None:
-    """Where events go at this moment: what :func:`recording` needs in another process of the machine to go on with them."""
+    """Where events go at this moment: what :func:`recording` needs in another process of the
+    machine to go on with them.
+    """
     place = _place.get()
     return None if place is None else replace(place, stage=_stage.get())

@@ -1,13 +1,16 @@
-"""Checkpoints and results on storage that the nodes do not mount: any file system that pyarrow knows.
+"""Checkpoints and results on storage that the nodes do not mount: any file system that pyarrow
+knows.
 
-``cluster.storage`` names a folder there (``s3://bucket/runs``, ``gs://…``, ``hdfs://…``, ``file:///…``); a run has its own
-folder below it, named like its run directory:
+``cluster.storage`` names a folder there (``s3://bucket/runs``, ``gs://…``, ``hdfs://…``,
+``file:///…``); a run has its own folder below it, named like its run directory:
 
 * ``checkpoints/``: Ray Train's, written while training;
-* what the run releases, at its end: config, plan, ledger, selection, privacy card, adapter, synthetic images. Scores stay in
-  the run directory, for they are measured on real images; so does everything in ``private/``.
+* what the run releases, at its end: config, plan, ledger, selection, privacy card, adapter,
+  synthetic images. Scores stay in the run directory, for they are measured on real images; so does
+  everything in ``private/``.
 
-``published.json`` comes last and lists the files with their SHA-256: a folder without it is not finished.
+``published.json`` comes last and lists the files with their SHA-256: a folder without it is not
+finished.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ class Storage:
         return below(self.uri, "checkpoints")
 
     def _claim(self, uri: str) -> None:
-        """A folder of the same name may be another run's; its checkpoints must never be taken for this one's."""
+        """A folder of the same name may be another run's; its checkpoints must never be taken for
+        this one's.
+        """
         run = self.directory.run_id().encode()
         marker = f"{self.path}/{self.directory.owner.name}"
         self.filesystem.create_dir(self.path, recursive=True)
@@ -66,7 +71,8 @@ class Storage:
             )
 
     def publish(self) -> list[str]:
-        """Copies what the run releases; files that are there already stay. Returns the names that were copied.
+        """Copies what the run releases; files that are there already stay. Returns the names that
+        were copied.
 
         Raises:
             RunDirectoryError: The storage failed; the results are in the run directory.

@@ -1,7 +1,7 @@
 """MLflow: the config, the plan, epsilon over releases, scores and pictures of one run.
 
-Only what the mechanism releases, plus labelled non-private scores against real test images, is logged
-(design rule 6).
+Only what the mechanism releases, plus labelled non-private scores against real test images, is
+logged (design rule 6).
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def tracking_uri(config: RunConfig, directory: RunDirectory) -> str:
 
 
 def _while_reachable(method: Callable[Concatenate[Tracker, _P], None]) -> Callable[Concatenate[Tracker, _P], None]:
-    """A server that goes down in mid-run costs a warning, not the run; the same command logs what is missing."""
+    """A server that goes down in mid-run costs a warning, not the run; the same command logs what
+    is missing.
+    """
 
     @functools.wraps(method)
     def call(self: Tracker, *arguments: _P.args, **options: _P.kwargs) -> None:
@@ -145,7 +147,9 @@ class Tracker:
 
     @_while_reachable
     def log_spend(self, ledger: Ledger) -> None:
-        """Epsilon spent over the steps of fine-tuning or the histograms of an evolution, as soon as they are over."""
+        """Epsilon spent over the steps of fine-tuning or the histograms of an evolution, as soon as
+        they are over.
+        """
         self._log_spend(ledger)
 
     def _log_spend(self, ledger: Ledger) -> None:
@@ -159,7 +163,8 @@ class Tracker:
         """Logs the scores and the artifacts, and closes the run."""
         if self.uri is not None:
             _probe(self.uri)
-        if SPENT not in self.client.get_run(self.run_id).data.metrics:  # missed while the server was down
+        # missed while the server was down
+        if SPENT not in self.client.get_run(self.run_id).data.metrics:
             self._log_spend(Ledger.open(directory.ledger))
         for key, value in flatten(metrics).items():
             if isinstance(value, int | float):

@@ -2,23 +2,28 @@
 
 **Compute** is the wall time during which at least one process of the stage is inside its real work:
 
-* a Ray task or actor: from the call, with its arguments at hand, to the return. Loading the model's weights is work (a
-  script without Ray loads them too), and so are reading a shard and writing results;
-* the train workers: from loading the model to the last step, exchange of gradients and writing of checkpoints included,
-  ``ray.train.report`` not. Rank 0 speaks for all, for the ranks take their steps together;
-* the driver: what it does itself for the result (prompt embeddings, the adapter's file, the picture).
+* a Ray task or actor: from the call, with its arguments at hand, to the return. Loading the model's
+  weights is work (a script without Ray loads them too), and so are reading a shard and writing
+  results;
+* the train workers: from loading the model to the last step, exchange of gradients and writing of
+  checkpoints included, ``ray.train.report`` not. Rank 0 speaks for all, for the ranks take their
+  steps together;
+* the driver: what it does itself for the result (prompt embeddings, the adapter's file, the
+  picture).
 
-**Orchestration** is all the rest: starting processes, their imports, Ray Train's controller, queueing, moving and gathering
-results, reports. What a killed worker did before its work was repeated counts there too: its times are lost with it. So a
-stage without faults shows what Ray costs, and one with faults shows what these cost as well.
+**Orchestration** is all the rest: starting processes, their imports, Ray Train's controller,
+queueing, moving and gathering results, reports. What a killed worker did before its work was
+repeated counts there too: its times are lost with it. So a stage without faults shows what Ray
+costs, and one with faults shows what these cost as well.
 
-Work at the same time counts once: two workers busy for the same ten seconds are ten seconds of compute, and a second worker
-that idles is not seen here (``synthesis_idle_share`` shows it). Libraries that a loading function imports by itself, as
-transformers does for its models, cannot be told from loading and count as compute. Times are ``time.time()`` of the machine
-that does the work: on a cluster the figure is as good as its NTP.
+Work at the same time counts once: two workers busy for the same ten seconds are ten seconds of
+compute, and a second worker that idles is not seen here (``synthesis_idle_share`` shows it).
+Libraries that a loading function imports by itself, as transformers does for its models, cannot be
+told from loading and count as compute. Times are ``time.time()`` of the machine that does the work:
+on a cluster the figure is as good as its NTP.
 
-Only sums over a stage leave the driver: the times of single shards or steps would tell the size of Poisson batches (design
-rule 6).
+Only sums over a stage leave the driver: the times of single shards or steps would tell the size of
+Poisson batches (design rule 6).
 """
 
 from __future__ import annotations

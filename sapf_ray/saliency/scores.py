@@ -1,26 +1,28 @@
 """Saliency scores: what each record contributes, and how the noisy sum ranks the matrices.
 
-A score is a row of :data:`SCORES`. Every contribution has norm at most ``clipping_norm`` (L2 for the Gaussian
-mechanism, L-infinity for those that need no more), so the sum over records has that sensitivity under add/remove
-of one record, and the mechanism's one draw pays for it.
+A score is a row of :data:`SCORES`. Every contribution has norm at most ``clipping_norm`` (L2 for
+the Gaussian mechanism, L-infinity for those that need no more), so the sum over records has that
+sensitivity under add/remove of one record, and the mechanism's one draw pays for it.
 
-The paper's Table 15 compares with three scores from network pruning, and says neither how they were made private
-nor how they rank matrices instead of single weights. Ours:
+The paper's Table 15 compares with three scores from network pruning, and says neither how they were
+made private nor how they rank matrices instead of single weights. Ours:
 
-- ``snip`` [1]: the worth of a weight is ``|w * dL/dw|``, of a matrix the sum over its weights. SNIP takes the
-  gradient of the mean loss; we take each record's own, so that a record contributes K numbers, clipped and summed
-  like those of ``per_sample_norm``, and the noise stays as small.
-- ``force`` [2]: the same number in a network from which matrices are taken away step by step (here: count as zero),
-  K to ``ratio * K`` of them on an exponential schedule. Worth is that of the original weights at the pruned network's
-  gradients, so a matrix can come back. Each step reads the data: each is a release of its own, all are charged. The
-  paper's Table 15 has FORCE take five times as long as SNIP, hence ``saliency.rounds`` of 5.
+- ``snip`` [1]: the worth of a weight is ``|w * dL/dw|``, of a matrix the sum over its weights. SNIP
+  takes the gradient of the mean loss; we take each record's own, so that a record contributes K
+  numbers, clipped and summed like those of ``per_sample_norm``, and the noise stays as small.
+- ``force`` [2]: the same number in a network from which matrices are taken away step by step (here:
+  count as zero), K to ``ratio * K`` of them on an exponential schedule. Worth is that of the
+  original weights at the pruned network's gradients, so a matrix can come back. Each step reads the
+  data: each is a release of its own, all are charged. The paper's Table 15 has FORCE take five
+      times as long as SNIP, hence ``saliency.rounds`` of 5.
 - ``synflow`` [3]: no data at all, see :mod:`sapf_ray.saliency.synflow`.
 
-1. Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", ICLR 2019, eqs. 5-6.
-2. de Jorge et al., "Progressive skeletonization: trimming more fat from a network at initialization", ICLR 2021,
-   eqs. 7-9.
-3. Tanaka, Kunin, Yamins, Ganguli, "Pruning neural networks without any data by iteratively conserving synaptic
-   flow", NeurIPS 2020.
+1. Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", ICLR
+   2019, eqs. 5-6.
+2. de Jorge et al., "Progressive skeletonization: trimming more fat from a network at
+   initialization", ICLR 2021, eqs. 7-9.
+3. Tanaka, Kunin, Yamins, Ganguli, "Pruning neural networks without any data by iteratively
+   conserving synaptic flow", NeurIPS 2020.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class Score:
         rank: Noisy sum to one value per matrix, larger is more salient.
         keep_gradients: Whether the contribution needs the gradients and not only their norms.
         weighted: Whether norms are those of weight times gradient.
-        iterative: Whether it is taken ``saliency.rounds`` times, each time without the matrices left out so far.
+        iterative: Whether it is taken ``saliency.rounds`` times, each time without the matrices
+            left out so far.
     """
 
     contribution: Callable[[PoolCapture, Tensor], Release]
@@ -71,16 +74,21 @@ def _per_matrix(weighted: bool = False, iterative: bool = False) -> Score:
         contribution=lambda capture, factors: [clipped_sum(capture.norms(), factors).cpu()],
         zero=lambda pool: [torch.zeros(len(pool))],
         rank=lambda release: release[0],
-        weighted=weighted, iterative=iterative,
+        weighted=weighted,
+        iterative=iterative,
     )
 
 
 SCORES: dict[str, Score] = {
     "per_sample_norm": _per_matrix(),
-    # paper eqs. 6-8: joint clipping of the concatenated pool gradient, norm of the noisy mean per matrix
+    # paper eqs. 6-8: joint clipping of the concatenated pool gradient, norm of the noisy mean per
+    # matrix
     "noisy_mean_gradient": Score(
         contribution=lambda capture, factors: [s.cpu() for s in capture.clipped_sum(factors)],
-        zero=lambda pool: [torch.zeros_like(layer.weight, dtype=torch.float32, device="cpu") for layer in pool.values()],
+        zero=lambda pool: [
+            torch.zeros_like(layer.weight, dtype=torch.float32, device="cpu")
+            for layer in pool.values()
+        ],
         rank=lambda release: torch.stack([matrix.norm() for matrix in release]),
         keep_gradients=True,
     ),
@@ -89,7 +97,9 @@ SCORES: dict[str, Score] = {
 }
 
 
-def clipped_contribution(score: Score, capture: PoolCapture, config: SaliencyConfig, order: float = 2.0) -> Release:
+def clipped_contribution(
+    score: Score, capture: PoolCapture, config: SaliencyConfig, order: float = 2.0
+) -> Release:
     """The batch's clipped sum; each record bounded by ``config.clipping_norm`` over the whole pool.
 
     Args:
@@ -106,25 +116,33 @@ def n_selected(pool_size: int, ratio: float) -> int:
 
 
 def schedule(pool_size: int, kept: int, rounds: int) -> list[int]:
-    """How many matrices are kept after each round: from K to ``kept``, exponentially (FORCE, eq. 9).
+    """How many matrices are kept after each round: from K to ``kept``, exponentially (FORCE, eq.
+    9).
 
     Example:
         >>> schedule(96, 29, 5)
         [76, 60, 47, 37, 29]
     """
-    steps = [math.exp(math.log(pool_size) + t / rounds * math.log(kept / pool_size)) for t in range(1, rounds + 1)]
+    steps = [
+        math.exp(math.log(pool_size) + t / rounds * math.log(kept / pool_size))
+        for t in range(1, rounds + 1)
+    ]
     return [math.ceil(round(step, 6)) for step in steps]
 
 
-def top_matrices(names: list[str], scores: Tensor, ratio: float, granularity: str = "matrix") -> list[str]:
-    """Names of the best ``ceil(ratio * K)`` matrices, in the pool's order; ties go to the earlier one.
+def top_matrices(
+    names: list[str], scores: Tensor, ratio: float, granularity: str = "matrix"
+) -> list[str]:
+    """Names of the best ``ceil(ratio * K)`` matrices, in the pool's order; ties go to the earlier
+    one.
 
     Args:
         names: K names.
         scores: (K,).
-        granularity: ``matrix``; or ``layer`` (Layer-Level, paper Figure 4): the matrices' scores are summed over each
-            layer (:func:`sapf_ray.models.pool.layer_of`) and whole layers are kept, best first, until they hold at
-            least as many matrices. The paper does not say how it counts; this is the smallest set of whole layers.
+        granularity: ``matrix``; or ``layer`` (Layer-Level, paper Figure 4): the matrices' scores
+            are summed over each layer (:func:`sapf_ray.models.pool.layer_of`) and whole layers are
+            kept, best first, until they hold at least as many matrices. The paper does not say how
+            it counts; this is the smallest set of whole layers.
     """
     return top_n(names, scores, n_selected(len(names), ratio), granularity)
 
@@ -136,7 +154,9 @@ def top_n(names: list[str], scores: Tensor, n: int, granularity: str = "matrix")
         groups.setdefault(layer_of(name) if granularity == "layer" else name, []).append(i)
     values = scores.tolist()
     kept: set[int] = set()
-    for group in sorted(groups.values(), key=lambda group: -sum(values[i] for i in group)):  # stable: earlier first
+    for group in sorted(
+        groups.values(), key=lambda group: -sum(values[i] for i in group)
+    ):  # stable: earlier first
         if len(kept) >= n:
             break
         kept.update(group)

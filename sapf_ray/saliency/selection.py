@@ -1,8 +1,9 @@
 """Private selection of weight matrices: Ray tasks score shards, one noise draw, keep the top ratio.
 
-Order of things: shards return clipped partial sums (no noise, never leave the cluster) -> the driver adds
-them -> the event is written to the ledger -> noise is drawn once -> matrices are ranked. An iterative score goes
-through that several times, each time without the matrices left out so far.
+Order of things: shards return clipped partial sums (no noise, never leave the cluster) -> the
+driver adds them -> the event is written to the ledger -> noise is drawn once -> matrices are
+ranked. An iterative score goes through that several times, each time without the matrices left out
+so far.
 """
 
 from __future__ import annotations
@@ -47,11 +48,12 @@ class Selection:
 
     Attributes:
         matrices: Kept names in the pool's order.
-        scores: Noisy score of every matrix in the pool (of the last round); empty where nothing was scored, or where
-            the mechanism releases the choice alone.
+        scores: Noisy score of every matrix in the pool (of the last round); empty where nothing was
+            scored, or where the mechanism releases the choice alone.
         score: Name of the score, or ``all`` where the ratio keeps the whole pool.
         event: The (last) privacy event as JSON; None where selection reads no data.
-        passed: Outcome of propose-test-release's test; where False the matrices are a random choice.
+        passed: Outcome of propose-test-release's test; where False the matrices are a random
+            choice.
         shared: Whether other runs use the same releases (:mod:`sapf_ray.saliency.shared`).
     """
 
@@ -78,10 +80,16 @@ def release_names(count: int) -> list[str]:
 
 
 def score_records(
-    pipe: Any, cache: LatentCache, records: np.ndarray, key: NoiseKey, config: SaliencyConfig,
-    number: int = 0, closed: Collection[str] = (),
+    pipe: Any,
+    cache: LatentCache,
+    records: np.ndarray,
+    key: NoiseKey,
+    config: SaliencyConfig,
+    number: int = 0,
+    closed: Collection[str] = (),
 ) -> Release:
-    """Clipped sum over ``records``: the exact value before noise. One forward and backward per micro-batch.
+    """Clipped sum over ``records``: the exact value before noise. One forward and backward per
+    micro-batch.
 
     Args:
         number: Of the release; each has its own diffusion noise.
@@ -95,14 +103,28 @@ def score_records(
     for start in range(0, len(records), config.micro_batch_size):
         batch = records[start : start + config.micro_batch_size]
         moments, conditions = cache.read(batch)
-        draws = draw(key, "selection/loss", number, batch, 1, cache.latent_shape, scheduler.config.num_train_timesteps)
+        draws = draw(
+            key,
+            "selection/loss",
+            number,
+            batch,
+            1,
+            cache.latent_shape,
+            scheduler.config.num_train_timesteps,
+        )
         with score.capture(pool, closed) as capture:
             loss = per_record_loss(
-                denoiser, scheduler, moments, pipe.vae.config.scaling_factor,
-                to_denoiser(conditions, denoiser.device, denoiser.dtype), draws,
+                denoiser,
+                scheduler,
+                moments,
+                pipe.vae.config.scaling_factor,
+                to_denoiser(conditions, denoiser.device, denoiser.dtype),
+                draws,
             )
             loss.sum().backward()
-            for running, part in zip(total, clipped_contribution(score, capture, config, order), strict=True):
+            for running, part in zip(
+                total, clipped_contribution(score, capture, config, order), strict=True
+            ):
                 running += part
     return total
 
@@ -110,7 +132,12 @@ def score_records(
 @ray.remote(max_retries=3)
 @worktime.timed
 def _score_shard(
-    model: ModelConfig, cache: LatentCache, records: np.ndarray, key: NoiseKey, config: SaliencyConfig, number: int,
+    model: ModelConfig,
+    cache: LatentCache,
+    records: np.ndarray,
+    key: NoiseKey,
+    config: SaliencyConfig,
+    number: int,
     closed: Collection[str],
 ) -> Release:
     torch.set_num_threads(max(1, int(config.cpus_per_task)))
@@ -119,14 +146,23 @@ def _score_shard(
 
 
 def select(
-    model: ModelConfig, cache: LatentCache, plan: PrivacyPlan, config: SaliencyConfig, key: NoiseKey, stream: str,
-    ledger: Ledger, on_progress: Callable[[int, int], None] | None = None, seed: int = 0,
+    model: ModelConfig,
+    cache: LatentCache,
+    plan: PrivacyPlan,
+    config: SaliencyConfig,
+    key: NoiseKey,
+    stream: str,
+    ledger: Ledger,
+    on_progress: Callable[[int, int], None] | None = None,
+    seed: int = 0,
 ) -> Selection:
     """Scores the pool under DP and keeps the top ratio.
 
     Args:
-        plan: Its ``selection`` stage fixes noise, sample rate and number of releases; None means that no record is
-            read: the whole pool is kept, or a part of it that random numbers or the weights alone choose.
+        plan: Its ``selection`` stage fixes noise, sample rate and number of releases; None means
+            that no record is
+            read: the whole pool is kept, or a part of it that random numbers or the weights alone
+                choose.
         seed: Public; of the random choice.
         stream: Fingerprint of (noise key, plan, data): makes a repeated release recognisable.
 
@@ -143,9 +179,15 @@ def select(
             with worktime.working():
                 values = synflow_scores(denoiser, pool, n, config.rounds)
             scores = dict(zip(names, values.tolist(), strict=True))
-            return Selection(top_n(names, values, n, config.granularity), scores, config.score, len(pool), None)
+            return Selection(
+                top_n(names, values, n, config.granularity), scores, config.score, len(pool), None
+            )
         return Selection(
-            top_n(names, random_values(len(pool), seed), n, config.granularity), {}, config.score, len(pool), None
+            top_n(names, random_values(len(pool), seed), n, config.granularity),
+            {},
+            config.score,
+            len(pool),
+            None,
         )
     (event,) = [event for stage, event, _ in plan_events(plan) if stage == "selection"]
     kept, releases = names, plan.selection.count
@@ -154,16 +196,34 @@ def select(
         total = _exact_sum(model, cache, plan, config, key, pool, number, closed, on_progress)
         recorded = ledger.record(release_names(releases)[number], event, stream, "selection")
         choice = MECHANISMS[config.mechanism].choose(
-            total, SCORES[config.score], plan.selection, config.clipping_norm, size, key.stream("selection/noise", number), seed
+            total,
+            SCORES[config.score],
+            plan.selection,
+            config.clipping_norm,
+            size,
+            key.stream("selection/noise", number),
+            seed,
         )
         kept = top_n(names, choice.values, size, config.granularity)
-    scores = dict(zip(names, (choice.values / plan.n_records).tolist(), strict=True)) if choice.released else {}
+    scores = (
+        dict(zip(names, (choice.values / plan.n_records).tolist(), strict=True))
+        if choice.released
+        else {}
+    )
     return Selection(kept, scores, config.score, len(pool), recorded, choice.passed)
 
 
 def _exact_sum(
-    model: ModelConfig, cache: LatentCache, plan: PrivacyPlan, config: SaliencyConfig, key: NoiseKey, pool: Pool,
-    number: int, closed: list[str], on_progress: Callable[[int, int], None] | None, task: Any = _score_shard,
+    model: ModelConfig,
+    cache: LatentCache,
+    plan: PrivacyPlan,
+    config: SaliencyConfig,
+    key: NoiseKey,
+    pool: Pool,
+    number: int,
+    closed: list[str],
+    on_progress: Callable[[int, int], None] | None,
+    task: Any = _score_shard,
 ) -> Release:
     """The sum over all sampled records of release ``number``, before noise, from Ray tasks.
 
@@ -171,14 +231,20 @@ def _exact_sum(
         task: What scores a shard; the benchmark of scheduling has one without work.
     """
     assert plan.selection is not None
-    records = poisson_sample(plan.n_records, plan.selection.sample_rate, key.stream("selection/sample", number))
+    records = poisson_sample(
+        plan.n_records, plan.selection.sample_rate, key.stream("selection/sample", number)
+    )
     shards = [records[i : i + config.shard_size] for i in range(0, len(records), config.shard_size)]
     task = task.options(
-        name="score", num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task, scheduling_strategy=cluster.SPREAD
+        name="score",
+        num_cpus=config.cpus_per_task,
+        num_gpus=config.gpus_per_task,
+        scheduling_strategy=cluster.SPREAD,
     )
     total, releases = SCORES[config.score].zero(pool), plan.selection.count
     parts = cluster.as_finished(
-        lambda shard: task.remote(model, cache, shard, key, config, number, closed), shards,
+        lambda shard: task.remote(model, cache, shard, key, config, number, closed),
+        shards,
         cluster.in_flight(config.cpus_per_task, config.gpus_per_task),
         ordered=True,  # the float sum, and so the release, repeats exactly
     )

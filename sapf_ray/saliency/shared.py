@@ -1,15 +1,17 @@
 """One selection release for all runs that may share it.
 
-The noisy scores of a selection do not depend on the ratio, on epsilon or on anything of fine-tuning. Runs that agree in all
-that they do depend on may therefore use one release, and whoever sees all those runs has seen it once: their total counts it
-once. Each run's own ledger still pays it in full, before the run may look, so each run's own epsilon is the same as of a run
+The noisy scores of a selection do not depend on the ratio, on epsilon or on anything of
+fine-tuning. Runs that agree in all that they do depend on may therefore use one release, and
+whoever sees all those runs has seen it once: their total counts it once. Each run's own ledger
+still pays it in full, before the run may look, so each run's own epsilon is the same as of a run
 that selects for itself.
 
-Only what the mechanism releases is passed on. The Gaussian mechanism releases every score, so any ratio may be read off; the
-others release the choice alone, and so do the rounds of an iterative score: those serve runs of the same ratio.
+Only what the mechanism releases is passed on. The Gaussian mechanism releases every score, so any
+ratio may be read off; the others release the choice alone, and so do the rounds of an iterative
+score: those serve runs of the same ratio.
 
-The folder has its own noise key. It is on disk before the release (a broken-off release is repeated exactly) and deleted
-right after; whoever comes first makes the release, others wait.
+The folder has its own noise key. It is on disk before the release (a broken-off release is repeated
+exactly) and deleted right after; whoever comes first makes the release, others wait.
 """
 
 from __future__ import annotations
@@ -34,21 +36,26 @@ from sapf_ray.saliency.selection import Selection, release_names
 
 _RELEASE = "selection.json"
 _PRIVATE = "private"
-_KEPT_AFTER = ("saliency.ratio", "saliency.granularity")  # what the ranking of released scores alone depends on
+_KEPT_AFTER = (
+    "saliency.ratio",
+    "saliency.granularity",
+)  # what the ranking of released scores alone depends on
 _SECTIONS = ("data", "model", "saliency")
 
 Release = Callable[[NoiseKey, str], Selection]
 
 
 def shared_folder(root: Path, config: RunConfig, plan: PrivacyPlan) -> Path:
-    """Folder in ``root`` of the release that this run would use; the same for all runs that may share it.
+    """Folder in ``root`` of the release that this run would use; the same for all runs that may
+    share it.
 
     Runs of different seeds do not: repetitions should tell how much the selection's noise matters.
     """
     assert plan.selection is not None
     any_ratio = _releases_scores(plan)
     keys = {
-        key: value for key, value in result_keys(config).items()
+        key: value
+        for key, value in result_keys(config).items()
         if key.split(".")[0] in _SECTIONS and not (any_ratio and key in _KEPT_AFTER)
     }
     stage = asdict(replace(plan.selection, share=None))
@@ -66,7 +73,9 @@ def released_stream(folder: Path) -> str | None:
     return _read(folder).stream if (folder / _RELEASE).exists() else None
 
 
-def shared_selection(root: Path, config: RunConfig, plan: PrivacyPlan, data: str, ledger: Ledger, release: Release) -> Selection:
+def shared_selection(
+    root: Path, config: RunConfig, plan: PrivacyPlan, data: str, ledger: Ledger, release: Release
+) -> Selection:
     """This run's selection, from the shared release in ``root``; makes that if no other run has.
 
     Args:
@@ -85,7 +94,8 @@ def shared_selection(root: Path, config: RunConfig, plan: PrivacyPlan, data: str
                 (folder / _PRIVATE).mkdir(mode=0o700, exist_ok=True)
             if (folder / _PRIVATE).exists():
                 keep_fingerprint(
-                    folder / _PRIVATE / "data_fingerprint", data,
+                    folder / _PRIVATE / "data_fingerprint",
+                    data,
                     f"cluster.selection_dir {root}: holds the selection release {folder.name} of other data; "
                     "use another directory",
                 )
@@ -93,7 +103,9 @@ def shared_selection(root: Path, config: RunConfig, plan: PrivacyPlan, data: str
                 _make(folder, config, data, release)
             (folder / _PRIVATE / "noise_key").unlink(missing_ok=True)
     except OSError as error:
-        raise RunDirectoryError(f"cluster.selection_dir {root}: cannot be read or written ({error.strerror})") from error
+        raise RunDirectoryError(
+            f"cluster.selection_dir {root}: cannot be read or written ({error.strerror})"
+        ) from error
     found = _read(folder)
     assert plan.selection is not None and found.stream is not None
     (event,) = [event for stage, event, _ in plan_events(plan) if stage == "selection"]
@@ -103,13 +115,18 @@ def shared_selection(root: Path, config: RunConfig, plan: PrivacyPlan, data: str
             ledger.record(name, event, found.stream, "selection")
     if not _releases_scores(plan):
         return found
-    names, values = list(found.scores), torch.tensor(list(found.scores.values()), dtype=torch.float64)
+    names, values = (
+        list(found.scores),
+        torch.tensor(list(found.scores.values()), dtype=torch.float64),
+    )
     n = n_selected(len(names), config.saliency.ratio)
     return replace(found, matrices=top_n(names, values, n, config.saliency.granularity))
 
 
 def has_own(ledger: Ledger, stream: str) -> bool:
-    """Whether an earlier start of the run paid a selection of its own, from the run's stream, which it then keeps."""
+    """Whether an earlier start of the run paid a selection of its own, from the run's stream, which
+    it then keeps.
+    """
     return any(e.stage == "selection" and e.stream == stream for e in ledger.events())
 
 
@@ -118,7 +135,11 @@ def _read(folder: Path) -> Selection:
 
 
 def _releases_scores(plan: PrivacyPlan) -> bool:
-    return plan.selection is not None and plan.selection.mechanism == "gaussian" and plan.selection.count == 1
+    return (
+        plan.selection is not None
+        and plan.selection.mechanism == "gaussian"
+        and plan.selection.count == 1
+    )
 
 
 def _make(folder: Path, config: RunConfig, data: str, release: Release) -> None:

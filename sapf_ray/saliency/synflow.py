@@ -1,14 +1,15 @@
-"""SynFlow: a saliency that looks at no data, and so costs no privacy budget (paper Table 15; Tanaka et al. 2020).
+"""SynFlow: a saliency that looks at no data, and so costs no privacy budget (paper Table 15; Tanaka
+et al. 2020).
 
-With every parameter replaced by its magnitude and an input of ones, R is the sum of the outputs. The worth of a
-weight is ``|w * dR/dw|``, the flow through it, and that of a matrix the sum over its weights. Taken once, such
-scores remove whole layers; they are therefore taken ``saliency.rounds`` times, each time without the matrices left
-out so far (Tanaka et al., algorithm 1).
+With every parameter replaced by its magnitude and an input of ones, R is the sum of the outputs.
+The worth of a weight is ``|w * dR/dw|``, the flow through it, and that of a matrix the sum over its
+weights. Taken once, such scores remove whole layers; they are therefore taken ``saliency.rounds``
+times, each time without the matrices left out so far (Tanaka et al., algorithm 1).
 
-The paper says nothing of how it applies this to a diffusion model. A denoiser has inputs besides the latents: ours are
-the time 0 and one prompt token of ones (class 0 for a class-conditional transformer). Its normalisation layers and
-attention weights are left in place, so flow is not conserved exactly, and a query or key in front of identical tokens
-gets no flow.
+The paper says nothing of how it applies this to a diffusion model. A denoiser has inputs besides
+the latents: ours are the time 0 and one prompt token of ones (class 0 for a class-conditional
+transformer). Its normalisation layers and attention weights are left in place, so flow is not
+conserved exactly, and a query or key in front of identical tokens gets no flow.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ def synflow_scores(denoiser: nn.Module, pool: Pool, n: int, rounds: int) -> Tens
     kept, scores = names, torch.zeros(len(names))
     for size in schedule(len(names), n, rounds):
         with PoolCapture(pool, weighted=True, closed=set(names) - set(kept)) as capture:
-            flow = torch.func.functional_call(denoiser, magnitudes, (), ones(denoiser))[0].float().sum()
+            flow = (
+                torch.func.functional_call(denoiser, magnitudes, (), ones(denoiser))[0]
+                .float()
+                .sum()
+            )
             flow.backward()
         left = set(kept)
         scores = capture.norms()[0].cpu() * torch.tensor([name in left for name in names])
@@ -48,7 +53,9 @@ def ones(denoiser: Any) -> dict[str, Any]:
     """One input of ones, as keyword arguments."""
     config = denoiser.config
     dtype, device = denoiser.dtype, denoiser.device
-    latents = torch.ones(1, config.in_channels, config.sample_size, config.sample_size, dtype=dtype, device=device)
+    latents = torch.ones(
+        1, config.in_channels, config.sample_size, config.sample_size, dtype=dtype, device=device
+    )
     time = torch.zeros(1, dtype=torch.int64, device=device)
     width = getattr(config, "cross_attention_dim", None)
     if isinstance(width, int) and not hasattr(config, "num_embeds_ada_norm"):

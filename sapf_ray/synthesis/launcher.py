@@ -1,8 +1,8 @@
 """Fans the sampling plan out over Ray actors.
 
 The shards not yet on disk form one queue; an idle actor takes the next. Actors write their shards
-themselves, so the images never pass through the driver. The output directory must therefore be visible to
-every node that runs an actor (any shared file system).
+themselves, so the images never pass through the driver. The output directory must therefore be
+visible to every node that runs an actor (any shared file system).
 """
 
 from __future__ import annotations
@@ -56,14 +56,18 @@ class Job:
 
 
 class Synthesis(NamedTuple):
-    """What :func:`synthesize` reports: the manifest as written, and the share of the actors' time without work."""
+    """What :func:`synthesize` reports: the manifest as written, and the share of the actors' time
+    without work.
+    """
 
     manifest: dict[str, Any]
     idle_share: float | None  # None where nothing was left to make
 
 
 class SamplingActor:
-    """Holds one pipeline and makes one shard at a time; stateless between shards, so a restart loses nothing."""
+    """Holds one pipeline and makes one shard at a time; stateless between shards, so a restart
+    loses nothing.
+    """
 
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(max(1, int(job.config.cpus_per_actor)))
@@ -78,20 +82,31 @@ class SamplingActor:
         # loaded here rather than in __init__, so that a broken model comes back as its own error
         if self.pipe is None:
             self.pipe = _pipeline(self.job)
-            self.conditions = encode_conditions(self.pipe, self.job.prompts, self.job.model.class_labels)
+            self.conditions = encode_conditions(
+                self.pipe, self.job.prompts, self.job.model.class_labels
+            )
             self.null = null_condition(self.pipe)
         job, config = self.job, self.job.config
-        labels, seeds = torch.from_numpy(job.plan.labels(shard)), torch.from_numpy(job.plan.seeds(shard))
+        labels, seeds = (
+            torch.from_numpy(job.plan.labels(shard)),
+            torch.from_numpy(job.plan.seeds(shard)),
+        )
         batches = zip(labels.split(config.batch_size), seeds.split(config.batch_size), strict=True)
         encoded = []  # one batch becomes PNG files while the next is sampled
         for batch_labels, batch_seeds in batches:
             images = sample_images(
-                self.pipe, self.conditions[batch_labels], self.null, batch_seeds.numpy(),
-                config.steps, config.guidance_scale,
+                self.pipe,
+                self.conditions[batch_labels],
+                self.null,
+                batch_seeds.numpy(),
+                config.steps,
+                config.guidance_scale,
             )
             encoded.append(self.encoder.submit(encode_png, images))
         files = [file for batch in encoded for file in batch.result()]
-        write_shard(Path(job.out_dir), job.plan, shard, files, job.class_names, job.prompts, job.spec)
+        write_shard(
+            Path(job.out_dir), job.plan, shard, files, job.class_names, job.prompts, job.spec
+        )
         return shard.rows, time.monotonic() - start
 
 
@@ -108,14 +123,15 @@ def synthesize(
 ) -> Synthesis:
     """Makes the synthetic data set, or what is missing of it.
 
-    Which images come out does not depend on the number of actors, nor on which actor makes which shard. A shard
-    on disk that is whole and belongs to the same model, adapter, prompts, sampling options and seed is kept;
-    any other is made again.
+    Which images come out does not depend on the number of actors, nor on which actor makes which
+    shard. A shard on disk that is whole and belongs to the same model, adapter, prompts, sampling
+    options and seed is kept; any other is made again.
 
     Args:
         out_dir: Directory of the shards, manifest and dataset card.
         model: The public model.
-        adapter_dir: Directory that ``load_lora_weights`` reads, or None for the public model as it is.
+        adapter_dir: Directory that ``load_lora_weights`` reads, or None for the public model as it
+            is.
         class_names: One per class.
         prompts: One per class.
         config: Sampling options.
@@ -153,7 +169,9 @@ def synthesize(
         return Synthesis(write_manifest(out, plan, class_names, prompts, spec, privacy_note), idle)
 
 
-def _run_queue(job: Job, shards: list[Shard], count: int, kind: type = SamplingActor) -> Iterator[tuple[int, float]]:
+def _run_queue(
+    job: Job, shards: list[Shard], count: int, kind: type = SamplingActor
+) -> Iterator[tuple[int, float]]:
     """Yields (images, seconds of work) of each shard as it is finished.
 
     Args:
@@ -162,8 +180,11 @@ def _run_queue(job: Job, shards: list[Shard], count: int, kind: type = SamplingA
     config = job.config
     actor_class: Any = ray.remote(kind)
     actor_class = actor_class.options(
-        num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor, scheduling_strategy=cluster.SPREAD,
-        max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS,
+        num_cpus=config.cpus_per_actor,
+        num_gpus=config.gpus_per_actor,
+        scheduling_strategy=cluster.SPREAD,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,
     )
     queue = iter(shards)
     running: dict[ray.ObjectRef, Any] = {}
@@ -177,7 +198,8 @@ def _run_queue(job: Job, shards: list[Shard], count: int, kind: type = SamplingA
         shard = next(queue, None)
         if shard is not None:
             running[actor.make_shard.remote(shard)] = actor
-        # an actor without work goes out of scope here and frees its cores for one still waiting to start
+        # an actor without work goes out of scope here and frees its cores for one still waiting to
+        # start
         del actor
         yield finished
 
@@ -199,17 +221,25 @@ def _actor_count(config: SynthesisConfig) -> int:
 
 def _pipeline(job: Job) -> Any:
     """The public pipeline with the adapter merged into its weights."""
-    pipe: Any = load_pipeline(job.model.path, job.model.dtype, pick_device(job.config.gpus_per_actor))
+    pipe: Any = load_pipeline(
+        job.model.path, job.model.dtype, pick_device(job.config.gpus_per_actor)
+    )
     if job.adapter_dir is not None:
         load_adapter(pipe, Path(job.adapter_dir))
     for module in (denoiser_of(pipe), pipe.vae):
-        module.to(memory_format=torch.channels_last)  # what convolutions want, on CPU and on tensor cores
+        module.to(
+            memory_format=torch.channels_last
+        )  # what convolutions want, on CPU and on tensor cores
     return pipe
 
 
 def data_set_spec(
-    model: ModelConfig, adapter_dir: str | None, class_names: Sequence[str], prompts: Sequence[str],
-    config: SynthesisConfig, seed: int,
+    model: ModelConfig,
+    adapter_dir: str | None,
+    class_names: Sequence[str],
+    prompts: Sequence[str],
+    config: SynthesisConfig,
+    seed: int,
 ) -> str:
     """Hex digest over all that decides which images come out."""
     parts = {
@@ -226,7 +256,9 @@ def _model_files(model: ModelConfig) -> list[list[Any]]:
     """Relative path, size and modification time of a local model's files; empty for a hub id."""
     directory = Path(resolve_model(model.path))
     files = sorted(p for p in directory.rglob("*") if p.is_file()) if directory.is_dir() else []
-    return [[p.relative_to(directory).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return [
+        [p.relative_to(directory).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files
+    ]
 
 
 def _content(directory: Path) -> dict[str, str]:
@@ -234,5 +266,6 @@ def _content(directory: Path) -> dict[str, str]:
         raise DataError(f"{directory}: no such adapter directory")
     return {
         p.relative_to(directory).as_posix(): file_digest(p)
-        for p in sorted(directory.rglob("*")) if p.is_file()
+        for p in sorted(directory.rglob("*"))
+        if p.is_file()
     }

@@ -23,13 +23,15 @@ def sample_images(
     steps: int,
     guidance_scale: float,
 ) -> np.ndarray:
-    """One image per row of ``conditions``. Pure: the pipeline's own scheduler and generators are not touched.
+    """One image per row of ``conditions``. Pure: the pipeline's own scheduler and generators are
+    not touched.
 
-    Each image starts from noise drawn on the CPU from its own seed: neither its neighbours in the batch nor the
-    device change what it starts from.
+    Each image starts from noise drawn on the CPU from its own seed: neither its neighbours in the
+    batch nor the device change what it starts from.
 
     Args:
-        pipe: The public pipeline (its denoiser, VAE and scheduler); images come out at its native resolution R.
+        pipe: The public pipeline (its denoiser, VAE and scheduler); images come out at its native
+            resolution R.
         conditions: (n, ...) of the images, see :mod:`sapf_ray.models.conditioning`.
         null: (1, ...) null condition; not used at guidance 1.
         seeds: n seeds in [0, 2**63).
@@ -48,15 +50,24 @@ def sample_images(
 
 @torch.no_grad()
 def denoise(
-    pipe: Any, scheduler: Any, latents: Tensor, conditions: Tensor, null: Tensor, guidance_scale: float
+    pipe: Any,
+    scheduler: Any,
+    latents: Tensor,
+    conditions: Tensor,
+    null: Tensor,
+    guidance_scale: float,
 ) -> Tensor:
-    """Runs ``scheduler`` over all its timesteps, from ``latents`` (n, C, h, w) at the first; the scaled clean latents."""
+    """Runs ``scheduler`` over all its timesteps, from ``latents`` (n, C, h, w) at the first; the
+    scaled clean latents.
+    """
     denoiser, guided = denoiser_of(pipe), guidance_scale != 1.0
     if guided:
         conditions = torch.cat([null.to(conditions.device).expand_as(conditions), conditions])
     arguments = condition_arguments(to_denoiser(conditions, denoiser.device, denoiser.dtype))
     for t in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
+        model_input = scheduler.scale_model_input(
+            torch.cat([latents, latents]) if guided else latents, t
+        )
         predicted = predict(denoiser, model_input.to(denoiser.dtype), t, arguments)
         if guided:
             free, conditional = predicted.chunk(2)
@@ -78,7 +89,9 @@ def solver(pipe: Any) -> Any:
     """A fresh DPM-Solver++ on the noise schedule the model was trained with."""
     # from_config warns about each entry of the training scheduler that the solver has no use for
     logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)
-    return DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="dpmsolver++")
+    return DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, algorithm_type="dpmsolver++"
+    )
 
 
 def initial_noise(seeds: Sequence[int] | np.ndarray, shape: tuple[int, int, int]) -> Tensor:

@@ -17,7 +17,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Shard:
-    """Images ``start`` to ``stop`` (exclusive), counted over the whole data set, and the file they go to."""
+    """Images ``start`` to ``stop`` (exclusive), counted over the whole data set, and the file they
+    go to.
+    """
 
     start: int
     stop: int
@@ -51,7 +53,8 @@ class SamplingPlan:
             Shard(
                 start=i * self.shard_size,
                 stop=min((i + 1) * self.shard_size, self.n_images),
-                # the name `datasets.load_dataset` takes for split "train" of a directory of Parquet files
+                # the name `datasets.load_dataset` takes for split "train" of a directory of
+                # Parquet files
                 file=f"train-{i:05d}-of-{count:05d}.parquet",
             )
             for i in range(count)
@@ -63,7 +66,9 @@ class SamplingPlan:
 
     def seeds(self, shard: Shard) -> np.ndarray:
         """int64 (rows,), one per image."""
-        return np.array([image_seed(self.seed, i) for i in range(shard.start, shard.stop)], dtype=np.int64)
+        return np.array(
+            [image_seed(self.seed, i) for i in range(shard.start, shard.stop)], dtype=np.int64
+        )
 
 
 def image_seed(seed: int, index: int) -> int:

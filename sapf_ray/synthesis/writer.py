@@ -1,7 +1,7 @@
 """The synthetic data set on disk: Parquet shards, a manifest and a dataset card.
 
-The schema carries the features of Hugging Face ``datasets``, so ``load_dataset(directory)`` shows images and
-class names; ``pyarrow`` alone reads it just as well.
+The schema carries the features of Hugging Face ``datasets``, so ``load_dataset(directory)`` shows
+images and class names; ``pyarrow`` alone reads it just as well.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _SHARD_NAME = re.compile(r"train-\d{5}-of-\d{5}\.parquet")
 
 
 def schema(class_names: Sequence[str], spec: str) -> pa.Schema:
-    """Columns image {bytes: PNG, path}, label, prompt, seed; ``spec`` tells which data set a shard is of."""
+    """Columns image {bytes: PNG, path}, label, prompt, seed; ``spec`` tells which data set a shard
+    is of.
+    """
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
@@ -48,8 +50,13 @@ def schema(class_names: Sequence[str], spec: str) -> pa.Schema:
 
 
 def write_shard(
-    directory: Path, plan: SamplingPlan, shard: Shard, images: np.ndarray | Sequence[bytes],
-    class_names: Sequence[str], prompts: Sequence[str], spec: str,
+    directory: Path,
+    plan: SamplingPlan,
+    shard: Shard,
+    images: np.ndarray | Sequence[bytes],
+    class_names: Sequence[str],
+    prompts: Sequence[str],
+    spec: str,
 ) -> None:
     """Writes one shard so that it is either whole or not there.
 
@@ -60,7 +67,8 @@ def write_shard(
     encoded = encode_png(images) if isinstance(images, np.ndarray) else images
     rows = {
         "image": [
-            {"bytes": image, "path": f"{index:08d}.png"} for index, image in enumerate(encoded, start=shard.start)
+            {"bytes": image, "path": f"{index:08d}.png"}
+            for index, image in enumerate(encoded, start=shard.start)
         ],
         "label": labels,
         "prompt": [prompts[label] for label in labels],
@@ -73,7 +81,9 @@ def write_shard(
 
 
 def is_complete(directory: Path, plan: SamplingPlan, shard: Shard, spec: str) -> bool:
-    """Whether the shard's file is readable, belongs to ``spec`` and holds just the images planned for it."""
+    """Whether the shard's file is readable, belongs to ``spec`` and holds just the images planned
+    for it.
+    """
     try:
         file = pq.ParquetFile(directory / shard.file)
         if (file.schema_arrow.metadata or {}).get(_SPEC_KEY.encode()) != spec.encode():
@@ -99,7 +109,11 @@ def remove_foreign(directory: Path, plan: SamplingPlan, spec: str) -> None:
 
 
 def write_manifest(
-    directory: Path, plan: SamplingPlan, class_names: Sequence[str], prompts: Sequence[str], spec: str,
+    directory: Path,
+    plan: SamplingPlan,
+    class_names: Sequence[str],
+    prompts: Sequence[str],
+    spec: str,
     privacy_note: str,
 ) -> dict[str, Any]:
     """Writes the manifest and the dataset card; returns the manifest."""
@@ -147,7 +161,9 @@ def read_synthetic(directory: Path | str) -> tuple[np.ndarray, np.ndarray]:
                 images.append(np.asarray(Image.open(io.BytesIO(record["bytes"])).convert("RGB")))
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
-            raise DataError(f"{path}: damaged shard ({reason}); repeat the command to make it again") from error
+            raise DataError(
+                f"{path}: damaged shard ({reason}); repeat the command to make it again"
+            ) from error
     return np.stack(images), np.concatenate(labels)
 
 
@@ -179,7 +195,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}); delete it and repeat the synthesis") from error
+        raise DataError(
+            f"{path}: not valid JSON ({error}); delete it and repeat the synthesis"
+        ) from error
 
 
 def _card(manifest: dict[str, Any], privacy_note: str) -> str:

@@ -1,9 +1,11 @@
-"""What a grid will spend, known before any of it starts: each cell's privacy plan, the total per data set, the time.
+"""What a grid will spend, known before any of it starts: each cell's privacy plan, the total per
+data set, the time.
 
-The total composes the plans of all cells that read the same images (design rule 7): whoever sees all the results, or
-one result that was picked after looking at all, has seen every release. Cells with noise from fresh keys are
-independent mechanisms, so their events simply compose. A selection release that several cells use (same key, same noise:
-:mod:`sapf_ray.saliency.shared`) is one mechanism, and the fine-tunings that start from it are adaptive: it composes once.
+The total composes the plans of all cells that read the same images (design rule 7): whoever sees
+all the results, or one result that was picked after looking at all, has seen every release. Cells
+with noise from fresh keys are independent mechanisms, so their events simply compose. A selection
+release that several cells use (same key, same noise: :mod:`sapf_ray.saliency.shared`) is one
+mechanism, and the fine-tunings that start from it are adaptive: it composes once.
 """
 
 from __future__ import annotations
@@ -54,8 +56,10 @@ class Total:
         selections: Selections that they make; fewer where cells share one.
         epsilon: Their composition under PLD, at ``delta``.
         summed: Sum of their epsilons (basic composition), at the sum of their deltas.
-        non_private: Cells that read its images without noise: with these released as well there is no guarantee.
-        seeded: Cells whose noise can be repeated by whoever knows the seed: no guarantee against them.
+        non_private: Cells that read its images without noise: with these released as well there is
+            no guarantee.
+        seeded: Cells whose noise can be repeated by whoever knows the seed: no guarantee against
+            them.
     """
 
     data: str
@@ -78,7 +82,9 @@ def _shape(data: DataConfig) -> tuple[int, tuple[str, ...]]:
 
 
 def _n_records(data: DataConfig, strict: bool) -> int:
-    """N: from the images where they are, else (unless ``strict``) the declared or the published number."""
+    """N: from the images where they are, else (unless ``strict``) the declared or the published
+    number.
+    """
     try:
         return _shape(data)[0]
     except SapfError:
@@ -92,11 +98,12 @@ def plan_cells(cells: Sequence[Cell], strict: bool = False) -> list[PlannedCell]
     """Plans every cell; reads no image.
 
     Args:
-        strict: Wants the data sets and models to be there, and the candidate pools not to be empty, as before a start;
-            without, published sizes serve where images are missing.
+        strict: Wants the data sets and models to be there, and the candidate pools not to be empty,
+            as before a start; without, published sizes serve where images are missing.
 
     Raises:
-        SapfError: Epsilon cannot be met, data is missing, and the like; names the cell and the field.
+        SapfError: Epsilon cannot be met, data is missing, and the like; names the cell and the
+            field.
     """
     planned = []
     for cell in cells:
@@ -112,7 +119,9 @@ def plan_cells(cells: Sequence[Cell], strict: bool = False) -> list[PlannedCell]
 
 
 def _check_model(config: RunConfig, plan: PrivacyPlan) -> None:
-    """A local model is there, knows the classes and has the pool; a hub id is left to its first run."""
+    """A local model is there, knows the classes and has the pool; a hub id is left to its first
+    run.
+    """
     if Path(resolve_model(config.model.path)).is_dir():
         denoiser = check_model(config.model, _shape(config.data)[1])
         if plan.finetune is not None:
@@ -121,20 +130,26 @@ def _check_model(config: RunConfig, plan: PrivacyPlan) -> None:
 
 def selection_root(config: RunConfig, out: Path) -> Path:
     """Where the cells of a grid keep the selection releases that they share."""
-    return Path(config.cluster.selection_dir) if config.cluster.selection_dir else (out / SELECTIONS).resolve()
+    return (
+        Path(config.cluster.selection_dir)
+        if config.cluster.selection_dir
+        else (out / SELECTIONS).resolve()
+    )
 
 
 def selection_names(item: PlannedCell, out: Path) -> set[str]:
     """Names of the cell's selection releases; cells that share a name share the release.
 
-    Of a cell that paid for its selection, by its ledger. Others will use the shared release: the one that is there, or the
-    one that the first of them makes.
+    Of a cell that paid for its selection, by its ledger. Others will use the shared release: the
+    one that is there, or the one that the first of them makes.
     """
     if item.plan.selection is None:
         return set()
     run = RunDirectory(out / item.cell.name)
     if run.ledger.exists():
-        streams = {event.stream for event in Ledger.open(run.ledger).events() if event.stage == "selection"}
+        streams = {
+            event.stream for event in Ledger.open(run.ledger).events() if event.stage == "selection"
+        }
         if streams:
             return streams
     folder = shared_folder(selection_root(item.cell.config, out), item.cell.config, item.plan)
@@ -151,13 +166,17 @@ def totals(planned: Iterable[PlannedCell], out: Path) -> list[Total]:
     for item in planned:
         if item.plan.reads_images:
             data = item.cell.config.data
-            groups.setdefault(data.source + (f" ({data.path})" if data.path else ""), []).append(item)
+            groups.setdefault(data.source + (f" ({data.path})" if data.path else ""), []).append(
+                item
+            )
     return [_total(name, items, out) for name, items in groups.items()]
 
 
 def _total(name: str, items: list[PlannedCell], out: Path) -> Total:
     private = [item for item in items if not item.plan.non_private]
-    delta = min((item.plan.delta for item in private), default=default_delta(items[0].plan.n_records))
+    delta = min(
+        (item.plan.delta for item in private), default=default_delta(items[0].plan.n_records)
+    )
     selections: set[tuple[str, DpEvent, int]] = set()
     events = []
     for item in private:
@@ -168,10 +187,14 @@ def _total(name: str, items: list[PlannedCell], out: Path) -> Total:
                 events.append((event, count))
     events += [(event, count) for _, event, count in selections]
     return Total(
-        data=name, runs=len(private), selecting=sum(item.plan.selection is not None for item in private),
+        data=name,
+        runs=len(private),
+        selecting=sum(item.plan.selection is not None for item in private),
         selections=len(selections),
-        epsilon=compose_epsilon(events, delta, "pld"), delta=delta,
-        summed=sum(item.plan.composed_epsilon for item in private), summed_delta=sum(item.plan.delta for item in private),
+        epsilon=compose_epsilon(events, delta, "pld"),
+        delta=delta,
+        summed=sum(item.plan.composed_epsilon for item in private),
+        summed_delta=sum(item.plan.delta for item in private),
         non_private=len(items) - len(private),
         seeded=sum(item.cell.config.privacy.reproducible_seed is not None for item in private),
     )
@@ -184,7 +207,11 @@ def total_text(total: Total) -> str:
         f"{total.delta:.3g} (PLD; basic composition: {total.summed:.4g} at {total.summed_delta:.3g})"
     )
     if total.selections < total.selecting:
-        releases = "one selection release" if total.selections == 1 else f"{total.selections} selection releases"
+        releases = (
+            "one selection release"
+            if total.selections == 1
+            else f"{total.selections} selection releases"
+        )
         text += f"; {total.selecting} of them share {releases}, counted once"
     if total.non_private:
         text += f"; {total.non_private} more use no noise: with them released there is no guarantee"
@@ -208,14 +235,17 @@ def guessed_seconds(config: RunConfig, plan: PrivacyPlan) -> float:
     return 3600 * estimate_on(config, plan, Cluster("", costs.devices, costs)).hours
 
 
-# Bytes of (a synthetic image, a record's latent moments): bundled models at 32 px, others at Stable Diffusion's 512 px.
+# Bytes of (a synthetic image, a record's latent moments): bundled models at 32 px, others at
+# Stable Diffusion's 512 px.
 _BYTES: tuple[tuple[float, float], tuple[float, float]] = ((4e3, 1e4), (4e5, 8 * 64 * 64 * 4.0))
 
 
 def disk_bytes(item: PlannedCell) -> float:
     """What one run writes, about: its images, and latents where it trains."""
     image, record = _BYTES[0 if (BUNDLED_DIR / item.cell.config.model.path).is_dir() else 1]
-    return image * item.cell.config.synthesis.n_images + (record * item.plan.n_records if item.plan.finetune is not None else 0.0)
+    return image * item.cell.config.synthesis.n_images + (
+        record * item.plan.n_records if item.plan.finetune is not None else 0.0
+    )
 
 
 def check_disk(todo: Sequence[PlannedCell], out: Path) -> str | None:
@@ -230,7 +260,9 @@ def check_disk(todo: Sequence[PlannedCell], out: Path) -> str | None:
     free, sizes = shutil.disk_usage(place).free, {item.cell.name: disk_bytes(item) for item in todo}
     name, largest = max(sizes.items(), key=lambda pair: pair[1])
     if free < largest:
-        raise SapfError(f"--out {out}: cell {name} writes about {largest / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+        raise SapfError(
+            f"--out {out}: cell {name} writes about {largest / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
+        )
     total = sum(sizes.values())
     if free < total:
         return f"{out}: the grid writes about {total / 1e9:.0f} GB, the disk has {free / 1e9:.0f} GB free"
@@ -239,7 +271,9 @@ def check_disk(todo: Sequence[PlannedCell], out: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of one cell, and where they come from: ``measured`` (this very cell), ``like it`` or ``guess``."""
+    """Seconds of one cell, and where they come from: ``measured`` (this very cell), ``like it`` or
+    ``guess``.
+    """
 
     seconds: float
     source: str
@@ -248,8 +282,8 @@ class Estimate:
 def estimate(planned: Sequence[PlannedCell], out: Path) -> dict[str, Estimate]:
     """Time of each cell by name, from the runs of ``out`` that are done.
 
-    Runs of the same model and data set that have the guess's order of magnitude wrong have it wrong alike, so a cell
-    without a run is the guess times the median of measured over guessed.
+    Runs of the same model and data set that have the guess's order of magnitude wrong have it wrong
+    alike, so a cell without a run is the guess times the median of measured over guessed.
     """
     guesses = {item.cell.name: guessed_seconds(item.cell.config, item.plan) for item in planned}
     measured: dict[str, float] = {}
@@ -282,7 +316,13 @@ def measured_seconds(directory: Path) -> float | None:
     if not run.metrics.exists():
         return None
     seconds = run.read_json(run.metrics).get("seconds", {})
-    return float(sum(value for value in seconds.values() if isinstance(value, (int, float)) and math.isfinite(value)))
+    return float(
+        sum(
+            value
+            for value in seconds.values()
+            if isinstance(value, (int, float)) and math.isfinite(value)
+        )
+    )
 
 
 def is_finished(cell: Cell, out: Path) -> bool:

@@ -1,7 +1,7 @@
 """`sapf tune` from the file to the table: read, validate, plan, run, summarize.
 
-Everything that can be wrong with a cell is told before the first one starts. The grid is one MLflow run and its
-cells are that run's children.
+Everything that can be wrong with a cell is told before the first one starts. The grid is one MLflow
+run and its cells are that run's children.
 """
 
 from __future__ import annotations
@@ -47,8 +47,12 @@ class Grid:
 
 
 def open_grid(
-    name: str, out: str | None = None, smoke: bool = False, overrides: Overrides | None = None,
-    only: Mapping[str, str] | None = None, strict: bool = False,
+    name: str,
+    out: str | None = None,
+    smoke: bool = False,
+    overrides: Overrides | None = None,
+    only: Mapping[str, str] | None = None,
+    strict: bool = False,
 ) -> Grid:
     """Reads a space and plans its cells; reads no image and writes nothing.
 
@@ -68,7 +72,9 @@ def open_grid(
     if directory.exists() and not directory.is_dir():
         raise RunDirectoryError(f"--out {directory}: is a file, must be a directory")
     if RunDirectory(directory).config.exists():
-        raise RunDirectoryError(f"--out {directory}: is the directory of a single run; use another one")
+        raise RunDirectoryError(
+            f"--out {directory}: is the directory of a single run; use another one"
+        )
     planned = plan_cells(make_cells(space, overrides, only), strict)
     for item in planned:
         is_finished(item.cell, directory)  # raises where another config's run is there
@@ -81,7 +87,9 @@ def dry_run_table(grid: Grid) -> Table:
     todo = [item for item in grid.planned if not is_finished(item.cell, grid.out)]
     hours = sum(times[item.cell.name].seconds for item in todo) / 3600
     left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
-    table = Table(title=f"{grid.space.title or grid.space.name}: {len(grid.planned)} cells, {len(todo)} to run")
+    table = Table(
+        title=f"{grid.space.title or grid.space.name}: {len(grid.planned)} cells, {len(todo)} to run"
+    )
     for header in ("cell", "method"):
         table.add_column(header, overflow="fold")
     for header in ("ε", "σ_s", "σ", "minutes"):
@@ -91,17 +99,25 @@ def dry_run_table(grid: Grid) -> Table:
         plan, time = item.plan, times[item.cell.name]
         trained = plan.finetune or plan.evolution
         table.add_row(
-            item.cell.name, item.cell.method or "-",
-            "0" if not plan.reads_images else "∞, no noise" if plan.non_private else f"{plan.epsilon:g}",
+            item.cell.name,
+            item.cell.method or "-",
+            "0"
+            if not plan.reads_images
+            else "∞, no noise"
+            if plan.non_private
+            else f"{plan.epsilon:g}",
             f"{plan.selection.noise_multiplier:.4g}" if plan.selection else "-",
             f"{trained.noise_multiplier:.4g}" if trained else "-",
-            f"{time.seconds / 60:.1f}", time.source,
+            f"{time.seconds / 60:.1f}",
+            time.source,
         )
-    table.caption = "\n".join([
-        *privacy_notes(grid.planned, grid.out),
-        f"About {left} for what is left, one cell after another; `guess` is from rates of another machine (two CPU "
-        "cores for the bundled models, the paper's Table 12 for others), so right to an order of magnitude.",
-    ])
+    table.caption = "\n".join(
+        [
+            *privacy_notes(grid.planned, grid.out),
+            f"About {left} for what is left, one cell after another; `guess` is from rates of another machine (two CPU "
+            "cores for the bundled models, the paper's Table 12 for others), so right to an order of magnitude.",
+        ]
+    )
     table.caption_justify = "left"
     return table
 
@@ -112,7 +128,8 @@ def run_grid(
     """Runs what is not finished and writes the summary; the same call continues a grid.
 
     Raises:
-        SapfError: Nothing has started: a cell wants more than the cluster has, MLflow is not reachable, and the like.
+        SapfError: Nothing has started: a cell wants more than the cluster has, MLflow is not
+            reachable, and the like.
     """
     todo = [item for item in grid.planned if not is_finished(item.cell, grid.out)]
     warning = check_disk(todo, grid.out)
@@ -127,21 +144,29 @@ def run_grid(
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     try:
         with cluster.session(first.cluster) if todo or grid.space.real_data else nullcontext():
-            outcome = run_cells(grid.planned, grid.out, console.print, max_concurrent, retries, tracking)
+            outcome = run_cells(
+                grid.planned, grid.out, console.print, max_concurrent, retries, tracking
+            )
             real = _real_data(grid) if grid.space.real_data else {}
-        report = grid_report(grid.space.name, grid.space.title, grid.planned, grid.out, outcome.failed, real)
+        report = grid_report(
+            grid.space.name, grid.space.title, grid.planned, grid.out, outcome.failed, real
+        )
         files = write_report(report, grid.out)
         try:
             _finish(tracker, grid, outcome, files)
         except Exception as error:  # mlflow, requests and sqlalchemy raise their own families
-            console.print(f"MLflow at {tracker.uri} lacks the grid's summary ({type(error).__name__}); the same command logs it")
+            console.print(
+                f"MLflow at {tracker.uri} lacks the grid's summary ({type(error).__name__}); the same command logs it"
+            )
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         _close_children(tracker, grid, status)
         tracker.fail(status)
         raise
     for folder in outcome.kept_private:
-        console.print(f"{folder}: sensitive files stay for the cells that are not finished", style="yellow")
+        console.print(
+            f"{folder}: sensitive files stay for the cells that are not finished", style="yellow"
+        )
     return report, outcome
 
 
@@ -152,7 +177,9 @@ def raise_failures(outcome: Outcome) -> None:
     if outcome.failed:
         name, problem = next(iter(outcome.failed.items()))
         more = f", and {len(outcome.failed) - 1} more" if len(outcome.failed) > 1 else ""
-        raise SapfError(f"{len(outcome.failed)} cells failed: {name}: {problem}{more}; the same command tries them again")
+        raise SapfError(
+            f"{len(outcome.failed)} cells failed: {name}: {problem}{more}; the same command tries them again"
+        )
 
 
 def _parent(grid: Grid, config: RunConfig) -> tuple[Tracker, dict[str, Any]]:
@@ -166,8 +193,13 @@ def _parent(grid: Grid, config: RunConfig) -> tuple[Tracker, dict[str, Any]]:
     nested["tracking"]["experiment"] = experiment
     directory = RunDirectory(grid.out)
     flat = [flatten(to_dict(item.cell.config)) for item in grid.planned]
-    shared = {key: value for key, value in flat[0].items() if all(other[key] == value for other in flat)}
-    varied = {f"axis.{axis}": ", ".join(map(str, labels))[:500] for axis, labels in grid.space.axes.items()}
+    shared = {
+        key: value for key, value in flat[0].items() if all(other[key] == value for other in flat)
+    }
+    varied = {
+        f"axis.{axis}": ", ".join(map(str, labels))[:500]
+        for axis, labels in grid.space.axes.items()
+    }
     tracker = Tracker.open(from_dict(nested), directory, {**shared, **varied})
     uri = tracking_uri(config, directory)
     return tracker, {"uri": uri, "experiment": experiment, "parent_run_id": tracker.run_id}
@@ -177,7 +209,11 @@ def _finish(tracker: Tracker, grid: Grid, outcome: Outcome, files: Sequence[Path
     if tracker.client is None:
         return
     finished = sum(is_finished(item.cell, grid.out) for item in grid.planned)
-    values: dict[str, float] = {"grid/cells": len(grid.planned), "grid/finished": finished, "grid/failed": len(outcome.failed)}
+    values: dict[str, float] = {
+        "grid/cells": len(grid.planned),
+        "grid/finished": finished,
+        "grid/failed": len(outcome.failed),
+    }
     for total in totals(grid.planned, grid.out):
         values[f"privacy/total_epsilon/{total.data.split()[0]}"] = total.epsilon
     for key, value in values.items():
@@ -209,15 +245,23 @@ def _real_data_accuracy(config: RunConfig) -> float:
     resolution = model_resolution(config.model.path)
     train = source.read("train", np.arange(source.n_train), resolution)
     test = source.read("test", np.arange(source.n_test), resolution)
-    return train_and_score(*train, *test, len(source.class_names), config.evaluation, config.seed)["accuracy"]
+    return train_and_score(*train, *test, len(source.class_names), config.evaluation, config.seed)[
+        "accuracy"
+    ]
 
 
 def _real_data(grid: Grid) -> dict[str, list[float]]:
-    """Accuracies of the classifier trained on the real training images, one per seed; kept in ``real_data.json``."""
+    """Accuracies of the classifier trained on the real training images, one per seed; kept in
+    ``real_data.json``.
+    """
     path = grid.out / "real_data.json"
     known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     wanted = {_real_key(item.cell.config): item.cell.config for item in grid.planned}
-    pending = {key: _real_data_accuracy.remote(config) for key, config in wanted.items() if key not in known}
+    pending = {
+        key: _real_data_accuracy.remote(config)
+        for key, config in wanted.items()
+        if key not in known
+    }
     known.update({key: cluster.result(reference) for key, reference in pending.items()})
     write_atomic(path, json.dumps(known, indent=2))
     sources = {config.data.source for config in wanted.values()}

@@ -13,7 +13,8 @@ from sapf_ray.runs.directory import RunDirectory
 
 
 class GridProgress(TrialProgressCallback):
-    """Tune's events in the words of a grid; runs in the driver. In place of Tune's own lines, hence the base class.
+    """Tune's events in the words of a grid; runs in the driver. In place of Tune's own lines, hence
+    the base class.
 
     Args:
         directories: Cell name to run directory.
@@ -22,7 +23,10 @@ class GridProgress(TrialProgressCallback):
     """
 
     def __init__(
-        self, directories: Mapping[str, Path], say: Callable[[str], None], after: Callable[[], object]
+        self,
+        directories: Mapping[str, Path],
+        say: Callable[[str], None],
+        after: Callable[[], object],
     ) -> None:
         super().__init__()
         self.directories, self.say, self.after = directories, say, after
@@ -33,10 +37,14 @@ class GridProgress(TrialProgressCallback):
         return self
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Tune pickles its callbacks to restore a grid from its own state, which ours never does: terminals do not pickle."""
+        """Tune pickles its callbacks to restore a grid from its own state, which ours never does:
+        terminals do not pickle.
+        """
         return Callback, ()
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """A trial has one result, its end."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -59,9 +67,15 @@ class GridProgress(TrialProgressCallback):
     def _scores(self, name: str) -> str:
         run = RunDirectory(self.directories[name])
         metrics = run.read_json(run.metrics)
-        words = [f"{key} {metrics[key]:.4g}" for key in ("accuracy", "fid", "fid_glyph") if key in metrics]
+        words = [
+            f"{key} {metrics[key]:.4g}"
+            for key in ("accuracy", "fid", "fid_glyph")
+            if key in metrics
+        ]
         seconds = sum(metrics["seconds"].values())
-        return ", ".join([*words, f"ε spent {float(metrics['epsilon_spent']):.4g}", f"{seconds:.0f} s"])
+        return ", ".join(
+            [*words, f"ε spent {float(metrics['epsilon_spent']):.4g}", f"{seconds:.0f} s"]
+        )
 
     def _end(self, name: str, words: str) -> None:
         self.ended.add(name)

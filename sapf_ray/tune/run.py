@@ -1,12 +1,14 @@
-"""Runs the cells of a grid as Ray Tune trials; each trial is one `sapf run` with everything nested inside it.
+"""Runs the cells of a grid as Ray Tune trials; each trial is one `sapf run` with everything nested
+inside it.
 
-A trial holds no CPU and no GPU: its run's tasks, workers and actors take theirs stage by stage and hold one kind at
-a time, so trials cannot block each other however many run at once. Tune puts a trial into a placement group that
-its tasks would inherit and could never leave; the run therefore starts in a task outside of it.
+A trial holds no CPU and no GPU: its run's tasks, workers and actors take theirs stage by stage and
+hold one kind at a time, so trials cannot block each other however many run at once. Tune puts a
+trial into a placement group that its tasks would inherit and could never leave; the run therefore
+starts in a task outside of it.
 
-A finished cell's run directory is kept and its cell left out of the next start, so the same command continues a
-grid; a cell that was interrupted continues from its own run directory. Nothing of Tune's own state is needed for
-that, and none is kept.
+A finished cell's run directory is kept and its cell left out of the next start, so the same command
+continues a grid; a cell that was interrupted continues from its own run directory. Nothing of
+Tune's own state is needed for that, and none is kept.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _TUNE_DIRECTORY = ".tune"
 _LATENTS = ".latents"
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # which prints a header also when asked to be silent
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
 
 Say = Callable[[str], None]
@@ -56,22 +60,30 @@ class Outcome:
 
 
 def concurrency(configs: Sequence[RunConfig]) -> int:
-    """How many cells the cluster holds at once: of the largest, by whichever of CPUs and GPUs is short."""
+    """How many cells the cluster holds at once: of the largest, by whichever of CPUs and GPUs is
+    short.
+    """
     have = ray.cluster_resources()
     fits = [
         int(have.get(kind, 0.0) // asked)
-        for config in configs for want in cluster.wants(config)
-        for kind, asked in (("CPU", want.count * want.cpus), ("GPU", want.count * want.gpus)) if asked > 0
+        for config in configs
+        for want in cluster.wants(config)
+        for kind, asked in (("CPU", want.count * want.cpus), ("GPU", want.count * want.gpus))
+        if asked > 0
     ]
     return max(1, min(fits, default=1))
 
 
 def _for_cluster(config: RunConfig, at_once: int) -> RunConfig:
-    """A worker's cores where the config leaves them open: a cell's equal part instead of the whole cluster."""
+    """A worker's cores where the config leaves them open: a cell's equal part instead of the whole
+    cluster.
+    """
     finetune = config.finetune
     if at_once == 1 or finetune.steps == 0:
         return config
-    return replace(config, finetune=replace(finetune, cpus_per_worker=cluster.worker_cpus(finetune, at_once)))
+    return replace(
+        config, finetune=replace(finetune, cpus_per_worker=cluster.worker_cpus(finetune, at_once))
+    )
 
 
 def check_resources(cells: Sequence[PlannedCell]) -> None:
@@ -88,8 +100,13 @@ def check_resources(cells: Sequence[PlannedCell]) -> None:
 
 
 def run_cells(
-    planned: Sequence[PlannedCell], out: Path, say: Say, max_concurrent: int | None = None, retries: int = RETRIES,
-    tracking: Mapping[str, Any] | None = None, task: Any = run_cell,
+    planned: Sequence[PlannedCell],
+    out: Path,
+    say: Say,
+    max_concurrent: int | None = None,
+    retries: int = RETRIES,
+    tracking: Mapping[str, Any] | None = None,
+    task: Any = run_cell,
 ) -> Outcome:
     """Runs every cell that is not finished; wants Ray to be up.
 
@@ -114,7 +131,10 @@ def run_cells(
             check_resources(todo)
             at_once = max_concurrent or concurrency([item.cell.config for item in todo])
             say(f"up to {min(at_once, len(todo))} at a time")
-            jobs = {item.cell.name: _job(item, out, at_once, private.latents, tracking or {}) for item in todo}
+            jobs = {
+                item.cell.name: _job(item, out, at_once, private.latents, tracking or {})
+                for item in todo
+            }
             failed = _tune(jobs, out, say, at_once, retries, private, task)
     finally:
         kept = private.clean()
@@ -126,9 +146,11 @@ def _job(
 ) -> Job:
     config = _for_cluster(item.cell.config, at_once)
     config = replace(
-        config, tracking=replace(config.tracking, **tracking),
+        config,
+        tracking=replace(config.tracking, **tracking),
         cluster=replace(
-            config.cluster, latents_dir=config.cluster.latents_dir or str(latents),
+            config.cluster,
+            latents_dir=config.cluster.latents_dir or str(latents),
             selection_dir=str(selection_root(config, out)),
         ),
     )
@@ -136,7 +158,9 @@ def _job(
 
 
 class _Private:
-    """The sensitive folders that cells share, latents and a selection's fingerprint: each goes with its last cell."""
+    """The sensitive folders that cells share, latents and a selection's fingerprint: each goes with
+    its last cell.
+    """
 
     def __init__(self, planned: Sequence[PlannedCell], out: Path) -> None:
         self.latents = (out / _LATENTS).resolve()
@@ -147,7 +171,11 @@ class _Private:
             if item.plan.selection is not None and config.cluster.selection_dir is None:
                 folder = private_folder(selection_root(config, out), config, item.plan)
                 self.users.setdefault(folder, []).append(item)
-            if item.plan.finetune is not None and not config.cluster.keep_cache and config.cluster.latents_dir is None:
+            if (
+                item.plan.finetune is not None
+                and not config.cluster.keep_cache
+                and config.cluster.latents_dir is None
+            ):
                 folder = shared_directory(self.latents, open_source(config.data), config.model)
                 self.users.setdefault(folder, []).append(item)
 
@@ -163,7 +191,13 @@ class _Private:
 
 
 def _tune(
-    jobs: Mapping[str, Job], out: Path, say: Say, at_once: int, retries: int, private: _Private, task: Any
+    jobs: Mapping[str, Job],
+    out: Path,
+    say: Say,
+    at_once: int,
+    retries: int,
+    private: _Private,
+    task: Any,
 ) -> dict[str, str]:
     """The trials; returns the cells that failed for good and why."""
     for name, value in _ENVIRONMENT.items():
@@ -177,12 +211,19 @@ def _tune(
     shutil.rmtree(storage, ignore_errors=True)
     tuner = tune.Tuner(
         # no CPU, but Tune wants some resource: a byte of memory
-        tune.with_resources(tune.with_parameters(trial, jobs=dict(jobs), task=task), {"CPU": 0, "memory": 1}),
+        tune.with_resources(
+            tune.with_parameters(trial, jobs=dict(jobs), task=task), {"CPU": 0, "memory": 1}
+        ),
         param_space={"cell": tune.grid_search(list(jobs))},
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
         run_config=tune.RunConfig(
-            name="grid", storage_path=str(storage), verbose=0, failure_config=tune.FailureConfig(max_failures=retries),
-            callbacks=[GridProgress({name: Path(job[1]) for name, job in jobs.items()}, say, private.clean)],
+            name="grid",
+            storage_path=str(storage),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=retries),
+            callbacks=[
+                GridProgress({name: Path(job[1]) for name, job in jobs.items()}, say, private.clean)
+            ],
         ),
     )
     try:
@@ -192,7 +233,11 @@ def _tune(
     failed = {}
     for result in results:
         name = result.config["cell"] if result.config else "?"
-        problem = one_line(result.error) if result.error is not None else (result.metrics or {}).get("error")
+        problem = (
+            one_line(result.error)
+            if result.error is not None
+            else (result.metrics or {}).get("error")
+        )
         if problem is not None:
             failed[name] = problem
     return failed
@@ -207,5 +252,7 @@ def one_line(error: BaseException | str) -> str:
 
 def unfinished_runs(planned: Sequence[PlannedCell], out: Path) -> list[RunDirectory]:
     """Run directories of cells that began and are not finished."""
-    runs = [RunDirectory(out / item.cell.name) for item in planned if not is_finished(item.cell, out)]
+    runs = [
+        RunDirectory(out / item.cell.name) for item in planned if not is_finished(item.cell, out)
+    ]
     return [run for run in runs if run.config.exists()]

@@ -1,9 +1,11 @@
-"""A grid as data: one YAML file in ``tune_spaces/``, many cells, each cell a whole :class:`RunConfig`.
+"""A grid as data: one YAML file in ``tune_spaces/``, many cells, each cell a whole
+:class:`RunConfig`.
 
 A file's keys, all but ``title`` optional::
 
     title: Table 6, cross-attention queries only
-    from: paper                     # tune_spaces/common/paper.yaml: its base, named values and pairs come first
+    from: paper                     # tune_spaces/common/paper.yaml: its base, named values and
+        pairs come first
     preset: digits                  # a preset of `sapf run --preset`
     base: {finetune.steps: 1000}    # dotted config keys
     axes:                           # the product of all of them, the last one fastest
@@ -12,13 +14,17 @@ A file's keys, all but ``title`` optional::
       seed: [0, 1, 2]
     rows: {"lr 2e-2": {finetune.learning_rate: 0.02}}     # one more axis, labels to overrides
     skip: [{dataset: celeba, seed: 2}]                    # label combinations that are left out
-    beside: {dataset: {digits: cifar10}}                  # which of the paper's labels to print beside ours
-    repeatable: true                # privacy.reproducible_seed = seed: for research, not for release
+    beside: {dataset: {digits: cifar10}}                  # which of the paper's labels to print
+        beside ours
+    repeatable: true                # privacy.reproducible_seed = seed: for research, not for
+        release
     real_data: true                 # also score a classifier trained on the real images
-    smoke: {from: smoke, axes: {dataset: [digits]}}       # replaces these keys, axis by axis, under --smoke
+    smoke: {from: smoke, axes: {dataset: [digits]}}       # replaces these keys, axis by axis, under
+        --smoke
 
-A cell is made in this order, later ones win: preset, base, the command line's overrides, the method's row, axes.
-An override cannot change what an axis sets (that is refused) or what makes a method (its row stays).
+A cell is made in this order, later ones win: preset, base, the command line's overrides, the
+method's row, axes. An override cannot change what an axis sets (that is refused) or what makes a
+method (its row stays).
 """
 
 from __future__ import annotations
@@ -42,12 +48,27 @@ Overrides = dict[str, Any]
 
 # What an axis of this name sets.
 AXIS_KEYS: Mapping[str, str] = {
-    "model": "model.path", "dataset": "data.source", "epsilon": "privacy.epsilon", "ratio": "saliency.ratio",
-    "sigma_s": "saliency.noise_multiplier", "method": "method", "seed": "seed",
+    "model": "model.path",
+    "dataset": "data.source",
+    "epsilon": "privacy.epsilon",
+    "ratio": "saliency.ratio",
+    "sigma_s": "saliency.noise_multiplier",
+    "method": "method",
+    "seed": "seed",
 }
 _DEFAULTS: Mapping[str, Any] = {
-    "title": "", "from": None, "preset": None, "base": {}, "axes": {}, "rows": {}, "skip": [], "values": {}, "beside": {},
-    "repeatable": False, "real_data": False, "smoke": {},
+    "title": "",
+    "from": None,
+    "preset": None,
+    "base": {},
+    "axes": {},
+    "rows": {},
+    "skip": [],
+    "values": {},
+    "beside": {},
+    "repeatable": False,
+    "real_data": False,
+    "smoke": {},
 }
 ROW = "row"
 
@@ -71,7 +92,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Space:
-    """A space file, read and with its common files merged in; see the module's docstring for the keys."""
+    """A space file, read and with its common files merged in; see the module's docstring for the
+    keys.
+    """
 
     name: str
     title: str
@@ -86,7 +109,9 @@ class Space:
 
 def with_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts with dotted keys set; the argument is left as it is."""
-    nested: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
+    nested: dict[str, Any] = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()
+    }
     for key, value in overrides.items():
         section, _, name = key.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
@@ -100,7 +125,9 @@ def space_directories() -> list[Path]:
 
 def space_names() -> list[str]:
     """Bare names that :func:`load_space` takes."""
-    return sorted({path.stem for directory in space_directories() for path in directory.glob("*.yaml")})
+    return sorted(
+        {path.stem for directory in space_directories() for path in directory.glob("*.yaml")}
+    )
 
 
 def load_space(name: str, smoke: bool = False) -> Space:
@@ -111,7 +138,8 @@ def load_space(name: str, smoke: bool = False) -> Space:
         smoke: Apply the file's ``smoke`` block.
 
     Raises:
-        SapfError: No such file, not a mapping, an unknown key, or no smoke block; one line that names it.
+        SapfError: No such file, not a mapping, an unknown key, or no smoke block; one line that
+            names it.
     """
     path = _find(name)
     spec = _read(path)
@@ -124,25 +152,43 @@ def load_space(name: str, smoke: bool = False) -> Space:
     values: dict[str, dict[Any, Any]] = {}
     if spec["from"]:
         common = _read(_find(f"common/{spec['from']}", path.parent))
-        spec = {**spec, "base": {**common["base"], **spec["base"]}, "preset": spec["preset"] or common["preset"]}
-        spec["beside"] = {axis: {**common["beside"].get(axis, {}), **spec["beside"].get(axis, {})}
-                          for axis in [*common["beside"], *spec["beside"]]}
+        spec = {
+            **spec,
+            "base": {**common["base"], **spec["base"]},
+            "preset": spec["preset"] or common["preset"],
+        }
+        spec["beside"] = {
+            axis: {**common["beside"].get(axis, {}), **spec["beside"].get(axis, {})}
+            for axis in [*common["beside"], *spec["beside"]]
+        }
         values = common["values"]
     for axis, own in spec["values"].items():
         values[axis] = {**values.get(axis, {}), **own}
-    axes = {axis: _axis(path, axis, value, values.get(axis, {})) for axis, value in spec["axes"].items()}
+    axes = {
+        axis: _axis(path, axis, value, values.get(axis, {})) for axis, value in spec["axes"].items()
+    }
     if spec["rows"]:
         axes = {ROW: _axis(path, ROW, spec["rows"], {}), **axes}
     return Space(
-        path.stem + "-smoke" * smoke, spec["title"], spec["preset"], spec["base"], axes, spec["skip"], spec["beside"],
-        spec["repeatable"], spec["real_data"],
+        path.stem + "-smoke" * smoke,
+        spec["title"],
+        spec["preset"],
+        spec["base"],
+        axes,
+        spec["skip"],
+        spec["beside"],
+        spec["repeatable"],
+        spec["real_data"],
     )
 
 
 def _find(name: str, beside: Path | None = None) -> Path:
     given = Path(name).expanduser()
     candidates = [given] if given.suffix in (".yaml", ".yml") else []
-    candidates += [directory / f"{name}.yaml" for directory in ([beside] if beside else []) + space_directories()]
+    candidates += [
+        directory / f"{name}.yaml"
+        for directory in ([beside] if beside else []) + space_directories()
+    ]
     for path in candidates:
         if path.is_file():
             return path
@@ -177,17 +223,24 @@ def _merged_axes(full: Mapping[str, Any], smoke: Mapping[str, Any]) -> dict[str,
 def _axis(path: Path, axis: str, value: Any, named: Mapping[Any, Any]) -> dict[Any, Overrides]:
     """Label to overrides."""
     if not isinstance(value, (list, dict)) or not value:
-        raise SapfError(f"{path}: axes.{axis} = {value!r}: must be a list of values or a mapping of labels to values")
+        raise SapfError(
+            f"{path}: axes.{axis} = {value!r}: must be a list of values or a mapping of labels to values"
+        )
     if isinstance(value, list):
         repeated = next((item for i, item in enumerate(value) if item in value[:i]), None)
         if repeated is not None:
             raise SapfError(f"{path}: axes.{axis}: {repeated!r} is there twice")
         value = {label: named.get(label, label) for label in value}
     key = AXIS_KEYS.get(axis, axis)
-    return {label: dict(item) if isinstance(item, dict) else {key: item} for label, item in value.items()}
+    return {
+        label: dict(item) if isinstance(item, dict) else {key: item}
+        for label, item in value.items()
+    }
 
 
-def make_cells(space: Space, overrides: Overrides | None = None, only: Mapping[str, str] | None = None) -> list[Cell]:
+def make_cells(
+    space: Space, overrides: Overrides | None = None, only: Mapping[str, str] | None = None
+) -> list[Cell]:
     """All cells of a grid, validated.
 
     Args:
@@ -195,23 +248,31 @@ def make_cells(space: Space, overrides: Overrides | None = None, only: Mapping[s
         only: Axis to label (as text): keeps these cells.
 
     Raises:
-        SapfError: A key or value that cannot be, an override of what an axis sets, cells that repeat each other, or no
-            cell at all; names the cell and the field.
+        SapfError: A key or value that cannot be, an override of what an axis sets, cells that
+            repeat each other, or no cell at all; names the cell and the field.
     """
     overrides = overrides or {}
     for axis, labels in space.axes.items():
         clash = {key for item in labels.values() for key in item} & overrides.keys()
         if clash:
-            raise SapfError(f"--{min(clash)}: is set by the axis {axis!r} of {space.name}; use --only {axis}=LABEL to keep one")
+            raise SapfError(
+                f"--{min(clash)}: is set by the axis {axis!r} of {space.name}; use --only {axis}=LABEL to keep one"
+            )
     for axis, label in (only or {}).items():
         if label not in map(str, space.axes.get(axis, {})):
-            allowed = ", ".join(map(str, space.axes[axis])) if axis in space.axes else f"axes are {', '.join(space.axes)}"
+            allowed = (
+                ", ".join(map(str, space.axes[axis]))
+                if axis in space.axes
+                else f"axes are {', '.join(space.axes)}"
+            )
             raise SapfError(f"--only {axis}={label}: no such cell of {space.name}; {allowed}")
     preset = load_preset(space.preset) if space.preset else {}
     cells = []
     for combination in itertools.product(*space.axes.values()):
         named = dict(zip(space.axes, combination, strict=True))
-        if any(all(named.get(axis) == label for axis, label in skip.items()) for skip in space.skip):
+        if any(
+            all(named.get(axis) == label for axis, label in skip.items()) for skip in space.skip
+        ):
             continue
         if all(str(named[axis]) == label for axis, label in (only or {}).items()):
             cells.append(_cell(space, preset, overrides, named))
@@ -221,7 +282,9 @@ def make_cells(space: Space, overrides: Overrides | None = None, only: Mapping[s
     return cells
 
 
-def _cell(space: Space, preset: Mapping[str, Any], overrides: Overrides, labels: Mapping[str, Any]) -> Cell:
+def _cell(
+    space: Space, preset: Mapping[str, Any], overrides: Overrides, labels: Mapping[str, Any]
+) -> Cell:
     name = cell_name(labels)
     own: Overrides = {}
     for axis, label in labels.items():
@@ -256,6 +319,8 @@ def _check_distinct(cells: list[Cell]) -> None:
     for cell in cells:
         same = seen.setdefault(repr(sorted(result_keys(cell.config).items())), cell)
         if same is not cell:
-            raise SapfError(f"cells {same.name} and {cell.name} repeat each other: their configs are equal")
+            raise SapfError(
+                f"cells {same.name} and {cell.name} repeat each other: their configs are equal"
+            )
         if names.setdefault(cell.name, cell) is not cell:
             raise SapfError(f"cell {cell.name}: two cells have this name; label them differently")

@@ -1,4 +1,6 @@
-"""What a grid found: one row per cell, or per group of cells that differ in the seed only, with mean and deviation."""
+"""What a grid found: one row per cell, or per group of cells that differ in the seed only, with
+mean and deviation.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,26 @@ SEED = "seed"
 SELECT, FINETUNE, SYNTHESIS = "select", "finetune", "synthesis"
 # Stages of a run, by the three of the paper's Table 12. Private Evolution only synthesizes.
 STAGES: Mapping[str, tuple[str, ...]] = {
-    SELECT: ("latents", "selection"), FINETUNE: ("finetune",), SYNTHESIS: ("synthesis", "evolution"),
+    SELECT: ("latents", "selection"),
+    FINETUNE: ("finetune",),
+    SYNTHESIS: ("synthesis", "evolution"),
 }
-_SCORES: Mapping[str, float] = {"accuracy": 100.0, "fid": 1.0, "fid_glyph": 1.0}  # and the factor they are shown with
+_SCORES: Mapping[str, float] = {
+    "accuracy": 100.0,
+    "fid": 1.0,
+    "fid_glyph": 1.0,
+}  # and the factor they are shown with
 _HEADERS = {"model": "public model", "dataset": "data set", "epsilon": "ε", "sigma_s": "σ_s"}
 
 
-def collect(planned: Sequence[PlannedCell], out: Path, failed: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+def collect(
+    planned: Sequence[PlannedCell], out: Path, failed: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """One dict per cell: its labels, and ``status``: done, failed or missing.
 
-    Of a finished run also the scores (accuracy in %), ``epsilon_spent``, ``seconds`` per stage, ``peak_memory_mb`` per stage
-    where it was measured (of the GPU where there is one), and ``matrices``.
+    Of a finished run also the scores (accuracy in %), ``epsilon_spent``, ``seconds`` per stage,
+    ``peak_memory_mb`` per stage where it was measured (of the GPU where there is one), and
+    ``matrices``.
     """
     rows = []
     for item in planned:
@@ -37,29 +48,40 @@ def collect(planned: Sequence[PlannedCell], out: Path, failed: Mapping[str, str]
             run = RunDirectory(out / item.cell.name)
             metrics = run.read_json(run.metrics)
             row["status"] = "done"
-            row.update({key: metrics[key] * factor for key, factor in _SCORES.items() if key in metrics})
+            row.update(
+                {key: metrics[key] * factor for key, factor in _SCORES.items() if key in metrics}
+            )
             row["epsilon_spent"] = float(metrics["epsilon_spent"])
             row["seconds"] = metrics["seconds"]
-            row["peak_memory_mb"] = metrics.get("peak_gpu_memory_mb") or metrics.get("peak_memory_mb", {})
-            row["matrices"] = run.read_json(run.selection)["matrices"] if run.selection.exists() else []
+            row["peak_memory_mb"] = metrics.get("peak_gpu_memory_mb") or metrics.get(
+                "peak_memory_mb", {}
+            )
+            row["matrices"] = (
+                run.read_json(run.selection)["matrices"] if run.selection.exists() else []
+            )
         rows.append(row)
     return rows
 
 
 def over_seeds(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[dict[str, Any]]:
-    """Cells that differ in the seed only become one row: means, and ``*_sd``, the sample standard deviation (n - 1) of two
-    or more; ``runs`` of ``cells`` are done."""
+    """Cells that differ in the seed only become one row: means, and ``*_sd``, the sample standard
+    deviation (n - 1) of two or more; ``runs`` of ``cells`` are done."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     keys = [axis for axis in axes if axis != SEED]
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return [_merged(dict(zip(keys, labels, strict=True)), cells) for labels, cells in groups.items()]
+    return [
+        _merged(dict(zip(keys, labels, strict=True)), cells) for labels, cells in groups.items()
+    ]
 
 
 def _merged(labels: dict[str, Any], cells: list[Mapping[str, Any]]) -> dict[str, Any]:
     done = [cell for cell in cells if cell["status"] == "done"]
     merged: dict[str, Any] = {**labels, "runs": len(done), "cells": len(cells)}
-    merged["missing"] = "; ".join(dict.fromkeys(cell["status"] for cell in cells if cell["status"] != "done")) or None
+    merged["missing"] = (
+        "; ".join(dict.fromkeys(cell["status"] for cell in cells if cell["status"] != "done"))
+        or None
+    )
     for key in (*_SCORES, "epsilon_spent"):
         values = np.array([cell[key] for cell in done if key in cell])
         if len(values):
@@ -70,8 +92,14 @@ def _merged(labels: dict[str, Any], cells: list[Mapping[str, Any]]) -> dict[str,
         merged["minutes"] = float(np.mean([sum(cell["seconds"].values()) for cell in done])) / 60
         merged["matrices"] = done[0]["matrices"]
         for stage, parts in STAGES.items():
-            merged[f"{stage}_hours"] = float(np.mean([sum(c["seconds"].get(p, 0.0) for p in parts) for c in done])) / 3600
-            peaks = [max((c["peak_memory_mb"].get(p, 0.0) for p in parts), default=0.0) for c in done if c["peak_memory_mb"]]
+            merged[f"{stage}_hours"] = (
+                float(np.mean([sum(c["seconds"].get(p, 0.0) for p in parts) for c in done])) / 3600
+            )
+            peaks = [
+                max((c["peak_memory_mb"].get(p, 0.0) for p in parts), default=0.0)
+                for c in done
+                if c["peak_memory_mb"]
+            ]
             if peaks:
                 merged[f"{stage}_gb"] = max(peaks) / 1024
     return merged
@@ -83,15 +111,27 @@ def axis_columns(axes: Iterable[str]) -> list[Column]:
 
 
 def score_columns(rows: Iterable[Mapping[str, Any]], paper: bool = False) -> list[Column]:
-    """Accuracy and FID; glyph FID, which is no Inception FID, has a column of its own where some run has it."""
+    """Accuracy and FID; glyph FID, which is no Inception FID, has a column of its own where some
+    run has it.
+    """
     rows = list(rows)
     columns = [
-        Column("accuracy", "accuracy %", ".1f", "paper_acc" if paper else None, spread_key="accuracy_sd"),
+        Column(
+            "accuracy",
+            "accuracy %",
+            ".1f",
+            "paper_acc" if paper else None,
+            spread_key="accuracy_sd",
+        ),
     ]
     if paper or any("fid" in row for row in rows):
-        columns.append(Column("fid", "FID", ".1f", "paper_fid" if paper else None, spread_key="fid_sd"))
+        columns.append(
+            Column("fid", "FID", ".1f", "paper_fid" if paper else None, spread_key="fid_sd")
+        )
     if any("fid_glyph" in row for row in rows):
-        columns.append(Column("fid_glyph", "glyph FID (not Inception)", ".1f", spread_key="fid_glyph_sd"))
+        columns.append(
+            Column("fid_glyph", "glyph FID (not Inception)", ".1f", spread_key="fid_glyph_sd")
+        )
     return columns
 
 
@@ -102,22 +142,37 @@ def privacy_notes(planned: Sequence[PlannedCell], out: Path) -> list[str]:
 
 
 def grid_report(
-    name: str, title: str, planned: Sequence[PlannedCell], out: Path, failed: Mapping[str, str] | None = None,
+    name: str,
+    title: str,
+    planned: Sequence[PlannedCell],
+    out: Path,
+    failed: Mapping[str, str] | None = None,
     real: Mapping[str, Sequence[float]] | None = None,
 ) -> Report:
     """The grid's own table.
 
     Args:
-        real: Row name to accuracies (in [0, 1], one per seed) of the classifier trained on real images.
+        real: Row name to accuracies (in [0, 1], one per seed) of the classifier trained on real
+            images.
     """
     axes = [axis for axis in planned[0].cell.labels if axis != SEED]
     rows = over_seeds(collect(planned, out, failed), axes)
     for label, accuracies in (real or {}).items():
         values = 100 * np.array(accuracies)
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
-        rows.append({axes[0]: label, "runs": len(values), "accuracy": float(values.mean()), "accuracy_sd": sd})
+        rows.append(
+            {
+                axes[0]: label,
+                "runs": len(values),
+                "accuracy": float(values.mean()),
+                "accuracy_sd": sd,
+            }
+        )
     columns = [
-        *axis_columns(axes), Column("runs", "runs", "d"), *score_columns(rows), Column("epsilon_spent", "ε spent", ".4g"),
+        *axis_columns(axes),
+        Column("runs", "runs", "d"),
+        *score_columns(rows),
+        Column("epsilon_spent", "ε spent", ".4g"),
         Column("minutes", "minutes a run", ".1f"),
     ]
     if any(row.get("missing") for row in rows):

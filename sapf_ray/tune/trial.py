@@ -28,7 +28,9 @@ def run_cell(config: dict[str, Any], out: str) -> str | None:
 
 
 def trial(labels: dict[str, Any], jobs: Mapping[str, Job], task: Any) -> None:
-    """Tune's function trainable: the cell ``labels["cell"]`` of ``jobs``, by ``task`` (:func:`run_cell`)."""
+    """Tune's function trainable: the cell ``labels["cell"]`` of ``jobs``, by ``task``
+    (:func:`run_cell`).
+    """
     from ray import tune
 
     # "DEFAULT" is explicit: without it the task would be put into the trial's own placement group

@@ -1,4 +1,6 @@
-"""Types of config values that come from YAML, where ``1e-3`` is a word and nothing checks what a dataclass is given."""
+"""Types of config values that come from YAML, where ``1e-3`` is a word and nothing checks what a
+dataclass is given.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def _kinds() -> dict[str, Any]:
     kinds: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(RunConfig).items():
         if dataclasses.is_dataclass(kind):
-            kinds.update({f"{name}.{key}": value for key, value in typing.get_type_hints(kind).items()})
+            kinds.update(
+                {f"{name}.{key}": value for key, value in typing.get_type_hints(kind).items()}
+            )
         else:
             kinds[name] = kind
     return kinds
@@ -33,7 +37,12 @@ def typed(key: str, value: Any) -> Any:
     kinds = _kinds()
     if key not in kinds:
         section = [name for name in kinds if name.startswith(key.split(".")[0] + ".")]
-        raise ConfigError(key, value, "unknown key; allowed: " + ", ".join(section or sorted({k.split(".")[0] for k in kinds})))
+        raise ConfigError(
+            key,
+            value,
+            "unknown key; allowed: "
+            + ", ".join(section or sorted({k.split(".")[0] for k in kinds})),
+        )
     kind = kinds[key]
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         if value is None:
@@ -45,7 +54,9 @@ def typed(key: str, value: Any) -> Any:
             return float(value)
         except ValueError:
             pass
-    elif kind is tuple and isinstance(value, list):  # YAML has lists only; what may be in them the config checks
+    elif kind is tuple and isinstance(
+        value, list
+    ):  # YAML has lists only; what may be in them the config checks
         return tuple(value)
     elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value

@@ -13,8 +13,10 @@ from sapf_ray.data import SOURCES, open_source
 from sapf_ray.data.catalog import CATALOG, datasets_json, datasets_table
 
 TABLE_3 = {
-    "cifar10": (45000, 5000, 10000, 32, 10), "octmnist": (97477, 10832, 1000, 128, 4),
-    "celeba": (162770, 19867, 19962, 256, 2), "camelyon": (302436, 34904, 85054, 96, 2),
+    "cifar10": (45000, 5000, 10000, 32, 10),
+    "octmnist": (97477, 10832, 1000, 128, 4),
+    "celeba": (162770, 19867, 19962, 256, 2),
+    "camelyon": (302436, 34904, 85054, 96, 2),
 }
 
 
@@ -29,17 +31,27 @@ def test_every_source_has_a_row_and_as_many_prompts_as_classes():
     assert set(CATALOG) == set(SOURCES)
     assert all(len(row.prompts) == len(row.class_names) for row in CATALOG.values())
     digits = open_source(DataConfig())
-    assert (CATALOG["digits"].class_names, CATALOG["digits"].prompts) == (digits.class_names, digits.prompts)
+    assert (CATALOG["digits"].class_names, CATALOG["digits"].prompts) == (
+        digits.class_names,
+        digits.prompts,
+    )
 
 
 def test_prompts_are_those_of_table_14():
     assert CATALOG["cifar10"].prompts[6] == "An image of a frog"
-    assert CATALOG["octmnist"].prompts[0] == "An optical coherence tomography (OCT) image for retinal disease 1"
+    assert (
+        CATALOG["octmnist"].prompts[0]
+        == "An optical coherence tomography (OCT) image for retinal disease 1"
+    )
 
 
 def test_for_machines():
     rows = {row["name"]: row for row in json.loads(json.dumps(datasets_json()))}
-    assert rows["celeba"]["n_train"] == 162770 and rows["celeba"]["classes"] == 2 and rows["parquet"]["classes"] is None
+    assert (
+        rows["celeba"]["n_train"] == 162770
+        and rows["celeba"]["classes"] == 2
+        and rows["parquet"]["classes"] is None
+    )
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -48,5 +60,7 @@ def test_for_the_terminal(width):
     console.print(datasets_table())
     text = console.file.getvalue()
     assert all(name in text and row.url in text for name, row in CATALOG.items())
-    assert "302,436 train" in text and "85,054 test" in text and "non-commercial research only" in text
+    assert (
+        "302,436 train" in text and "85,054 test" in text and "non-commercial research only" in text
+    )
     assert max(map(len, text.splitlines())) <= width

@@ -20,14 +20,21 @@ MIB = 2**20
 class Generated(ImageSource):
     """Images made from their index where they are read; nothing is stored."""
 
-    name, class_names, prompts, n_test = "generated", ("a", "b"), ("An image of a", "An image of b"), 0
+    name, class_names, prompts, n_test = (
+        "generated",
+        ("a", "b"),
+        ("An image of a", "An image of b"),
+        0,
+    )
 
     def __init__(self, n_train: int) -> None:
         self.n_train = n_train
 
     def read(self, split, indices, resolution):
         assert resolution == SIDE
-        pixels = np.broadcast_to((indices % 251).astype(np.uint8)[:, None, None, None], (len(indices), SIDE, SIDE, 3))
+        pixels = np.broadcast_to(
+            (indices % 251).astype(np.uint8)[:, None, None, None], (len(indices), SIDE, SIDE, 3)
+        )
         return pixels, self.labels(split)[indices]
 
     def labels(self, split):
@@ -50,13 +57,26 @@ def small_pipeline(tiny: Path, directory: Path) -> str:
     pipe = load_pipeline(str(tiny))
     torch.manual_seed(0)
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(1, 1, 1, 4), layers_per_block=1, norm_num_groups=1,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, sample_size=SIDE,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(1, 1, 1, 4),
+        layers_per_block=1,
+        norm_num_groups=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        sample_size=SIDE,
     )
     pipe.unet.register_to_config(sample_size=SIDE // 8)
     StableDiffusionPipeline(
-        vae=vae, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer, unet=pipe.unet, scheduler=pipe.scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae,
+        text_encoder=pipe.text_encoder,
+        tokenizer=pipe.tokenizer,
+        unet=pipe.unet,
+        scheduler=pipe.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     ).save_pretrained(directory)
     return str(directory)
 
@@ -66,11 +86,15 @@ def small_pipeline(tiny: Path, directory: Path) -> str:
 def test_300000_records_of_96_pixels_do_not_fill_the_driver(ray_cluster, tiny_pipeline, tmp_path):
     model = small_pipeline(tiny_pipeline, tmp_path / "model")
     resources = {"num_cpus": 1.0, "num_gpus": 0.0}
-    build_latent_cache(tmp_path / "warm", Generated(2000), ModelConfig(model), "cpu", 512, resources)
+    build_latent_cache(
+        tmp_path / "warm", Generated(2000), ModelConfig(model), "cpu", 512, resources
+    )
     me, stop = psutil.Process(), threading.Event()
 
     def own() -> int:
-        """Bytes that are the process's own: mapped files and Ray's shared object store can be taken back at any time."""
+        """Bytes that are the process's own: mapped files and Ray's shared object store can be taken
+        back at any time.
+        """
         memory = me.memory_info()
         return memory.rss - memory.shared
 
@@ -83,12 +107,18 @@ def test_300000_records_of_96_pixels_do_not_fill_the_driver(ray_cluster, tiny_pi
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    cache = build_latent_cache(tmp_path / "latents", Generated(300_000), ModelConfig(model), "cpu", 512, resources)
+    cache = build_latent_cache(
+        tmp_path / "latents", Generated(300_000), ModelConfig(model), "cpu", 512, resources
+    )
     stop.set()
     watcher.join()
     grown = (most - before) / MIB
-    print(f"driver: {grown:.0f} MiB more of its own, {resident / MIB:.0f} MiB resident with mapped files; 8.3 GB of images")
+    print(
+        f"driver: {grown:.0f} MiB more of its own, {resident / MIB:.0f} MiB resident with mapped files; 8.3 GB of images"
+    )
     moments = np.load(Path(cache.directory) / "moments.npy", mmap_mode="r")
     assert moments.shape == (300_000, 8, 12, 12)
-    assert np.array_equal(moments[3], moments[3 + 251]) and not np.array_equal(moments[3], moments[4])
+    assert np.array_equal(moments[3], moments[3 + 251]) and not np.array_equal(
+        moments[3], moments[4]
+    )
     assert grown < 100

@@ -36,7 +36,9 @@ def test_shuffled_labels_give_chance():
 
 def test_the_same_seed_gives_the_same_result_whatever_the_global_generator():
     noisy = bars(60, 0)
-    noisy[0][:] = np.clip(noisy[0].astype(int) + np.random.default_rng(0).integers(-190, 190, noisy[0].shape), 0, 255)
+    noisy[0][:] = np.clip(
+        noisy[0].astype(int) + np.random.default_rng(0).integers(-190, 190, noisy[0].shape), 0, 255
+    )
     config = replace(CONFIG, epochs=2)
     first = train_and_score(*noisy, *bars(200, 1), 3, config, seed=3)
     torch.manual_seed(77)
@@ -49,7 +51,10 @@ def test_test_images_play_no_part_in_training():
     train, config = bars(60, 0), replace(CONFIG, epochs=2)
     images, labels = bars(100, 1)
     whole = train_and_score(*train, images, labels, 3, config, seed=0)["accuracy"]
-    halves = [train_and_score(*train, images[i::2], labels[i::2], 3, config, seed=0)["accuracy"] for i in (0, 1)]
+    halves = [
+        train_and_score(*train, images[i::2], labels[i::2], 3, config, seed=0)["accuracy"]
+        for i in (0, 1)
+    ]
     assert whole == pytest.approx(np.mean(halves))
 
 

@@ -85,7 +85,9 @@ class TestInceptionWeights:
 def test_inception_features_are_named_fid_and_cached_where_asked(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     # random weights: only the way they are used is tested, not the number
-    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
+    monkeypatch.setattr(
+        "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {}
+    )
     monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *a, **k: None)
     weights = tmp_path / "inception.pth"
     torch.save(FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict(), weights)

@@ -26,7 +26,9 @@ def write_digits(directory, source, names, side):
     records = np.array([np.flatnonzero(labels == i % 10)[i // 10] for i in range(60)])
     images, _ = source.read("train", records, side)
     for shard in plan.shards:
-        write_shard(directory, plan, shard, images[shard.start : shard.stop], names, source.prompts, "spec")
+        write_shard(
+            directory, plan, shard, images[shard.start : shard.stop], names, source.prompts, "spec"
+        )
     write_manifest(directory, plan, names, source.prompts, "spec", "")
 
 
@@ -34,7 +36,14 @@ def write_digits(directory, source, names, side):
 def test_scores_of_a_data_set_on_disk(source, tmp_path, side):
     write_digits(tmp_path, source, source.class_names, side)
     scores = evaluate(tmp_path, source, 32, CONFIG, seed=0)
-    assert set(scores) == {"fid_glyph", "accuracy", "accuracy_cnn", "n_synthetic", "n_reference", "n_test"}
+    assert set(scores) == {
+        "fid_glyph",
+        "accuracy",
+        "accuracy_cnn",
+        "n_synthetic",
+        "n_reference",
+        "n_test",
+    }
     assert (scores["n_synthetic"], scores["n_reference"], scores["n_test"]) == (60, 500, 500)
     assert scores["accuracy"] > 0.2 and scores["fid_glyph"] > 0
 
@@ -51,7 +60,9 @@ def test_tasks_on_the_cluster_give_the_same_scores(source, tmp_path, ray_cluster
     expected = evaluate(tmp_path, source, 16, config, seed=0)
     scores = evaluate_on_cluster(tmp_path, source, 16, config, seed=0)
     assert scores.keys() == expected.keys()
-    assert scores == pytest.approx(expected, abs=0.02)  # threads change rounding, and so a test image or two
+    assert scores == pytest.approx(
+        expected, abs=0.02
+    )  # threads change rounding, and so a test image or two
     write_digits(tmp_path, source, tuple("abcdefghij"), 16)
     with pytest.raises(DataError, match="a, b, c"):
         evaluate_on_cluster(tmp_path, source, 16, config, seed=0)

@@ -1,4 +1,6 @@
-"""An evolution's plan: T histograms on the full pass, of sensitivity 1, with the least noise that fits."""
+"""An evolution's plan: T histograms on the full pass, of sensitivity 1, with the least noise that
+fits.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,13 @@ def noise_for(epsilon: float, iterations: int, accountant: str) -> float:
 
 
 def config_of(**privacy) -> RunConfig:
-    return from_dict({
-        "evolution": {"enabled": True, "iterations": 5}, "finetune": {"steps": 0},
-        "privacy": {"epsilon": 2.0, "accountant": "rdp", **privacy},
-    })
+    return from_dict(
+        {
+            "evolution": {"enabled": True, "iterations": 5},
+            "finetune": {"steps": 0},
+            "privacy": {"epsilon": 2.0, "accountant": "rdp", **privacy},
+        }
+    )
 
 
 def table_of(plan: PrivacyPlan) -> str:
@@ -56,27 +61,53 @@ def test_the_gaussian_bound_of_the_literature():
 
 def test_the_plan_of_a_run_is_its_histograms_and_nothing_else():
     plan = make_plan(config_of(), 100)  # fewer records than finetune.batch_size, which is unused
-    assert (plan.selection, plan.finetune, plan.steps, plan.batch_size, plan.sample_rate) == (None, None, 0, 0, 0)
-    assert plan.evolution == evolution_stage(2.0, plan.delta, 5, "rdp") and plan.evolution.share == 1
+    assert (plan.selection, plan.finetune, plan.steps, plan.batch_size, plan.sample_rate) == (
+        None,
+        None,
+        0,
+        0,
+        0,
+    )
+    assert (
+        plan.evolution == evolution_stage(2.0, plan.delta, 5, "rdp") and plan.evolution.share == 1
+    )
     assert plan_events(plan) == [("evolution", gaussian_event(plan.evolution.noise_multiplier), 5)]
-    assert compose_epsilon([(e, n) for _, e, n in plan_events(plan)], plan.delta, "rdp") == plan.composed_epsilon
+    assert (
+        compose_epsilon([(e, n) for _, e, n in plan_events(plan)], plan.delta, "rdp")
+        == plan.composed_epsilon
+    )
     assert 0.998 * 2 < plan.composed_epsilon <= 2 and plan.reads_images
     assert PrivacyPlan.from_dict(json.loads(json.dumps(plan.to_dict(), allow_nan=False))) == plan
     printed = table_of(plan)
-    assert "evolution" in printed and f"{plan.evolution.noise_multiplier:.4g}" in printed and "100.00%" in printed
+    assert (
+        "evolution" in printed
+        and f"{plan.evolution.noise_multiplier:.4g}" in printed
+        and "100.00%" in printed
+    )
     assert "fine-tuning" not in printed and "batch size" not in printed
 
 
 def test_without_noise_the_plan_is_infinite_and_says_so():
     plan = make_plan(config_of(non_private=True), 100)
-    assert plan.evolution.noise_multiplier == 0 and plan.evolution.share is None and plan.composed_epsilon == math.inf
+    assert (
+        plan.evolution.noise_multiplier == 0
+        and plan.evolution.share is None
+        and plan.composed_epsilon == math.inf
+    )
     assert plan.to_dict()["composed_epsilon"] == "inf" and "NOT PRIVATE" in table_of(plan)
 
 
 def test_what_reads_no_image_still_says_so():
     config = config_of()
-    plan = make_plan(dataclasses.replace(config, evolution=dataclasses.replace(config.evolution, enabled=False)), 100)
-    assert not plan.reads_images and plan.composed_epsilon == 0 and "reads no sensitive image" in table_of(plan)
+    plan = make_plan(
+        dataclasses.replace(config, evolution=dataclasses.replace(config.evolution, enabled=False)),
+        100,
+    )
+    assert (
+        not plan.reads_images
+        and plan.composed_epsilon == 0
+        and "reads no sensitive image" in table_of(plan)
+    )
 
 
 def test_an_epsilon_out_of_reach_is_said():

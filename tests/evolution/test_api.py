@@ -19,7 +19,9 @@ LABELS, SEEDS = np.array([0, 1, 2, 1, 0]), np.array([3, 2**63 - 1, 5, 7, 11])
 
 @pytest.fixture(scope="module")
 def api(tiny_pipeline):
-    return DiffusionApi(ModelConfig(path=str(tiny_pipeline)), PROMPTS, steps=6, guidance_scale=2.0, batch_size=2)
+    return DiffusionApi(
+        ModelConfig(path=str(tiny_pipeline)), PROMPTS, steps=6, guidance_scale=2.0, batch_size=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +47,21 @@ def test_variation_at_strength_one_is_a_fresh_image(api, parents):
 
 
 def test_small_strengths_keep_the_parent_and_large_ones_lose_it():
-    """On the bundled model, for a random VAE keeps nothing: mean distance to the parent's reconstruction, in grey levels."""
-    api = DiffusionApi(ModelConfig(), tuple(f"An image of the digit {name}" for name in ("one", "two", "three")), 10, 2.0)
+    """On the bundled model, for a random VAE keeps nothing: mean distance to the parent's
+    reconstruction, in grey levels.
+    """
+    api = DiffusionApi(
+        ModelConfig(),
+        tuple(f"An image of the digit {name}" for name in ("one", "two", "three")),
+        10,
+        2.0,
+    )
     pipe, labels = kept_pipeline(api.model, "cpu"), LABELS[:3]
     parents = api.random(labels, np.arange(3))
     kept = decode_images(pipe, latent_means(pipe, parents) * pipe.vae.config.scaling_factor)
-    distances = [apart(api.vary(parents, labels, SEEDS[:3], s), kept) for s in (0.001, 0.05, 0.3, 0.6, 0.9)]
+    distances = [
+        apart(api.vary(parents, labels, SEEDS[:3], s), kept) for s in (0.001, 0.05, 0.3, 0.6, 0.9)
+    ]
     assert apart(parents, kept) < 2 and distances[0] < 2
     assert distances == sorted(distances)
     fresh = apart(api.vary(parents, labels, SEEDS[:3], 1.0), kept)
@@ -59,12 +70,16 @@ def test_small_strengths_keep_the_parent_and_large_ones_lose_it():
 
 def test_close_strengths_differ(api, parents):
     """Also where both take the same number of solver steps."""
-    assert not np.array_equal(api.vary(parents, LABELS, SEEDS, 0.40), api.vary(parents, LABELS, SEEDS, 0.42))
+    assert not np.array_equal(
+        api.vary(parents, LABELS, SEEDS, 0.40), api.vary(parents, LABELS, SEEDS, 0.42)
+    )
 
 
 def test_an_image_depends_on_its_own_parent_label_and_seed_alone(api, parents):
     together = api.vary(parents, LABELS, SEEDS, 0.5)
-    alone = np.concatenate([api.vary(parents[i : i + 1], LABELS[i : i + 1], SEEDS[i : i + 1], 0.5) for i in range(5)])
+    alone = np.concatenate(
+        [api.vary(parents[i : i + 1], LABELS[i : i + 1], SEEDS[i : i + 1], 0.5) for i in range(5)]
+    )
     assert np.abs(together.astype(int) - alone).max() <= 1
     torch.manual_seed(99)
     assert np.array_equal(together, api.vary(parents, LABELS, SEEDS, 0.5))
@@ -87,7 +102,9 @@ def test_variation_is_noising_and_then_the_solver(api, parents):
     scheduler = solver(pipe)
     scheduler.set_timesteps(timesteps=[500, 400, 300, 200, 100])
     clean = latent_means(pipe, parents) * pipe.vae.config.scaling_factor
-    latents = training_scheduler(pipe).add_noise(clean, initial_noise(SEEDS, (4, 4, 4)), torch.tensor([500] * 5))
+    latents = training_scheduler(pipe).add_noise(
+        clean, initial_noise(SEEDS, (4, 4, 4)), torch.tensor([500] * 5)
+    )
     for t in scheduler.timesteps:
         with torch.no_grad():
             latents = scheduler.step(pipe.unet(latents, t, context).sample, t, latents).prev_sample

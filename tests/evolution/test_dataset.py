@@ -22,23 +22,62 @@ def test_digits_to_parquet(ray_cluster, tiny_pipeline, tmp_path):
     stage = evolution_stage(10.0, DELTA, 2, "rdp")
     ledger = Ledger.create(tmp_path / "ledger.jsonl", plan_of(10.0, source.n_train))
     final = evolve(
-        make_parts(config, sampling, model, source.prompts), source, 8, config, sampling, stage, NoiseKey.create(1), "s",
-        ledger, tmp_path / "evolution", tmp_path / "private", seed=0,
+        make_parts(config, sampling, model, source.prompts),
+        source,
+        8,
+        config,
+        sampling,
+        stage,
+        NoiseKey.create(1),
+        "s",
+        ledger,
+        tmp_path / "evolution",
+        tmp_path / "private",
+        seed=0,
     )
     assert not is_written(tmp_path / "synthetic", 23, 10, "spec", seed=0, shard_size=10)
     manifest = write_data_set(
-        final, tmp_path / "synthetic", source.class_names, source.prompts, "spec", "epsilon = 10", seed=0, shard_size=10,
+        final,
+        tmp_path / "synthetic",
+        source.class_names,
+        source.prompts,
+        "spec",
+        "epsilon = 10",
+        seed=0,
+        shard_size=10,
     )
     images, labels = read_synthetic(tmp_path / "synthetic")
-    assert images.shape == (23, 8, 8, 3) and images.dtype == np.uint8 and len(manifest["shards"]) == 3
-    assert np.array_equal(images, final.read(np.arange(23))) and np.array_equal(labels, np.arange(23) % 10)
+    assert (
+        images.shape == (23, 8, 8, 3) and images.dtype == np.uint8 and len(manifest["shards"]) == 3
+    )
+    assert np.array_equal(images, final.read(np.arange(23))) and np.array_equal(
+        labels, np.arange(23) % 10
+    )
     assert ledger.epsilon_spent() <= 10 and len(ledger.events()) == 2
     first = tmp_path / "synthetic" / manifest["shards"][0]["file"]
     inode = first.stat().st_ino
     assert is_written(tmp_path / "synthetic", 23, 10, "spec", seed=0, shard_size=10)
-    write_data_set(final, tmp_path / "synthetic", source.class_names, source.prompts, "spec", "", seed=0, shard_size=10)
+    write_data_set(
+        final,
+        tmp_path / "synthetic",
+        source.class_names,
+        source.prompts,
+        "spec",
+        "",
+        seed=0,
+        shard_size=10,
+    )
     assert first.stat().st_ino == inode  # whole: kept
-    write_data_set(final, tmp_path / "synthetic", source.class_names, source.prompts, "other", "", seed=0, shard_size=10)
+    write_data_set(
+        final,
+        tmp_path / "synthetic",
+        source.class_names,
+        source.prompts,
+        "other",
+        "",
+        seed=0,
+        shard_size=10,
+    )
     assert first.stat().st_ino != inode
     first.write_bytes(first.read_bytes()[:-9])
     assert not is_written(tmp_path / "synthetic", 23, 10, "other", seed=0, shard_size=10)

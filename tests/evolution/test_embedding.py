@@ -16,7 +16,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
 
 @pytest.mark.parametrize(("name", "dimension"), [("vae", 64), ("glyph", 96)])
 def test_a_row_depends_on_its_image_alone(tiny_pipeline, name, dimension):
-    embed = make_embedding(EvolutionConfig(embedding=name), ModelConfig(path=str(tiny_pipeline)), batch_size=3)
+    embed = make_embedding(
+        EvolutionConfig(embedding=name), ModelConfig(path=str(tiny_pipeline)), batch_size=3
+    )
     rows = embed(IMAGES)
     assert rows.shape == (7, dimension) and rows.dtype == np.float32 and np.isfinite(rows).all()
     assert np.allclose(rows[2:3], embed(IMAGES[2:3]), atol=1e-5)
@@ -49,10 +51,15 @@ def test_inception_features(tmp_path, monkeypatch):
     # random weights: only the way they are used is tested
     with monkeypatch.context() as patched:
         patched.setenv("TORCH_HOME", str(tmp_path / "torch"))
-        patched.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
+        patched.setattr(
+            "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url",
+            lambda *a, **k: {},
+        )
         patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *a, **k: None)
         state = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()
     torch.save(state, tmp_path / "inception.pth")
-    config = EvolutionConfig(embedding="inception", inception_weights=str(tmp_path / "inception.pth"))
+    config = EvolutionConfig(
+        embedding="inception", inception_weights=str(tmp_path / "inception.pth")
+    )
     rows = make_embedding(config, ModelConfig(), batch_size=2)(IMAGES[:3])
     assert rows.shape == (3, 2048) and np.isfinite(rows).all()

@@ -1,4 +1,6 @@
-"""The loop: it finds the records' places, spends what was planned, and goes on after a crash anywhere."""
+"""The loop: it finds the records' places, spends what was planned, and goes on after a crash
+anywhere.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ from tests.evolution.toy import (
 )
 
 CONFIG = EvolutionConfig(
-    iterations=3, population=20, lookahead=2, strength_start=0.5, strength_end=0.1, threshold=1.0,
+    iterations=3,
+    population=20,
+    lookahead=2,
+    strength_start=0.5,
+    strength_end=0.1,
+    threshold=1.0,
 )
 
 
@@ -38,7 +45,9 @@ def undisturbed(ray_cluster, tmp_path_factory):
 
 @pytest.mark.parametrize("row", [PE, AUG_PE], ids=["pe", "aug_pe"])
 def test_populations_move_to_the_records(ray_cluster, tmp_path, row):
-    config = dataclasses.replace(CONFIG, iterations=5, **{**row, "lookahead": min(row["lookahead"], 2)})
+    config = dataclasses.replace(
+        CONFIG, iterations=5, **{**row, "lookahead": min(row["lookahead"], 2)}
+    )
     sampling = SynthesisConfig(n_images=90, shard_size=45)
     fresh = PointApi().random(np.arange(90) % 3, np.arange(90))
     evolved = all_samples(Toy(tmp_path / "evolved", config, sampling=sampling).run())
@@ -66,9 +75,15 @@ def test_the_ledger_composes_to_the_planned_epsilon(undisturbed):
 
 def test_only_the_last_generation_and_no_votes_stay(undisturbed):
     toy, _, _ = undisturbed
-    names = sorted(p.relative_to(toy.root / "evolution").as_posix() for p in (toy.root / "evolution").rglob("*"))
+    names = sorted(
+        p.relative_to(toy.root / "evolution").as_posix()
+        for p in (toy.root / "evolution").rglob("*")
+    )
     assert names == [
-        "generation-003", "generation-003/parents.npy", "generation-003/samples-00000.npy", "generation-003/samples-00001.npy",
+        "generation-003",
+        "generation-003/parents.npy",
+        "generation-003/samples-00000.npy",
+        "generation-003/samples-00001.npy",
         "settings.json",
     ]
 
@@ -81,13 +96,19 @@ def test_a_finished_run_reads_nothing_and_pays_nothing_again(undisturbed):
 
 def test_the_number_of_tasks_changes_nothing(undisturbed, tmp_path):
     for shard_size in (13, 1000):
-        other = Toy(tmp_path / str(shard_size), CONFIG, sampling=SynthesisConfig(n_images=61, shard_size=shard_size)).run()
+        other = Toy(
+            tmp_path / str(shard_size),
+            CONFIG,
+            sampling=SynthesisConfig(n_images=61, shard_size=shard_size),
+        ).run()
         assert np.array_equal(all_samples(other), all_samples(undisturbed[1]))
 
 
 def test_seed_and_key_both_matter(ray_cluster, tmp_path):
     base, *others = (
-        all_samples(Toy(tmp_path / f"{key}-{seed}", CONFIG, epsilon=1.0, key=NoiseKey.create(key)).run(seed))
+        all_samples(
+            Toy(tmp_path / f"{key}-{seed}", CONFIG, epsilon=1.0, key=NoiseKey.create(key)).run(seed)
+        )
         for key, seed in ((7, 3), (8, 3), (7, 4))
     )
     assert not any(np.array_equal(base, other) for other in others)
@@ -98,7 +119,9 @@ class Crash(BaseException):
 
 
 def crash_on_call(monkeypatch, module, name, number, after=False):
-    """The ``number``-th call of a function of ``module`` does not return: killed before or after its work."""
+    """The ``number``-th call of a function of ``module`` does not return: killed before or after
+    its work.
+    """
     real, calls = getattr(module, name), []
 
     def function(*arguments, **options):
@@ -113,19 +136,24 @@ def crash_on_call(monkeypatch, module, name, number, after=False):
     monkeypatch.setattr(module, name, function)
 
 
-@pytest.mark.parametrize(("name", "number", "after", "replays"), [
-    ("embed_candidates", 2, False, 0),
-    ("all_votes", 1, False, 0),
-    ("all_votes", 3, True, 0),
-    ("release_histogram", 1, True, 1),  # paid for, and the noisy value lost
-    ("release_histogram", 3, True, 1),
-    ("next_parents", 2, True, 1),
-    ("save_array", 2, True, 0),  # parents are on disk: not released again
-    ("make_samples", 1, False, 0),
-    ("make_samples", 3, False, 0),
-    ("make_samples", 4, False, 0),
-])
-def test_an_interrupted_run_ends_as_if_undisturbed(undisturbed, tmp_path, monkeypatch, name, number, after, replays):
+@pytest.mark.parametrize(
+    ("name", "number", "after", "replays"),
+    [
+        ("embed_candidates", 2, False, 0),
+        ("all_votes", 1, False, 0),
+        ("all_votes", 3, True, 0),
+        ("release_histogram", 1, True, 1),  # paid for, and the noisy value lost
+        ("release_histogram", 3, True, 1),
+        ("next_parents", 2, True, 1),
+        ("save_array", 2, True, 0),  # parents are on disk: not released again
+        ("make_samples", 1, False, 0),
+        ("make_samples", 3, False, 0),
+        ("make_samples", 4, False, 0),
+    ],
+)
+def test_an_interrupted_run_ends_as_if_undisturbed(
+    undisturbed, tmp_path, monkeypatch, name, number, after, replays
+):
     with monkeypatch.context() as patched:
         crash_on_call(patched, evolve_module, name, number, after)
         with pytest.raises(Crash):
@@ -163,7 +191,9 @@ def test_half_a_generation_is_completed_not_made_again(undisturbed, tmp_path, mo
     assert np.array_equal(all_samples(Toy(tmp_path, CONFIG).run()), all_samples(undisturbed[1]))
 
 
-def test_other_records_after_a_crash_are_not_released_under_the_same_noise(undisturbed, tmp_path, monkeypatch):
+def test_other_records_after_a_crash_are_not_released_under_the_same_noise(
+    undisturbed, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patched:
         crash_on_call(patched, evolve_module, "release_histogram", 1, after=True)
         with pytest.raises(Crash):
@@ -172,7 +202,9 @@ def test_other_records_after_a_crash_are_not_released_under_the_same_noise(undis
         table = np.load(path)
         table["label"] = (table["label"] + 1) % 3
         np.save(path, table)
-    with pytest.raises(BudgetError):  # charged as a further release, for which the plan has no budget
+    with pytest.raises(
+        BudgetError
+    ):  # charged as a further release, for which the plan has no budget
         Toy(tmp_path, CONFIG).run()
 
 
@@ -190,7 +222,9 @@ def test_records_deleted_after_a_crash_are_embedded_again(undisturbed, tmp_path,
 def test_the_threshold_is_in_units_of_the_noise(ray_cluster, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        evolve_module, "threshold_votes", lambda noisy, threshold: seen.append(threshold) or threshold_votes(noisy, threshold)
+        evolve_module,
+        "threshold_votes",
+        lambda noisy, threshold: seen.append(threshold) or threshold_votes(noisy, threshold),
     )
     toy = Toy(tmp_path, dataclasses.replace(CONFIG, iterations=1, lookahead=0, threshold=2.5))
     toy.run()
@@ -203,12 +237,16 @@ def test_other_settings_in_the_same_directory_are_refused(undisturbed):
         Toy(toy.root, dataclasses.replace(CONFIG, threshold=1.5)).run()
     with pytest.raises(RunDirectoryError, match="seed = 3"):
         toy.run(seed=4)
-    assert Toy(toy.root, dataclasses.replace(CONFIG, cpus_per_task=0.5)).run().complete  # only spreads the work
+    assert (
+        Toy(toy.root, dataclasses.replace(CONFIG, cpus_per_task=0.5)).run().complete
+    )  # only spreads the work
 
 
 def test_fewer_images_than_classes_and_a_plan_for_other_iterations_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"synthesis\.n_images"):
-        Toy(tmp_path / "a", CONFIG, sampling=SynthesisConfig(n_images=2), source=UnreadableSource()).run()
+        Toy(
+            tmp_path / "a", CONFIG, sampling=SynthesisConfig(n_images=2), source=UnreadableSource()
+        ).run()
     toy = Toy(tmp_path / "b", CONFIG, source=UnreadableSource())
     toy.config = dataclasses.replace(CONFIG, iterations=4)
     with pytest.raises(ConfigError, match="3 full passes"):

@@ -27,7 +27,11 @@ CLASSES = 3
 def case(n=200, m=33, d=5, seed=0):
     rng = np.random.default_rng(seed)
     candidates = rng.normal(size=(m, d)).astype(np.float32)
-    candidates[9], candidates[30], candidates[4] = candidates[3], candidates[3], candidates[3]  # 4 is of another class
+    candidates[9], candidates[30], candidates[4] = (
+        candidates[3],
+        candidates[3],
+        candidates[3],
+    )  # 4 is of another class
     return candidates, rng.normal(size=(n, d)).astype(np.float32) + 5, rng.integers(0, CLASSES, n)
 
 
@@ -35,7 +39,9 @@ def by_brute_force(candidates, embeddings, labels):
     votes = [0] * len(candidates)
     for x, label in zip(embeddings.astype(float), labels, strict=True):
         mine = [i for i in range(len(candidates)) if i % CLASSES == label]
-        votes[min(mine, key=lambda i: (float(((x - candidates[i].astype(float)) ** 2).sum()), i))] += 1
+        votes[
+            min(mine, key=lambda i: (float(((x - candidates[i].astype(float)) ** 2).sum()), i))
+        ] += 1
     return votes
 
 
@@ -51,7 +57,9 @@ def test_one_record_moves_one_count_by_one():
     candidates, embeddings, labels = case(n=40)
     votes = count_votes(candidates, CLASSES, embeddings, labels)
     for i in range(40):
-        without = count_votes(candidates, CLASSES, np.delete(embeddings, i, 0), np.delete(labels, i))
+        without = count_votes(
+            candidates, CLASSES, np.delete(embeddings, i, 0), np.delete(labels, i)
+        )
         assert np.linalg.norm(votes - without) == 1 and (votes - without).sum() == 1
 
 
@@ -93,14 +101,23 @@ def check_noise(tmp_path):
     """Asserts variance (chi-square), independence of counts and of iterations."""
     stage, ledger = setup(tmp_path)
     votes = np.random.default_rng(0).integers(0, 30, 400)
-    noise = np.stack([release_histogram(votes, t, stage, KEY, "s", ledger) - votes for t in range(25)]) / 4.0
-    for statistic, n in (((noise**2).sum(), noise.size), ((noise.mean(1) * 20) ** 2, 25), ((noise.mean(0) * 5) ** 2, 400)):
+    noise = (
+        np.stack([release_histogram(votes, t, stage, KEY, "s", ledger) - votes for t in range(25)])
+        / 4.0
+    )
+    for statistic, n in (
+        ((noise**2).sum(), noise.size),
+        ((noise.mean(1) * 20) ** 2, 25),
+        ((noise.mean(0) * 5) ** 2, 400),
+    ):
         assert chi2.ppf(1e-6, n) < statistic.sum() < chi2.ppf(1 - 1e-6, n)
 
 
 def patch(monkeypatch, mechanism):
     monkeypatch.setattr(
-        histogram, "add_gaussian_noise", lambda votes, noise, sensitivity, stream, non_private: mechanism(votes, noise, stream)
+        histogram,
+        "add_gaussian_noise",
+        lambda votes, noise, sensitivity, stream, non_private: mechanism(votes, noise, stream),
     )
 
 
@@ -108,7 +125,9 @@ def test_noise_is_as_planned(tmp_path):
     check_noise(tmp_path)
 
 
-@pytest.mark.parametrize("mechanism", [without_noise, half_the_noise, noise_per_shard, one_draw_for_all_candidates])
+@pytest.mark.parametrize(
+    "mechanism", [without_noise, half_the_noise, noise_per_shard, one_draw_for_all_candidates]
+)
 def test_broken_twins_are_rejected(tmp_path, monkeypatch, mechanism):
     patch(monkeypatch, mechanism)
     with pytest.raises(AssertionError):
@@ -125,7 +144,11 @@ def test_the_event_is_on_disk_before_noise_exists(tmp_path, monkeypatch):
 
     def crash(*arguments):
         (event,) = Ledger.open(tmp_path / "ledger.jsonl").events()
-        assert (event.release, event.stage, event.event) == ("evolution/histogram/2", "evolution", stage.event())
+        assert (event.release, event.stage, event.event) == (
+            "evolution/histogram/2",
+            "evolution",
+            stage.event(),
+        )
         raise KeyboardInterrupt
 
     patch(monkeypatch, crash)
@@ -143,7 +166,9 @@ def test_same_votes_replay_and_other_votes_are_a_second_release(tmp_path):
     other = votes.copy()
     other[3] += 1  # budget is left for it here; it must not reuse the noise
     second = release_histogram(other, 0, stage, KEY, "s", ledger)
-    assert not ledger.events()[-1].replay and np.abs((second - other) - (first - votes)).min() > 1e-3
+    assert (
+        not ledger.events()[-1].replay and np.abs((second - other) - (first - votes)).min() > 1e-3
+    )
     with pytest.raises(BudgetError):
         release_histogram(votes, 1, stage, KEY, "s", ledger)
 
@@ -154,7 +179,9 @@ def test_exact_votes_are_not_written(tmp_path):
     noisy = release_histogram(votes, 0, stage, KEY, "s", ledger)
     assert "98765" not in ledger.path.read_text() and not (noisy == votes).any()
     streams = [e.stream for e in ledger.events()]
-    release_histogram(votes, 0, stage, NoiseKey.create(), "s", ledger)  # another key: nobody can look votes up by it
+    release_histogram(
+        votes, 0, stage, NoiseKey.create(), "s", ledger
+    )  # another key: nobody can look votes up by it
     assert ledger.events()[-1].stream not in streams
 
 
@@ -165,7 +192,11 @@ def test_votes_do_not_depend_on_the_number_of_tasks(ray_cluster, tmp_path):
     expected = count_votes(candidates, CLASSES, *_records(source))
     for shard_size in (37, 300):
         records = RecordEmbeddings(str(tmp_path / f"{shard_size}"), 300, shard_size)
-        assert len(list(records.build(source, 8, PointEmbedding(), config))) == len(records.shards) == math.ceil(300 / shard_size)
+        assert (
+            len(list(records.build(source, 8, PointEmbedding(), config)))
+            == len(records.shards)
+            == math.ceil(300 / shard_size)
+        )
         assert np.array_equal(all_votes(candidates, CLASSES, records, config), expected)
 
 

@@ -21,7 +21,12 @@ RNG = np.random.default_rng
 
 
 def test_threshold_takes_off_and_cuts_at_zero():
-    assert threshold_votes(np.array([5.0, 2.0, 1.9, -3.0], np.float32), 2.0).tolist() == [3.0, 0.0, 0.0, 0.0]
+    assert threshold_votes(np.array([5.0, 2.0, 1.9, -3.0], np.float32), 2.0).tolist() == [
+        3.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
 
 
 def test_sampling_is_in_proportion_to_votes():
@@ -29,7 +34,9 @@ def test_sampling_is_in_proportion_to_votes():
     counts = np.bincount(by_sampling(weights, 8000, RNG(0)), minlength=5)
     assert counts[0] == counts[3] == 0
     assert chisquare(counts[[1, 2, 4]], [1000, 3000, 4000]).pvalue > 1e-4
-    assert chisquare(counts[[1, 2, 4]], [8000 / 3] * 3).pvalue < 1e-4  # the same check says no to uniform
+    assert (
+        chisquare(counts[[1, 2, 4]], [8000 / 3] * 3).pvalue < 1e-4
+    )  # the same check says no to uniform
 
 
 def test_rank_takes_the_heaviest_and_goes_round_again():
@@ -50,7 +57,9 @@ def test_rank_without_any_vote_is_a_random_choice():
 @pytest.mark.parametrize("selection", sorted(SELECTIONS))
 @pytest.mark.parametrize("keep", [False, True])
 def test_parents_are_of_the_slots_class_and_as_many_as_planned(selection, keep):
-    config = EvolutionConfig(iterations=3, population=4, variations=2, keep_selected=keep, selection=selection)
+    config = EvolutionConfig(
+        iterations=3, population=4, variations=2, keep_selected=keep, selection=selection
+    )
     weights = RNG(0).exponential(size=config.candidates * 5)
     middle, last = (next_parents(weights, 5, config, 37, seed=1, iteration=i) for i in (0, 2))
     assert len(middle) == 4 * (2 + keep) * 5 and len(last) == 37
@@ -78,7 +87,14 @@ def test_iterations_choose_independently_and_repeatably():
 
 def test_a_parent_is_kept_once_and_only_where_asked():
     parents = np.array([3, 3, 1, 3, 1, 0])
-    assert kept_slots(parents, EvolutionConfig(**AUG_PE)).tolist() == [True, False, True, False, False, True]
+    assert kept_slots(parents, EvolutionConfig(**AUG_PE)).tolist() == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
     assert not kept_slots(parents, EvolutionConfig()).any()
 
 
@@ -86,6 +102,8 @@ def test_seeds_are_distinct_and_begin_as_those_of_a_data_set():
     slots = np.arange(50)
     plan = SamplingPlan(50, 3, 50, seed=9)
     assert np.array_equal(slot_seeds(9, 0, 0, slots), plan.seeds(plan.shards[0]))
-    seeds = [slot_seeds(9, generation, purpose, slots) for generation in range(4) for purpose in range(3)]
+    seeds = [
+        slot_seeds(9, generation, purpose, slots) for generation in range(4) for purpose in range(3)
+    ]
     assert len(np.unique(seeds)) == 12 * 50 and np.min(seeds) >= 0
     assert np.array_equal(slot_seeds(9, 2, 1, slots[7:9]), slot_seeds(9, 2, 1, slots)[7:9])

@@ -7,12 +7,28 @@ from sapf_ray.errors import ConfigError
 from tests.evolution.toy import AUG_PE, PE
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("iterations", 0), ("iterations", True), ("population", 0), ("variations", 0), ("lookahead", -1), ("enabled", 1),
-    ("selection", "best"), ("threshold", -0.1), ("threshold", float("inf")), ("strength_start", 0.0),
-    ("strength_start", 1.1), ("strength_end", 0.95), ("embedding", "clip"), ("embedding", "inception"),
-    ("cpus_per_task", 0), ("gpus_per_task", -1), ("keep_selected", "yes"),
-])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("iterations", 0),
+        ("iterations", True),
+        ("population", 0),
+        ("variations", 0),
+        ("lookahead", -1),
+        ("enabled", 1),
+        ("selection", "best"),
+        ("threshold", -0.1),
+        ("threshold", float("inf")),
+        ("strength_start", 0.0),
+        ("strength_start", 1.1),
+        ("strength_end", 0.95),
+        ("embedding", "clip"),
+        ("embedding", "inception"),
+        ("cpus_per_task", 0),
+        ("gpus_per_task", -1),
+        ("keep_selected", "yes"),
+    ],
+)
 def test_a_value_out_of_range_is_named(field, value):
     with pytest.raises(ConfigError) as caught:
         from_dict({"evolution": {field: value}})
@@ -21,12 +37,16 @@ def test_a_value_out_of_range_is_named(field, value):
 
 
 def test_an_evolution_beside_fine_tuning_is_refused():
-    with pytest.raises(ConfigError, match=r"finetune\.steps = 5: must be 0 where evolution\.enabled is true"):
+    with pytest.raises(
+        ConfigError, match=r"finetune\.steps = 5: must be 0 where evolution\.enabled is true"
+    ):
         from_dict({"evolution": {"enabled": True}, "finetune": {"steps": 5}})
 
 
 def test_resources_may_differ_between_two_starts():
-    one, other = ({"evolution": {"cpus_per_task": cpus, "gpus_per_task": cpus}} for cpus in (1.0, 2.0))
+    one, other = (
+        {"evolution": {"cpus_per_task": cpus, "gpus_per_task": cpus}} for cpus in (1.0, 2.0)
+    )
     assert result_keys(from_dict(one)) == result_keys(from_dict(other))
 
 

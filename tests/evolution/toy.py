@@ -20,7 +20,11 @@ from sapf_ray.privacy.planner import PrivacyPlan, evolution_stage
 DELTA = 1e-5
 KEY = NoiseKey.create(7)
 PE, AUG_PE = (
-    {key.removeprefix("evolution."): value for key, value in METHODS[name].overrides.items() if key.startswith("evolution.")}
+    {
+        key.removeprefix("evolution."): value
+        for key, value in METHODS[name].overrides.items()
+        if key.startswith("evolution.")
+    }
     for name in ("pe", "aug-pe")
 )
 SAMPLING = SynthesisConfig(n_images=61, shard_size=45)
@@ -33,12 +37,16 @@ def normals(seeds: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PointApi:
-    """Points spread widely about 0, the same in each class; a variation is a step of length ``3 * strength``."""
+    """Points spread widely about 0, the same in each class; a variation is a step of length
+    ``3 * strength``.
+    """
 
     def random(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         return 4 * normals(seeds)
 
-    def vary(self, samples: np.ndarray, labels: np.ndarray, seeds: np.ndarray, strength: float) -> np.ndarray:
+    def vary(
+        self, samples: np.ndarray, labels: np.ndarray, seeds: np.ndarray, strength: float
+    ) -> np.ndarray:
         return samples + 3 * strength * normals(seeds)
 
 
@@ -60,7 +68,9 @@ class PointSource(ImageSource):
     def labels(self, split: str) -> np.ndarray:
         return np.random.default_rng(0).choice(3, self.n_train, p=[0.5, 0.3, 0.2])
 
-    def read(self, split: str, indices: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, split: str, indices: np.ndarray, resolution: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         labels = self.labels(split)
         points = CENTRES[labels] + 0.3 * np.random.default_rng(1).normal(size=(self.n_train, 2))
         return points[indices], labels[indices]
@@ -73,14 +83,24 @@ class PointSource(ImageSource):
 
 
 class UnreadableSource(PointSource):
-    def read(self, split: str, indices: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, split: str, indices: np.ndarray, resolution: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         raise AssertionError("a record was read")
 
 
 def plan_of(epsilon: float, n: int = 400, accountant: str = "rdp") -> PrivacyPlan:
     return PrivacyPlan(
-        epsilon=epsilon, delta=DELTA, accountant=accountant, n_records=n, batch_size=0, sample_rate=0.0, steps=0,
-        selection=None, finetune=None, composed_epsilon=epsilon,
+        epsilon=epsilon,
+        delta=DELTA,
+        accountant=accountant,
+        n_records=n,
+        batch_size=0,
+        sample_rate=0.0,
+        steps=0,
+        selection=None,
+        finetune=None,
+        composed_epsilon=epsilon,
     )
 
 
@@ -99,12 +119,24 @@ class Toy:
         self.root.mkdir(parents=True, exist_ok=True)
         self.stage = evolution_stage(self.epsilon, DELTA, self.config.iterations, "rdp")
         path = self.root / "ledger.jsonl"
-        self.ledger = Ledger.open(path) if path.exists() else Ledger.create(path, plan_of(self.epsilon))
+        self.ledger = (
+            Ledger.open(path) if path.exists() else Ledger.create(path, plan_of(self.epsilon))
+        )
 
     def run(self, seed: int = 3, on_progress=None, stream: str = "s") -> Generation:
         return evolve(
-            Parts(PointApi(), PointEmbedding()), self.source or PointSource(), 8, self.config, self.sampling,
-            self.stage, self.key, stream, self.ledger, self.root / "evolution", self.root / "private" / "records", seed,
+            Parts(PointApi(), PointEmbedding()),
+            self.source or PointSource(),
+            8,
+            self.config,
+            self.sampling,
+            self.stage,
+            self.key,
+            stream,
+            self.ledger,
+            self.root / "evolution",
+            self.root / "private" / "records",
+            seed,
             on_progress,
         )
 

@@ -19,12 +19,16 @@ def train_ranks(session: Path) -> dict[int, int]:
     ranks: dict[int, int] = {}
     logs = [*(session / "logs" / "train").glob("*controller*.log")]
     for log in sorted(logs, key=lambda path: path.stat().st_mtime):
-        for pid, rank in re.findall(r"pid=(\d+)\) world_rank=(\d+)", log.read_text(errors="replace")):
+        for pid, rank in re.findall(
+            r"pid=(\d+)\) world_rank=(\d+)", log.read_text(errors="replace")
+        ):
             ranks[int(rank)] = int(pid)
     return {rank: pid for rank, pid in ranks.items() if psutil.pid_exists(pid)}
 
 
-def wait_for(what: str, reached: Callable[[], object], alive: Callable[[], bool] = lambda: True) -> None:
+def wait_for(
+    what: str, reached: Callable[[], object], alive: Callable[[], bool] = lambda: True
+) -> None:
     """Polls until ``reached``; fails where the process that should get there is gone."""
     deadline = time.monotonic() + PATIENCE
     while not reached():
@@ -35,7 +39,9 @@ def wait_for(what: str, reached: Callable[[], object], alive: Callable[[], bool]
 
 @contextmanager
 def once(what: str, reached: Callable[[], object], act: Callable[[], object]) -> Iterator[None]:
-    """Runs ``act`` on another thread as soon as ``reached``, while the block works; fails if it never came to that."""
+    """Runs ``act`` on another thread as soon as ``reached``, while the block works; fails if it
+    never came to that.
+    """
     done = threading.Event()
     failure: list[BaseException] = []
 

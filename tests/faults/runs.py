@@ -39,27 +39,57 @@ class Command:
     """``sapf run`` with one tiny config; every start of it is the same command."""
 
     def __init__(
-        self, folder: Path, model: Path, out: Path, *extra: str, program: tuple[str, ...] = ("-m", "sapf_ray.cli")
+        self,
+        folder: Path,
+        model: Path,
+        out: Path,
+        *extra: str,
+        program: tuple[str, ...] = ("-m", "sapf_ray.cli"),
     ) -> None:
         options = {
-            "data.source": "image_folder", "data.path": folder, "model.path": model, "privacy.epsilon": 8,
-            "privacy.accountant": "rdp", "privacy.reproducible_seed": 5, "saliency.shard_size": 10,
-            "finetune.batch_size": 16, "finetune.steps": STEPS, "finetune.micro_batch_size": 8, "finetune.num_workers": 2,
-            "finetune.cpus_per_worker": 1, "finetune.checkpoint_every": 4, "synthesis.n_images": 60, "synthesis.steps": 3,
-            "synthesis.shard_size": 10, "synthesis.num_actors": 2, "evaluation.enabled": "false", "tracking.enabled": "false",
+            "data.source": "image_folder",
+            "data.path": folder,
+            "model.path": model,
+            "privacy.epsilon": 8,
+            "privacy.accountant": "rdp",
+            "privacy.reproducible_seed": 5,
+            "saliency.shard_size": 10,
+            "finetune.batch_size": 16,
+            "finetune.steps": STEPS,
+            "finetune.micro_batch_size": 8,
+            "finetune.num_workers": 2,
+            "finetune.cpus_per_worker": 1,
+            "finetune.checkpoint_every": 4,
+            "synthesis.n_images": 60,
+            "synthesis.steps": 3,
+            "synthesis.shard_size": 10,
+            "synthesis.num_actors": 2,
+            "evaluation.enabled": "false",
+            "tracking.enabled": "false",
         }
-        options |= {word.split("=", 1)[0].removeprefix("--"): word.split("=", 1)[1] for word in extra}
+        options |= {
+            word.split("=", 1)[0].removeprefix("--"): word.split("=", 1)[1] for word in extra
+        }
         if "cluster.address" not in options:
             options["cluster.num_cpus"] = 2
         self.out, self.ledger = out, out / "ledger.jsonl"
-        self.words = [sys.executable, *program, "run", f"--out={out}", *(f"--{name}={value}" for name, value in options.items())]
+        self.words = [
+            sys.executable,
+            *program,
+            "run",
+            f"--out={out}",
+            *(f"--{name}={value}" for name, value in options.items()),
+        ]
         # sockets below have a limit of 107 characters
         self.ray_dir = Path(tempfile.mkdtemp(prefix="sapf", dir="/tmp"))
         self.close = weakref.finalize(self, shutil.rmtree, self.ray_dir, ignore_errors=True)
 
     def environment(self) -> dict[str, str]:
         return os.environ | {
-            "RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "160", "MLFLOW_TRACKING_URI": "", "RAY_TMPDIR": str(self.ray_dir)
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "COLUMNS": "160",
+            "MLFLOW_TRACKING_URI": "",
+            "RAY_TMPDIR": str(self.ray_dir),
         }
 
     @property
@@ -70,7 +100,12 @@ class Command:
     def started(self) -> Iterator[subprocess.Popen[str]]:
         """The command at work; killed with all its processes when the block ends."""
         process = subprocess.Popen(
-            self.words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment(), start_new_session=True,
+            self.words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment(),
+            start_new_session=True,
         )
         try:
             yield process

@@ -1,4 +1,6 @@
-"""Whole runs hit by faults: they end by themselves or by the same command, pay once, and release the very same bytes."""
+"""Whole runs hit by faults: they end by themselves or by the same command, pay once, and release
+the very same bytes.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +54,7 @@ def expected(folder, tiny_pipeline, tmp_path_factory) -> dict[str, str]:
 def test_a_worker_of_every_stage_dies_and_the_run_ends_by_itself(command, expected):
     run = command()
     with run.started() as process:
+
         def strike(title: str) -> Callable[[], None]:
             return lambda: ray_workers(process.pid, title)[0].kill()
 
@@ -65,7 +68,11 @@ def test_a_worker_of_every_stage_dies_and_the_run_ends_by_itself(command, expect
             once("encoding", at("ray::encode"), strike("ray::encode")),
             once("selection", at("ray::score"), strike("ray::score")),
             once("rank 0 in step 6", lambda: "finetune/step/6" in run.releases(), strike_rank_0),
-            once("sampling", at("ray::SamplingActor.make_shard"), strike("ray::SamplingActor.make_shard")),
+            once(
+                "sampling",
+                at("ray::SamplingActor.make_shard"),
+                strike("ray::SamplingActor.make_shard"),
+            ),
         ):
             _, said = process.communicate(timeout=280)
         assert process.returncode == 0, said[-3000:]
@@ -74,7 +81,10 @@ def test_a_worker_of_every_stage_dies_and_the_run_ends_by_itself(command, expect
     events = [json.loads(line) for line in (run.out / "run.log.jsonl").read_text().splitlines()]
     told = {(event["event"], event["stage"]) for event in events if event["level"] == "warning"}
     assert told == {
-        ("task_retried", "latents"), ("task_retried", "selection"), ("workers_lost", "finetune"), ("task_retried", "synthesis")
+        ("task_retried", "latents"),
+        ("task_retried", "selection"),
+        ("workers_lost", "finetune"),
+        ("task_retried", "synthesis"),
     }
 
 
@@ -94,7 +104,9 @@ def test_the_driver_dies_and_the_newest_checkpoint_is_torn(command, expected):
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(command, expected, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     try:
         run = command("--finetune.max_failures=0", out=disk / "run")
@@ -108,7 +120,10 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(command, expected,
                 except OSError:
                     pass
 
-        with once("step 5", lambda: "finetune/step/5" in run.releases(), fill), run.started() as process:
+        with (
+            once("step 5", lambda: "finetune/step/5" in run.releases(), fill),
+            run.started() as process,
+        ):
             _, said = process.communicate(timeout=280)
         assert process.returncode == 2, said[-3000:]
         assert said.count("\n") == 1 and "No space left" in said, said
@@ -121,7 +136,9 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(command, expected,
 
 
 def test_the_mlflow_server_dies_in_mid_run(command, expected, tmp_path):
-    """The run is not lost: it ends with a warning, and the same command logs the rest when the server is back."""
+    """The run is not lost: it ends with a warning, and the same command logs the rest when the
+    server is back.
+    """
     import socket
 
     from mlflow import MlflowClient
@@ -133,10 +150,24 @@ def test_the_mlflow_server_dies_in_mid_run(command, expected, tmp_path):
 
     def serve() -> subprocess.Popen[bytes]:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-             "--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}",
-             "--artifacts-destination", str(tmp_path / "artifacts")],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--workers",
+                "1",
+                "--backend-store-uri",
+                f"sqlite:///{tmp_path / 'mlflow.db'}",
+                "--artifacts-destination",
+                str(tmp_path / "artifacts"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
         def up() -> bool:
@@ -153,7 +184,9 @@ def test_the_mlflow_server_dies_in_mid_run(command, expected, tmp_path):
     run = command("--tracking.enabled=true", f"--tracking.uri={uri}")
     server = serve()
     try:
-        with once("step 2", lambda: "finetune/step/2" in run.releases(), lambda: kill_tree(server.pid)):
+        with once(
+            "step 2", lambda: "finetune/step/2" in run.releases(), lambda: kill_tree(server.pid)
+        ):
             said = run.finish().stderr
         assert "MLflow" in said and uri in said and said.count("\n") == 1
         assert_paid_once(run.out)

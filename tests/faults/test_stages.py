@@ -1,4 +1,6 @@
-"""SIGKILL of a worker in each stage: Ray does the work again, and what comes out is what an unfaulted run makes."""
+"""SIGKILL of a worker in each stage: Ray does the work again, and what comes out is what an
+unfaulted run makes.
+"""
 
 from __future__ import annotations
 
@@ -60,19 +62,33 @@ def test_a_killed_encoding_task_is_done_again(ray_cluster, tiny_pipeline, tmp_pa
 
     def build(directory: Path) -> LatentCache:
         return build_latent_cache(
-            directory, source, ModelConfig(str(tiny_pipeline)), "cpu", 100, {"num_cpus": 1.0, "num_gpus": 0.0}
+            directory,
+            source,
+            ModelConfig(str(tiny_pipeline)),
+            "cpu",
+            100,
+            {"num_cpus": 1.0, "num_gpus": 0.0},
         )
 
     whole = build(tmp_path / "whole")
-    with once("an encoding task", lambda: ray_workers(os.getpid(), "ray::encode"), lambda: kill("ray::encode")):
+    with once(
+        "an encoding task",
+        lambda: ray_workers(os.getpid(), "ray::encode"),
+        lambda: kill("ray::encode"),
+    ):
         faulted = build(tmp_path / "faulted")
     for name in ("moments.npy", "labels.npy"):
-        assert np.array_equal(np.load(Path(whole.directory) / name), np.load(Path(faulted.directory) / name))
+        assert np.array_equal(
+            np.load(Path(whole.directory) / name), np.load(Path(faulted.directory) / name)
+        )
 
 
-def test_a_killed_selection_task_is_done_again_and_paid_once(ray_cluster, tiny_pipeline, cache, tmp_path):
+def test_a_killed_selection_task_is_done_again_and_paid_once(
+    ray_cluster, tiny_pipeline, cache, tmp_path
+):
     config = RunConfig(
-        privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"), saliency=SaliencyConfig(shard_size=2),
+        privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"),
+        saliency=SaliencyConfig(shard_size=2),
         finetune=FinetuneConfig(steps=3, batch_size=8),
     )
     plan = make_plan(config, 24)
@@ -83,19 +99,33 @@ def test_a_killed_selection_task_is_done_again_and_paid_once(ray_cluster, tiny_p
         return select(model, cache, plan, config.saliency, NoiseKey.create(1), "s", ledger), ledger
 
     whole, _ = choose("whole")
-    with once("a selection task", lambda: ray_workers(os.getpid(), "ray::score"), lambda: kill("ray::score")):
+    with once(
+        "a selection task",
+        lambda: ray_workers(os.getpid(), "ray::score"),
+        lambda: kill("ray::score"),
+    ):
         faulted, ledger = choose("faulted")
     assert faulted == whole
     assert [event.release for event in ledger.events()] == ["selection"]
 
 
 @pytest.mark.parametrize(
-    ("workers", "rank"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.long), pytest.param(2, 0, marks=pytest.mark.long)]
+    ("workers", "rank"),
+    [
+        (1, 0),
+        pytest.param(2, 1, marks=pytest.mark.long),
+        pytest.param(2, 0, marks=pytest.mark.long),
+    ],
 )
 def test_a_train_worker_killed_in_mid_step_is_replaced_and_its_steps_are_replayed(
     ray_cluster, tiny_pipeline, cache, tmp_path, workers, rank
 ):
-    settings = {"steps": STEPS, "checkpoint_every": 5, "num_workers": workers, "cpus_per_worker": 1.0}
+    settings = {
+        "steps": STEPS,
+        "checkpoint_every": 5,
+        "num_workers": workers,
+        "cpus_per_worker": 1.0,
+    }
     whole = make_job(tiny_pipeline, cache, tmp_path / "whole", **settings)
     expected = run_ranks(workers, tmp_path / "ranks", train, whole)[0]  # without Ray
     job = make_job(tiny_pipeline, cache, tmp_path / "faulted", **settings)
@@ -115,13 +145,19 @@ def test_a_train_worker_killed_in_mid_step_is_replaced_and_its_steps_are_replaye
     for name, value in expected.average.items():
         assert torch.equal(state.average[name], value), name
     events = ledger.events()
-    assert [e.release for e in events if not e.replay] == [f"finetune/step/{i}" for i in range(STEPS)]
-    assert {e.release for e in events if e.replay} >= {"finetune/step/5"}  # what came after the checkpoint at 5
+    assert [e.release for e in events if not e.replay] == [
+        f"finetune/step/{i}" for i in range(STEPS)
+    ]
+    assert {e.release for e in events if e.replay} >= {
+        "finetune/step/5"
+    }  # what came after the checkpoint at 5
     assert ledger.epsilon_spent() == Ledger.open(whole.ledger).epsilon_spent() <= job.plan.epsilon
     assert load_file(tmp_path / "adapter" / WEIGHTS)
 
 
-def test_a_torn_checkpoint_is_passed_over_and_a_torn_snapshot_removed(tiny_pipeline, cache, tmp_path):
+def test_a_torn_checkpoint_is_passed_over_and_a_torn_snapshot_removed(
+    tiny_pipeline, cache, tmp_path
+):
     from tests.finetune.test_loop import run_and_keep
 
     job = make_job(tiny_pipeline, cache, tmp_path / "job")
@@ -131,7 +167,10 @@ def test_a_torn_checkpoint_is_passed_over_and_a_torn_snapshot_removed(tiny_pipel
     for name, state in zip(("checkpoint_2026-01-01", "checkpoint_2026-01-02"), kept, strict=True):
         (run / name).mkdir(parents=True)
         state.save(run / name / STATE_FILE)
-    newest, snapshot = run / "checkpoint_2026-01-02" / STATE_FILE, run / "checkpoint_manager_snapshot.json"
+    newest, snapshot = (
+        run / "checkpoint_2026-01-02" / STATE_FILE,
+        run / "checkpoint_manager_snapshot.json",
+    )
     whole = newest.read_bytes()
     assert latest_state(str(run)).step == kept[1].step > kept[0].step
     torn = [whole[:-20], whole[: len(whole) // 2], b"", whole.replace(whole[2000:2064], bytes(64))]
@@ -141,15 +180,24 @@ def test_a_torn_checkpoint_is_passed_over_and_a_torn_snapshot_removed(tiny_pipel
     newest.unlink()
     assert latest_state(str(run)).step == kept[0].step
 
-    good = '{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_2026-01-01", "metrics": {}}]}'
-    for content, stays in ((good, True), (good[:40], False), ("", False), (good.replace("01-01", "01-09"), False)):
+    good = (
+        '{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_2026-01-01", "metrics": {}}]}'
+    )
+    for content, stays in (
+        (good, True),
+        (good[:40], False),
+        ("", False),
+        (good.replace("01-01", "01-09"), False),
+    ):
         snapshot.write_text(content)
         repair_snapshot(str(run))
         assert snapshot.exists() == stays
 
     ledger = Ledger.open(job.ledger)
     check_paid(kept[1], ledger, job.stream)
-    other = Ledger.create(tmp_path / "fresh.jsonl", job.plan)  # a new ledger beside old checkpoints understates
+    other = Ledger.create(
+        tmp_path / "fresh.jsonl", job.plan
+    )  # a new ledger beside old checkpoints understates
     with pytest.raises(RunDirectoryError, match=r"does not show finetune/step/0"):
         check_paid(kept[0], other, job.stream)
     with pytest.raises(RunDirectoryError, match=r"does not show"):
@@ -157,7 +205,9 @@ def test_a_torn_checkpoint_is_passed_over_and_a_torn_snapshot_removed(tiny_pipel
 
 
 def goes_on(job: FinetuneJob, folder: str, until: int) -> TrainState:
-    """One rank's training from the checkpoint in ``folder``, read by each rank for itself, to step ``until``."""
+    """One rank's training from the checkpoint in ``folder``, read by each rank for itself, to step
+    ``until``.
+    """
     kept: list[TrainState] = []
 
     def checkpoint(state: TrainState) -> None:
@@ -171,14 +221,18 @@ def goes_on(job: FinetuneJob, folder: str, until: int) -> TrainState:
 
 
 def test_training_goes_on_with_another_number_of_workers(tiny_pipeline, cache, tmp_path):
-    """One worker, then three, then two: the same batches, the same noise, each step paid once; only rounding differs."""
+    """One worker, then three, then two: the same batches, the same noise, each step paid once; only
+    rounding differs.
+    """
     settings = {"steps": 6, "checkpoint_every": 2}
     whole = make_job(tiny_pipeline, cache, tmp_path / "whole", **settings)
     (expected,) = run_ranks(1, tmp_path / "ranks", goes_on, whole, str(tmp_path / "none"), 6)
     job = make_job(tiny_pipeline, cache, tmp_path / "job", **settings)
     states = []
     for workers, until in ((1, 2), (3, 4), (2, 6)):
-        ranks = run_ranks(workers, tmp_path / f"ranks{workers}", goes_on, job, str(tmp_path / "run"), until)
+        ranks = run_ranks(
+            workers, tmp_path / f"ranks{workers}", goes_on, job, str(tmp_path / "run"), until
+        )
         states.append(ranks[0])
         folder = tmp_path / "run" / f"checkpoint_{until}"
         folder.mkdir(parents=True)
@@ -187,5 +241,9 @@ def test_training_goes_on_with_another_number_of_workers(tiny_pipeline, cache, t
     assert (first.step, last.step) == (2, 6)
     for name, value in expected.factors.items():
         torch.testing.assert_close(last.factors[name], value, rtol=0, atol=4e-3)
-    assert max(float((last.factors[n] - first.factors[n]).abs().max()) for n in first.factors) > 1.5e-2  # moved much further
-    assert [(e.release, e.replay) for e in Ledger.open(job.ledger).events()] == [(f"finetune/step/{i}", False) for i in range(6)]
+    assert (
+        max(float((last.factors[n] - first.factors[n]).abs().max()) for n in first.factors) > 1.5e-2
+    )  # moved much further
+    assert [(e.release, e.replay) for e in Ledger.open(job.ledger).events()] == [
+        (f"finetune/step/{i}", False) for i in range(6)
+    ]

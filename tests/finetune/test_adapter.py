@@ -1,4 +1,6 @@
-"""Adapters: what is trained, what is made random, and that a saved directory gives back the very same model."""
+"""Adapters: what is trained, what is made random, and that a saved directory gives back the very
+same model.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,19 @@ CONFIG = FinetuneConfig(lora_rank=2)
 
 def predicted(denoiser) -> torch.Tensor:
     generator = torch.Generator().manual_seed(5)
-    x, states = torch.randn(2, 4, 4, 4, generator=generator), torch.randn(2, 7, 16, generator=generator)
+    x, states = (
+        torch.randn(2, 4, 4, 4, generator=generator),
+        torch.randn(2, 7, 16, generator=generator),
+    )
     with torch.no_grad():
         return denoiser(x, torch.tensor([10, 700]), encoder_hidden_states=states).sample
 
 
 @pytest.mark.parametrize("adapter", ["lora", "direct"])
 @pytest.mark.parametrize("randomize,pool", [("none", "all"), ("qkv", "qkv"), ("all", "all")])
-def test_saved_directory_gives_back_the_same_model(tiny_pipeline, tmp_path, adapter, randomize, pool):
+def test_saved_directory_gives_back_the_same_model(
+    tiny_pipeline, tmp_path, adapter, randomize, pool
+):
     config = dataclasses.replace(CONFIG, adapter=adapter, randomize=randomize)
     trained = load_pipeline(str(tiny_pipeline)).unet
     public = predicted(trained)
@@ -47,12 +54,21 @@ def test_saved_directory_gives_back_the_same_model(tiny_pipeline, tmp_path, adap
         for p in parameters.values():
             p.add_(0.1 * torch.randn(p.shape, generator=generator))
     expected = predicted(trained)
-    save_weights(trained, tmp_path / "adapter", {name: p.detach().clone() for name, p in parameters.items()}, config)
+    save_weights(
+        trained,
+        tmp_path / "adapter",
+        {name: p.detach().clone() for name, p in parameters.items()},
+        config,
+    )
     assert (tmp_path / "adapter" / WEIGHTS).exists() == (adapter == "lora")
-    assert (tmp_path / "adapter" / WHOLE_WEIGHTS).exists() == (adapter == "direct" or randomize != "none")
+    assert (tmp_path / "adapter" / WHOLE_WEIGHTS).exists() == (
+        adapter == "direct" or randomize != "none"
+    )
     pipe = load_pipeline(str(tiny_pipeline))
     load_adapter(pipe, tmp_path / "adapter")
-    if adapter == "lora" and randomize == "none":  # diffusers' own loader agrees, on convolutions too
+    if (
+        adapter == "lora" and randomize == "none"
+    ):  # diffusers' own loader agrees, on convolutions too
         stock = load_pipeline(str(tiny_pipeline))
         stock.load_lora_weights(tmp_path / "adapter")
         torch.testing.assert_close(predicted(stock.unet), expected, rtol=1e-4, atol=1e-5)
@@ -71,16 +87,24 @@ def test_unselected_matrices_alone_become_random_with_their_own_scale(adapter):
     assert list(random) == [name for name in names if name not in names[::3]]
     for name, entry in random.items():
         before, weight = public.get_submodule(name).weight, entry.weight
-        assert torch.equal(weight, again.get_submodule(name).weight) and not torch.equal(weight, other.get_submodule(name).weight)
+        assert torch.equal(weight, again.get_submodule(name).weight) and not torch.equal(
+            weight, other.get_submodule(name).weight
+        )
         assert abs(torch.corrcoef(torch.stack([before.flatten(), weight.flatten()]))[0, 1]) < 0.5
         assert weight.detach().std().item() == pytest.approx(before.detach().std().item(), rel=0.25)
-    rest = {n: p for n, p in first.named_parameters() if n.removesuffix(".weight") not in random and "lora_" not in n}
+    rest = {
+        n: p
+        for n, p in first.named_parameters()
+        if n.removesuffix(".weight") not in random and "lora_" not in n
+    }
     originals = dict(public.named_parameters())
     assert all(torch.equal(p, originals[n.replace(".base_layer", "")]) for n, p in rest.items())
 
 
 def test_random_weights_are_in_the_directory_not_in_the_seed(tiny_pipeline, tmp_path):
-    """A twin that redraws them on loading would break with another version of torch; one that forgets them is caught."""
+    """A twin that redraws them on loading would break with another version of torch; one that
+    forgets them is caught.
+    """
     config = dataclasses.replace(CONFIG, randomize="qkv")
     unet = load_pipeline(str(tiny_pipeline)).unet
     names = list(candidate_pool(unet))
@@ -105,7 +129,12 @@ def test_transformers_are_saved_and_loaded_alike(tmp_path, adapter):
     with torch.no_grad():
         for p in parameters.values():
             p.add_(0.1 * torch.randn(p.shape, generator=generator))
-    save_weights(trained, tmp_path / "adapter", {name: p.detach().clone() for name, p in parameters.items()}, config)
+    save_weights(
+        trained,
+        tmp_path / "adapter",
+        {name: p.detach().clone() for name, p in parameters.items()},
+        config,
+    )
     load_adapter(SimpleNamespace(transformer=loaded), tmp_path / "adapter")
     expected, public = trained(x, **inputs).sample, tiny_dit().eval()(x, **inputs).sample
     assert (expected - public).abs().max() > 0.01

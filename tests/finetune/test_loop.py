@@ -34,9 +34,17 @@ def cache(tmp_path_factory, tiny_pipeline) -> LatentCache:
 
 def make_job(tiny_pipeline: Path, cache: LatentCache, directory: Path, **finetune) -> FinetuneJob:
     config = RunConfig(
-        privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"), saliency=SaliencyConfig(noise_multiplier=30.0),
+        privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"),
+        saliency=SaliencyConfig(noise_multiplier=30.0),
         finetune=FinetuneConfig(
-            **{"steps": STEPS, "batch_size": 8, "micro_batch_size": 3, "learning_rate": 1e-2, "checkpoint_every": 2, **finetune}
+            **{
+                "steps": STEPS,
+                "batch_size": 8,
+                "micro_batch_size": 3,
+                "learning_rate": 1e-2,
+                "checkpoint_every": 2,
+                **finetune,
+            }
         ),
     )
     plan = make_plan(config, N)
@@ -46,8 +54,15 @@ def make_job(tiny_pipeline: Path, cache: LatentCache, directory: Path, **finetun
         Ledger.create(ledger, plan)
     matrices = list(candidate_pool(load_pipeline(str(tiny_pipeline)).unet))[::4]
     return FinetuneJob(
-        ModelConfig(path=str(tiny_pipeline)), matrices, cache, plan, config.finetune,
-        NoiseKey.create(3), "stream", str(ledger), seed=0,
+        ModelConfig(path=str(tiny_pipeline)),
+        matrices,
+        cache,
+        plan,
+        config.finetune,
+        NoiseKey.create(3),
+        "stream",
+        str(ledger),
+        seed=0,
     )
 
 
@@ -74,9 +89,18 @@ def same(a: TrainState, b: TrainState, atol: float) -> None:
 @pytest.mark.parametrize("draws", [1, 2])
 def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, draws):
     """clip each record's own gradient, sum, add the keyed noise, divide by B, one AdamW step."""
-    job = make_job(tiny_pipeline, cache, tmp_path / "job", steps=1, clipping=clipping, clipping_norm=0.05, draws_per_record=draws,
-                   timestep_start=0.2, timestep_end=0.8)
-    (state,), = [[s for s in run_ranks(1, tmp_path / "r", train, job)]]
+    job = make_job(
+        tiny_pipeline,
+        cache,
+        tmp_path / "job",
+        steps=1,
+        clipping=clipping,
+        clipping_norm=0.05,
+        draws_per_record=draws,
+        timestep_start=0.2,
+        timestep_end=0.8,
+    )
+    ((state,),) = [[s for s in run_ranks(1, tmp_path / "r", train, job)]]
     pipe = load_pipeline(str(tiny_pipeline))
     factors = add_lora(pipe.unet, job.matrices, job.config.lora_rank, 0)
     scheduler = training_scheduler(pipe)
@@ -85,15 +109,22 @@ def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, dra
     assert 0 < len(sampled) < N
     for record in sampled:
         moments, embeddings = cache.read(np.array([record]))
-        draws_ = draw(job.key, "finetune/loss", 0, np.array([record]), draws, (4, 4, 4), 1000, (0.2, 0.8))
-        loss = per_record_loss(pipe.unet, scheduler, moments, pipe.vae.config.scaling_factor, embeddings, draws_)
+        draws_ = draw(
+            job.key, "finetune/loss", 0, np.array([record]), draws, (4, 4, 4), 1000, (0.2, 0.8)
+        )
+        loss = per_record_loss(
+            pipe.unet, scheduler, moments, pipe.vae.config.scaling_factor, embeddings, draws_
+        )
         grads = torch.autograd.grad(loss.sum(), list(factors.values()))
         norm = torch.cat([g.flatten() for g in grads]).norm()
         factor = clip_factors(norm[None], 0.05, clipping, job.config.clipping_gamma)[0]
         for name, g in zip(factors, grads, strict=True):
             total[name] += factor * g
     noisy = add_gaussian_noise(
-        list(total.values()), job.plan.finetune.noise_multiplier, 0.05, job.key.stream("finetune/noise", 0)
+        list(total.values()),
+        job.plan.finetune.noise_multiplier,
+        0.05,
+        job.key.stream("finetune/noise", 0),
     )
     optimizer = torch.optim.AdamW(factors.values(), lr=1e-2, weight_decay=job.config.weight_decay)
     for p, value in zip(factors.values(), noisy, strict=True):
@@ -103,9 +134,16 @@ def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, dra
         torch.testing.assert_close(state.factors[name], p.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_micro_batch_size_and_world_size_do_not_change_the_mechanism(tiny_pipeline, cache, tmp_path):
+def test_micro_batch_size_and_world_size_do_not_change_the_mechanism(
+    tiny_pipeline, cache, tmp_path
+):
     (one,) = run_ranks(1, tmp_path / "one", train, make_job(tiny_pipeline, cache, tmp_path / "a"))
-    (large,) = run_ranks(1, tmp_path / "large", train, make_job(tiny_pipeline, cache, tmp_path / "b", micro_batch_size=64))
+    (large,) = run_ranks(
+        1,
+        tmp_path / "large",
+        train,
+        make_job(tiny_pipeline, cache, tmp_path / "b", micro_batch_size=64),
+    )
     ranks = run_ranks(3, tmp_path / "three", train, make_job(tiny_pipeline, cache, tmp_path / "c"))
     for state in ranks[1:]:
         same(ranks[0], state, atol=0)
@@ -133,8 +171,11 @@ def test_resume_replays_the_same_releases_and_costs_nothing(tiny_pipeline, cache
     (tmp_path / "crashed").mkdir()
     Ledger.create(tmp_path / "crashed" / "ledger.jsonl", job.plan)
     ((_, kept),) = run_ranks(1, tmp_path / "part", run_and_keep, crashed, None, 2)
-    # a crash between checkpoints: step 2 was released already, then the run starts again from step 2's checkpoint
-    Ledger.open(crashed.ledger).record("finetune/step/2", Ledger.open(job.ledger).events()[-1].event, "stream", "finetune")
+    # a crash between checkpoints: step 2 was released already, then the run starts again from step
+    # 2's checkpoint
+    Ledger.open(crashed.ledger).record(
+        "finetune/step/2", Ledger.open(job.ledger).events()[-1].event, "stream", "finetune"
+    )
     ((resumed, _),) = run_ranks(1, tmp_path / "rest", run_and_keep, crashed, kept[-1])
     same(whole, resumed, atol=1e-6)
     assert Ledger.open(crashed.ledger).epsilon_spent() == pytest.approx(spent)

@@ -36,7 +36,9 @@ class NoisePerRank(ReleaseOptimizer):
 
 
 class NoiseAfterReduceOnRankZero(ReleaseOptimizer):
-    """Broken twin, as in the paper's code: noise on the main process only, after gradients are synchronised."""
+    """Broken twin, as in the paper's code: noise on the main process only, after gradients are
+    synchronised.
+    """
 
     def reduce_gradients(self) -> None:
         for p in self.params:
@@ -51,7 +53,9 @@ class NoiseAfterReduceOnRankZero(ReleaseOptimizer):
 
 
 class NoiseScaledByBatch(ReleaseOptimizer):
-    """Broken twin: the divisor is applied before the noise, so the noise is B times too small after the sum."""
+    """Broken twin: the divisor is applied before the noise, so the noise is B times too small after
+    the sum.
+    """
 
     def add_noise(self) -> None:
         super().add_noise()
@@ -60,14 +64,21 @@ class NoiseScaledByBatch(ReleaseOptimizer):
 
 
 def noise_of_steps(kind: type[ReleaseOptimizer], check_ranks: bool = True) -> torch.Tensor:
-    """Runs STEPS steps without a single record; SGD at rate 1 shows exactly what was released, times B."""
+    """Runs STEPS steps without a single record; SGD at rate 1 shows exactly what was released,
+    times B.
+    """
     parameter = nn.Parameter(torch.zeros(SIZE))
     torch.manual_seed(100 + dist.get_rank())
     key = NoiseKey.create(7)
     recorded: list[int] = []
     optimizer = kind(
-        torch.optim.SGD([parameter], lr=1.0), noise_multiplier=SIGMA, clipping="flat", clipping_norm=C, clipping_gamma=1e-3,
-        expected_batch_size=B, before_release=recorded.append,
+        torch.optim.SGD([parameter], lr=1.0),
+        noise_multiplier=SIGMA,
+        clipping="flat",
+        clipping_norm=C,
+        clipping_gamma=1e-3,
+        expected_batch_size=B,
+        before_release=recorded.append,
         noise_stream=lambda step: key.stream("finetune/noise", step),
     )
     released = []
@@ -95,8 +106,13 @@ def test_noise_is_the_same_release_for_any_number_of_workers(world, tmp_path):
     assert all(torch.equal(ranks[0], other) for other in ranks[1:])
     assert variance_is_right(ranks[0])
     key = NoiseKey.create(7)
-    for step in (0, STEPS - 1):  # fixed-seed identity: exactly the keyed draw of that step, nothing else
-        expected = add_gaussian_noise([torch.zeros(SIZE)], SIGMA, C, key.stream("finetune/noise", step))[0]
+    for step in (
+        0,
+        STEPS - 1,
+    ):  # fixed-seed identity: exactly the keyed draw of that step, nothing else
+        expected = add_gaussian_noise(
+            [torch.zeros(SIZE)], SIGMA, C, key.stream("finetune/noise", step)
+        )[0]
         torch.testing.assert_close(ranks[0][step], expected, rtol=1e-4, atol=1e-4)
     steps = ranks[0]
     correlation = torch.corrcoef(steps)[~torch.eye(STEPS, dtype=torch.bool)]

@@ -40,12 +40,17 @@ def check_against_oracle(case, pool, capture) -> None:
     factors = torch.linspace(0, 2, len(rows))
     for j, total in enumerate(capture.clipped_sum(factors)):
         summed = torch.stack([c * row[j] for c, row in zip(factors, rows, strict=True)]).sum(0)
-        assert total.dtype == torch.float32 and (total - summed).norm() <= 1e-5 * summed.norm() + 1e-8
+        assert (
+            total.dtype == torch.float32 and (total - summed).norm() <= 1e-5 * summed.norm() + 1e-8
+        )
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    tokens=st.integers(1, 40), d_in=st.integers(1, 24), d_out=st.integers(1, 24), batch=st.integers(1, 4),
+    tokens=st.integers(1, 40),
+    d_in=st.integers(1, 24),
+    d_out=st.integers(1, 24),
+    batch=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_both_routes_give_the_norm_of_the_instantiated_gradient(tokens, d_in, d_out, batch, dtype):
@@ -74,9 +79,12 @@ def test_weighted_norms_match_the_oracle(kind, cap):
     pool = candidate_pool(case.model, "all")
     capture = capture_of(case, pool, weighted=True, max_temporary_bytes=cap)
     weights = [layer.weight for layer in pool.values()]
-    expected = torch.stack([
-        torch.stack([(w * g).abs().sum() for w, g in zip(weights, row, strict=True)]) for row in case.gradients(weights)
-    ])
+    expected = torch.stack(
+        [
+            torch.stack([(w * g).abs().sum() for w, g in zip(weights, row, strict=True)])
+            for row in case.gradients(weights)
+        ]
+    )
     torch.testing.assert_close(capture.norms(), expected, rtol=1e-4, atol=1e-8)
 
 
@@ -95,11 +103,16 @@ def test_closed_matrices_are_zero_in_the_forward_pass_and_keep_their_gradients(k
     torch.testing.assert_close(losses, case.losses(), rtol=1e-5, atol=1e-6)
     check_against_oracle(case, pool, capture)
     rows = case.gradients([layer.weight for layer in pool.values()])
-    expected = torch.stack([
-        torch.stack([(w * g).abs().sum() for w, g in zip(originals.values(), row, strict=True)]) for row in rows
-    ])
+    expected = torch.stack(
+        [
+            torch.stack([(w * g).abs().sum() for w, g in zip(originals.values(), row, strict=True)])
+            for row in rows
+        ]
+    )
     torch.testing.assert_close(weighted.norms(), expected, rtol=1e-4, atol=1e-7)
-    assert (weighted.norms()[:, [name in closed for name in pool]] > 0).any()  # a matrix can come back
+    assert (
+        weighted.norms()[:, [name in closed for name in pool]] > 0
+    ).any()  # a matrix can come back
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -112,13 +125,22 @@ def test_attention_with_and_without_bias(bias):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    n=st.integers(1, 4), k=st.integers(1, 3), tokens=st.integers(1, 20), d=st.integers(1, 24), hidden=st.integers(2, 24),
-    bias=st.booleans(), cap=st.sampled_from([128, 2048, MAX_TEMPORARY_BYTES]),
+    n=st.integers(1, 4),
+    k=st.integers(1, 3),
+    tokens=st.integers(1, 20),
+    d=st.integers(1, 24),
+    hidden=st.integers(2, 24),
+    bias=st.booleans(),
+    cap=st.sampled_from([128, 2048, MAX_TEMPORARY_BYTES]),
 )
 def test_any_shape_matches_the_oracle(n, k, tokens, d, hidden, bias, cap):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(d, hidden, bias), nn.Tanh(), nn.Linear(hidden, d, bias)).requires_grad_(False)
-    case = Case(net, (torch.randn(n * k, tokens, d),), lambda net, x: net(x).square().flatten(1).sum(1), k)
+    net = nn.Sequential(
+        nn.Linear(d, hidden, bias), nn.Tanh(), nn.Linear(hidden, d, bias)
+    ).requires_grad_(False)
+    case = Case(
+        net, (torch.randn(n * k, tokens, d),), lambda net, x: net(x).square().flatten(1).sum(1), k
+    )
     lower, upper = WeightRows(net[2], slice(0, d // 2)), WeightRows(net[2], slice(d // 2, d))
     pool = {"first": net[0], "lower half": lower, "upper half": upper}
     capture = capture_of(case, pool, keep=True, max_temporary_bytes=cap)
@@ -141,23 +163,36 @@ def test_fused_projections_give_the_norms_of_the_separate_ones(kind):
         layer.set_processor(FusedAttnProcessor2_0())
     case.model.requires_grad_(False)
     fused = candidate_pool(case.model)
-    assert sum(isinstance(entry, WeightRows) for entry in fused.values()) == {"unet": 20, "dit": 6}[kind]
+    assert (
+        sum(isinstance(entry, WeightRows) for entry in fused.values())
+        == {"unet": 20, "dit": 6}[kind]
+    )
     everything = candidate_pool(case.model, "all")
-    assert not any(name.endswith(("to_kv", "to_qkv")) for name in everything) and set(fused) <= set(everything)
+    assert not any(name.endswith(("to_kv", "to_qkv")) for name in everything) and set(fused) <= set(
+        everything
+    )
     assert list(fused) == list(separate)
     actual = capture_of(case, fused, keep=True)
     torch.testing.assert_close(actual.norms(), expected.norms(), rtol=2e-5, atol=1e-8)
     factors = torch.tensor([0.5, 0.0, 2.0])
-    for total, other, entry in zip(actual.clipped_sum(factors), expected.clipped_sum(factors), fused.values(), strict=True):
+    for total, other, entry in zip(
+        actual.clipped_sum(factors), expected.clipped_sum(factors), fused.values(), strict=True
+    ):
         assert total.shape == entry.weight.shape
         torch.testing.assert_close(total, other, rtol=1e-4, atol=1e-7)
 
 
 def test_bf16_forward_has_float32_norms_of_its_own_tensors():
-    """In bf16 the engine's norms equal those of the bf16 tensors multiplied in float64: nothing more is lost."""
+    """In bf16 the engine's norms equal those of the bf16 tensors multiplied in float64: nothing
+    more is lost.
+    """
     case = frozen_case("unet", 3)
     case.model.bfloat16()
-    case = Case(case.model, [x.bfloat16() if x.is_floating_point() else x for x in case.batch], case.row_losses)
+    case = Case(
+        case.model,
+        [x.bfloat16() if x.is_floating_point() else x for x in case.batch],
+        case.row_losses,
+    )
     capture = capture_of(case, candidate_pool(case.model), keep=True)
     assert capture.norms().dtype == torch.float32
     for name, ((a, g),) in capture._captured.items():
@@ -197,12 +232,21 @@ def test_frozen_weights_get_no_gradient_and_hooks_are_removed():
 
 def test_trainable_weights_odd_batches_and_inputs_changed_in_place_are_refused():
     layer = nn.Linear(3, 3)
-    with pytest.raises(ValueError, match="w: pool weights must be frozen"), PoolCapture({"w": layer}):
+    with (
+        pytest.raises(ValueError, match="w: pool weights must be frozen"),
+        PoolCapture({"w": layer}),
+    ):
         pass
     layer.requires_grad_(False)
-    with pytest.raises(ValueError, match="5 rows does not split into 2"), PoolCapture({"w": layer}, rows_per_record=2):
+    with (
+        pytest.raises(ValueError, match="5 rows does not split into 2"),
+        PoolCapture({"w": layer}, rows_per_record=2),
+    ):
         layer(torch.ones(5, 3)).sum().backward()
-    with pytest.raises(RuntimeError, match="w: its input was changed in place"), PoolCapture({"w": layer}):
+    with (
+        pytest.raises(RuntimeError, match="w: its input was changed in place"),
+        PoolCapture({"w": layer}),
+    ):
         x = torch.ones(2, 3)
         y = layer(x).sum()
         x.add_(1)
@@ -221,7 +265,9 @@ def test_layer_used_twice_has_the_gradient_of_both_uses(layer, weighted):
     rows = [g for (g,) in case.gradients([layer.weight])]
     expected = torch.stack([(layer.weight * g).abs().sum() if weighted else g.norm() for g in rows])
     torch.testing.assert_close(capture.norms()[:, 0], expected, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(capture.clipped_sum(torch.tensor([1.0, 0.5]))[0], rows[0] + 0.5 * rows[1])
+    torch.testing.assert_close(
+        capture.clipped_sum(torch.tensor([1.0, 0.5]))[0], rows[0] + 0.5 * rows[1]
+    )
 
 
 def test_second_backward_pass_and_layer_without_gradient_are_refused():
@@ -239,12 +285,16 @@ def test_second_backward_pass_and_layer_without_gradient_are_refused():
 @pytest.mark.parametrize("name", sorted(SCORES))
 @pytest.mark.parametrize("clipping", ["automatic", "flat"])
 def test_one_record_moves_the_sum_by_at_most_the_clipping_norm(name, clipping):
-    """Sensitivity under add/remove: one record's whole contribution is bounded, however large its gradient."""
+    """Sensitivity under add/remove: one record's whole contribution is bounded, however large its
+    gradient.
+    """
     case = frozen_case("unet", 1)
     pool = candidate_pool(case.model)
     config = SaliencyConfig(score=name, clipping=clipping, clipping_norm=0.25)
     for scale in (1e-3, 1.0, 1e6):
-        capture = capture_of(case, pool, scale, keep=SCORES[name].keep_gradients, weighted=SCORES[name].weighted)
+        capture = capture_of(
+            case, pool, scale, keep=SCORES[name].keep_gradients, weighted=SCORES[name].weighted
+        )
         contribution = clipped_contribution(SCORES[name], capture, config)
         norm = torch.cat([part.flatten() for part in contribution]).norm()
         assert norm <= 0.25 * (1 + 1e-5)

@@ -1,4 +1,6 @@
-"""Ghost clipping against gradients of one record at a time, against Opacus, and against its memory promise."""
+"""Ghost clipping against gradients of one record at a time, against Opacus, and against its memory
+promise.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,14 @@ from tests.networks import Case, dit_case, unet_case
 
 CHOICES = {
     "all": lambda name: True,
-    "attention": lambda name: any(part in name for part in (".to_q.", ".to_k.", ".to_v.", ".to_out.")),
+    "attention": lambda name: any(
+        part in name for part in (".to_q.", ".to_k.", ".to_v.", ".to_out.")
+    ),
     "cross-attention q": lambda name: ".attn2.to_q.weight" in name,
     "biases": lambda name: name.endswith("bias"),
-    "convolution weights and norms": lambda name: ("conv" in name and name.endswith("weight")) or "norm" in name,
+    "convolution weights and norms": lambda name: (
+        ("conv" in name and name.endswith("weight")) or "norm" in name
+    ),
 }
 
 
@@ -57,7 +63,10 @@ class InstantiatedGradients:
     def clipped_sums(self, clip) -> list[Tensor]:
         rows = self.case.gradients(self.parameters)
         factors = clip(torch.stack([torch.cat([g.flatten() for g in row]).norm() for row in rows]))
-        return [torch.stack([f * g for f, g in zip(factors, column, strict=True)]).sum(0) for column in zip(*rows, strict=True)]
+        return [
+            torch.stack([f * g for f, g in zip(factors, column, strict=True)]).sum(0)
+            for column in zip(*rows, strict=True)
+        ]
 
 
 def total_norm(sums: list[Tensor]) -> float:
@@ -72,7 +81,9 @@ def assert_same_sums(sums: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * total_norm(expected))
 
 
-def check(case: Case, parameters: dict[str, nn.Parameter], cap: int = 2**14, mode: str = "automatic") -> None:
+def check(
+    case: Case, parameters: dict[str, nn.Parameter], cap: int = 2**14, mode: str = "automatic"
+) -> None:
     clip, oracle_clip = Clip(mode=mode), Clip(mode=mode)
     expected = InstantiatedGradients(case, parameters).clipped_sums(oracle_clip)
     with GhostGradients(case.model, parameters, case.rows_per_record, cap) as ghost:
@@ -94,7 +105,9 @@ def test_unet_matches_the_oracle(choice, k):
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("choice", ["all", "attention", "biases"])
 def test_dit_matches_the_oracle(choice, k):
-    """The last step of a DiT calls the first block's time and class embedding again: two uses, one gradient."""
+    """The last step of a DiT calls the first block's time and class embedding again: two uses, one
+    gradient.
+    """
     case = dit_case(4, k)
     check(case, chosen(case, choice), mode="flat")
 
@@ -148,15 +161,24 @@ def test_many_steps_on_one_instance_and_sampling_in_between():
 def test_opacus_ghost_clipping_is_the_reference():
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(),
-        nn.Linear(32, 16), nn.LayerNorm(16), nn.SiLU(), nn.Linear(16, 4, bias=False),
+        nn.Conv2d(3, 8, 3, padding=1, stride=2),
+        nn.GroupNorm(2, 8),
+        nn.SiLU(),
+        nn.Conv2d(8, 8, 3, groups=2),
+        nn.Flatten(),
+        nn.Linear(32, 16),
+        nn.LayerNorm(16),
+        nn.SiLU(),
+        nn.Linear(16, 4, bias=False),
     )
     x, target = torch.randn(6, 3, 8, 8), torch.randn(6, 4)
     parameters = dict(net.named_parameters())
     clip = Clip(0.3, "flat")
     with GhostGradients(net, parameters) as ghost:
         sums = ghost.clipped_sums((net(x) - target).square().sum(1), clip)
-    wrapped = GradSampleModuleFastGradientClipping(net, max_grad_norm=0.3, use_ghost_clipping=True, loss_reduction="sum")
+    wrapped = GradSampleModuleFastGradientClipping(
+        net, max_grad_norm=0.3, use_ghost_clipping=True, loss_reduction="sum"
+    )
     losses = (wrapped(x) - target).square().sum(1)
     losses.sum().backward(retain_graph=True)
     norms = wrapped.get_norm_sample()
@@ -194,7 +216,9 @@ def test_record_with_infinite_gradient_contributes_nothing(bad):
 def test_a_careless_clip_function_cannot_let_an_infinite_record_in():
     case = unet_case(2)
     with GhostGradients(case.model, chosen(case)) as ghost:
-        sums = ghost.clipped_sums(case.losses() * torch.tensor([1.0, float("nan")]), lambda norms: torch.ones(2))
+        sums = ghost.clipped_sums(
+            case.losses() * torch.tensor([1.0, float("nan")]), lambda norms: torch.ones(2)
+        )
     assert total_norm(sums) > 0
 
 
@@ -205,18 +229,26 @@ def test_record_with_infinite_activations_contributes_nothing(bad, choice):
     without = replace(case, batch=[torch.cat([part[:1], part[2:]]) for part in case.batch])
     case.batch[0][1] = bad
     with GhostGradients(case.model, chosen(case, choice)) as ghost:
-        sums, expected = ghost.clipped_sums(case.losses(), Clip()), ghost.clipped_sums(without.losses(), Clip())
+        sums, expected = (
+            ghost.clipped_sums(case.losses(), Clip()),
+            ghost.clipped_sums(without.losses(), Clip()),
+        )
     assert_same_sums(sums, expected)
 
 
 def test_infinite_factors_are_an_error():
     case = unet_case(2)
-    with GhostGradients(case.model, chosen(case)) as ghost, pytest.raises(FloatingPointError, match="not finite"):
+    with (
+        GhostGradients(case.model, chosen(case)) as ghost,
+        pytest.raises(FloatingPointError, match="not finite"),
+    ):
         ghost.clipped_sums(case.losses(), lambda norms: torch.full((2,), float("inf")))
 
 
 def test_low_precision_sums_are_not_rounded():
-    """Near 256 bf16 counts in steps of 1 or 2: a rounded sum would swallow or double the next record's contribution."""
+    """Near 256 bf16 counts in steps of 1 or 2: a rounded sum would swallow or double the next
+    record's contribution.
+    """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
     x = torch.randn(1, 4).expand(261, 4)
@@ -239,14 +271,20 @@ def test_low_precision_is_close_to_float32_and_keeps_the_bound(choice, weights):
         expected = ghost.clipped_sums(case.losses(), Clip())
     if weights == "bfloat16":
         case.model.bfloat16()
-        case = replace(case, batch=[x.bfloat16() if x.is_floating_point() else x for x in case.batch])
+        case = replace(
+            case, batch=[x.bfloat16() if x.is_floating_point() else x for x in case.batch]
+        )
     one = replace(case, batch=[part[:1] for part in case.batch])
     with GhostGradients(case.model, parameters, max_temporary_bytes=2**14) as ghost:
         with torch.autocast("cpu", torch.bfloat16, enabled=weights == "float32"):
             losses, alone = case.losses(), one.losses()
         sums = ghost.clipped_sums(losses, Clip())
         contribution = total_norm(ghost.clipped_sums(alone * 1e6, Clip(0.25)))
-    assert 0 < total_norm([a - b for a, b in zip(sums, expected, strict=True)]) < 0.05 * total_norm(expected)
+    assert (
+        0
+        < total_norm([a - b for a, b in zip(sums, expected, strict=True)])
+        < 0.05 * total_norm(expected)
+    )
     assert 0.2499 < contribution <= 0.25 * (1 + 1e-5)
 
 
@@ -278,7 +316,10 @@ class Functional(nn.Module):
 @pytest.mark.parametrize("also", [True, False])
 def test_weights_used_outside_their_layer_are_refused(also):
     net = Functional(also)
-    with GhostGradients(net, dict(net.named_parameters())) as ghost, pytest.raises(RuntimeError, match="weight: used outside"):
+    with (
+        GhostGradients(net, dict(net.named_parameters())) as ghost,
+        pytest.raises(RuntimeError, match="weight: used outside"),
+    ):
         ghost.clipped_sums(net(torch.ones(2, 3)).sum(1), Clip())
 
 
@@ -307,7 +348,9 @@ def ordinary_step(case: Case, parameters: dict[str, nn.Parameter]) -> None:
 
 
 def ghost_step(case: Case, parameters: dict[str, nn.Parameter]) -> None:
-    with GhostGradients(case.model, parameters, case.rows_per_record, max_temporary_bytes=2**17) as ghost:
+    with GhostGradients(
+        case.model, parameters, case.rows_per_record, max_temporary_bytes=2**17
+    ) as ghost:
         ghost.clipped_sums(case.losses(), Clip())
 
 
@@ -330,7 +373,9 @@ def test_memory_is_that_of_an_ordinary_step(choice):
 
 @pytest.mark.parametrize("choice", ["all", "attention", "cross-attention q"])
 def test_cost_is_one_more_backward_pass_and_what_is_not_trained_is_not_paid_for(choice):
-    """An ordinary step has forward, input and weight gradients; ours adds input gradients and norms, no weight gradients."""
+    """An ordinary step has forward, input and weight gradients; ours adds input gradients and
+    norms, no weight gradients.
+    """
     flops = []
     for step in (ordinary_step, ghost_step):
         case = unet_case(4)

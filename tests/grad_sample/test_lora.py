@@ -17,7 +17,9 @@ from tests.networks import dit_case
 from tests.tiny import tiny_unet
 
 
-def adapted_unet(train_a: bool = True, dtype: torch.dtype = torch.float32, every: int = 3, pool: str = "qkv"):
+def adapted_unet(
+    train_a: bool = True, dtype: torch.dtype = torch.float32, every: int = 3, pool: str = "qkv"
+):
     unet = tiny_unet().eval().to(dtype)
     factors = add_lora(unet, list(candidate_pool(unet, pool))[::every], 3, seed=1, train_a=train_a)
     generator = torch.Generator().manual_seed(2)
@@ -45,7 +47,9 @@ def per_record(unet, factors, parts, k: int = 1) -> torch.Tensor:
     """(n, P) gradients by autograd through peft's forward, record by record."""
     rows = []
     for i in range(0, len(parts[0]), k):
-        grads = torch.autograd.grad(losses(unet, tuple(p[i : i + k] for p in parts), k).sum(), list(factors.values()))
+        grads = torch.autograd.grad(
+            losses(unet, tuple(p[i : i + k] for p in parts), k).sum(), list(factors.values())
+        )
         rows.append(torch.cat([g.flatten() for g in grads]))
     return torch.stack(rows)
 
@@ -87,7 +91,9 @@ def test_matches_opacus_hooks():
         p.grad = None
     sampler = LoraGradients(unet, factors.values())
     sums = sampler.clipped_sums(losses(unet, parts), torch.ones_like)
-    torch.testing.assert_close(torch.cat([s.flatten() for s in sums]), expected.sum(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        torch.cat([s.flatten() for s in sums]), expected.sum(0), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("pool", ["qkv", "all"])
@@ -114,7 +120,9 @@ def test_a_record_whose_gradient_overflows_is_left_out():
     sampler = LoraGradients(unet, factors.values())
     weights = torch.tensor([1.0, float("inf"), 1.0])
     parts = batch(3)
-    sums = sampler.clipped_sums(losses(unet, parts) * weights, lambda n: clip_factors(n, 1.0, "flat"))
+    sums = sampler.clipped_sums(
+        losses(unet, parts) * weights, lambda n: clip_factors(n, 1.0, "flat")
+    )
     kept = sampler.clipped_sums(
         losses(unet, tuple(p[[0, 2]] for p in parts)), lambda n: clip_factors(n, 1.0, "flat")
     )
@@ -124,13 +132,19 @@ def test_a_record_whose_gradient_overflows_is_left_out():
 
 def test_back_propagation_stops_below_the_first_adapter():
     unet = tiny_unet().eval()
-    last = list(candidate_pool(unet))[-2:]  # cross-attention k, v of the last block: their input needs no gradient
+    last = list(candidate_pool(unet))[
+        -2:
+    ]  # cross-attention k, v of the last block: their input needs no gradient
     factors = add_lora(unet, last, 2, seed=0)
     sampler = LoraGradients(unet, factors.values())
     reached = []
     for name, module in unet.named_modules():
         if name.startswith("down_blocks") and not list(module.children()):
-            module.register_forward_hook(lambda m, i, o: reached.append(o.requires_grad) if isinstance(o, torch.Tensor) else None)
+            module.register_forward_hook(
+                lambda m, i, o: (
+                    reached.append(o.requires_grad) if isinstance(o, torch.Tensor) else None
+                )
+            )
     sampler.clipped_sums(losses(unet, batch(2)), torch.ones_like)
     assert reached and not any(reached)
 
@@ -156,19 +170,32 @@ def test_transformer_whose_time_embedding_is_used_twice():
         nn.init.normal_(p, std=0.3)
     rows = case.gradients(list(factors.values()))
     sampler = LoraGradients(case.model, factors.values())
-    case.losses()[:2].sum().backward()  # broken off: these gradients must not reach the next records
+    case.losses()[
+        :2
+    ].sum().backward()  # broken off: these gradients must not reach the next records
     sums = sampler.clipped_sums(case.losses(), lambda norms: clip_factors(norms, 0.1, "flat"))
     flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
     expected = clip_factors(flat.norm(dim=1), 0.1, "flat") @ flat
-    torch.testing.assert_close(torch.cat([s.flatten() for s in sums]), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        torch.cat([s.flatten() for s in sums]), expected, rtol=1e-4, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("options", [
-    {"groups": 2}, {"dilation": 2}, {"padding": "same"}, {"padding": 1, "padding_mode": "circular"},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"groups": 2},
+        {"dilation": 2},
+        {"padding": "same"},
+        {"padding": 1, "padding_mode": "circular"},
+    ],
+)
 def test_convolutions_without_known_gradients_are_refused_before_training(options):
     net = nn.Sequential(nn.Conv2d(4, 4, 3, **options))
-    with pytest.raises(ConfigError, match=r"finetune\.adapter = 'lora': must be direct: 0 is a convolution with groups"):
+    with pytest.raises(
+        ConfigError,
+        match=r"finetune\.adapter = 'lora': must be direct: 0 is a convolution with groups",
+    ):
         add_lora(net, ["0"], 2, seed=0)
 
 
@@ -180,9 +207,12 @@ def test_micro_batch_grows_until_memory_or_speed_ends_it():
         if n > 64:
             raise torch.OutOfMemoryError("no")
         import time
+
         time.sleep(0.02)  # the same time for any size: doubling always pays
 
     assert find_micro_batch(out_of_memory_above_64, 1000, "cpu") == 64
     assert max(asked) == 128
-    assert find_micro_batch(lambda n: __import__("time").sleep(n * 2e-3), 1000, "cpu") == 8  # proportional: never pays
+    assert (
+        find_micro_batch(lambda n: __import__("time").sleep(n * 2e-3), 1000, "cpu") == 8
+    )  # proportional: never pays
     assert find_micro_batch(lambda n: None, 3, "cpu") == 3

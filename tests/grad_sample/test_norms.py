@@ -25,15 +25,23 @@ CAPS = st.sampled_from([256, 4096, 2**16, MAX_TEMPORARY_BYTES])
 SUBSETS = st.sampled_from([("weight",), ("bias",), ("weight", "bias")])
 
 
-def check(layer: nn.Module, inputs: list[torch.Tensor], trained: tuple[str, ...], k: int, cap: int) -> None:
-    """Squared norms of the layer, called on each of ``inputs`` in one forward pass, against autograd in float64."""
-    trained = tuple(name for name in trained if getattr(layer, name, None) is not None) or ("weight",)
+def check(
+    layer: nn.Module, inputs: list[torch.Tensor], trained: tuple[str, ...], k: int, cap: int
+) -> None:
+    """Squared norms of the layer, called on each of ``inputs`` in one forward pass, against
+    autograd in float64.
+    """
+    trained = tuple(name for name in trained if getattr(layer, name, None) is not None) or (
+        "weight",
+    )
     outputs = [layer(x) for x in inputs]
     gradients = [torch.randn_like(y) for y in outputs]
     row = layer_type(layer)
     assert row is not None
     with NoSync(), torch.no_grad():
-        actual = row.squared_norms(layer, list(zip(inputs, gradients, strict=True)), trained, k, cap)
+        actual = row.squared_norms(
+            layer, list(zip(inputs, gradients, strict=True)), trained, k, cap
+        )
     assert actual.dtype == torch.float32
     weights = [getattr(layer.double(), name) for name in trained]
     expected = []
@@ -44,32 +52,69 @@ def check(layer: nn.Module, inputs: list[torch.Tensor], trained: tuple[str, ...]
             for x, g in zip(inputs, gradients, strict=True)
         )
         expected.append(sum(g.square().sum() for g in torch.autograd.grad(loss, weights)))
-    torch.testing.assert_close(actual.double().sqrt(), torch.stack(expected).sqrt(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        actual.double().sqrt(), torch.stack(expected).sqrt(), rtol=1e-5, atol=1e-6
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    n=st.integers(1, 3), k=st.integers(1, 3), shape=st.sampled_from([(), (1,), (5,), (3, 4)]), d_in=st.integers(1, 24),
-    d_out=st.integers(1, 24), bias=st.booleans(), uses=st.integers(1, 2), trained=SUBSETS, cap=CAPS,
+    n=st.integers(1, 3),
+    k=st.integers(1, 3),
+    shape=st.sampled_from([(), (1,), (5,), (3, 4)]),
+    d_in=st.integers(1, 24),
+    d_out=st.integers(1, 24),
+    bias=st.booleans(),
+    uses=st.integers(1, 2),
+    trained=SUBSETS,
+    cap=CAPS,
 )
 def test_linear(n, k, shape, d_in, d_out, bias, uses, trained, cap):
     torch.manual_seed(0)
-    check(nn.Linear(d_in, d_out, bias=bias), [torch.randn(n * k, *shape, d_in) for _ in range(uses)], trained, k, cap)
+    check(
+        nn.Linear(d_in, d_out, bias=bias),
+        [torch.randn(n * k, *shape, d_in) for _ in range(uses)],
+        trained,
+        k,
+        cap,
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(1, 3), k=st.integers(1, 2), groups=st.integers(1, 3), c_in=st.integers(1, 3), c_out=st.integers(1, 3),
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)), stride=st.integers(1, 2), dilation=st.integers(1, 2),
-    padding=st.sampled_from([0, 1, (1, 0), "same", "valid"]), mode=st.sampled_from(["zeros", "circular", "reflect"]),
-    bias=st.booleans(), uses=st.integers(1, 2), trained=SUBSETS, cap=CAPS,
+    n=st.integers(1, 3),
+    k=st.integers(1, 2),
+    groups=st.integers(1, 3),
+    c_in=st.integers(1, 3),
+    c_out=st.integers(1, 3),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    padding=st.sampled_from([0, 1, (1, 0), "same", "valid"]),
+    mode=st.sampled_from(["zeros", "circular", "reflect"]),
+    bias=st.booleans(),
+    uses=st.integers(1, 2),
+    trained=SUBSETS,
+    cap=CAPS,
 )
-def test_conv2d(n, k, groups, c_in, c_out, kernel, stride, dilation, padding, mode, bias, uses, trained, cap):
+def test_conv2d(
+    n, k, groups, c_in, c_out, kernel, stride, dilation, padding, mode, bias, uses, trained, cap
+):
     torch.manual_seed(0)
     layer = nn.Conv2d(
-        groups * c_in, groups * c_out, kernel, 1 if padding == "same" else stride, padding, dilation, groups, bias, mode
+        groups * c_in,
+        groups * c_out,
+        kernel,
+        1 if padding == "same" else stride,
+        padding,
+        dilation,
+        groups,
+        bias,
+        mode,
     )
-    check(layer, [torch.randn(n * k, groups * c_in, 7, 6 + u) for u in range(uses)], trained, k, cap)
+    check(
+        layer, [torch.randn(n * k, groups * c_in, 7, 6 + u) for u in range(uses)], trained, k, cap
+    )
 
 
 @pytest.mark.parametrize("side, channels", [(2, 24), (12, 3)], ids=["gram", "instantiate"])
@@ -77,13 +122,25 @@ def test_conv2d(n, k, groups, c_in, c_out, kernel, stride, dilation, padding, mo
 def test_conv2d_by_either_route(side, channels, cap):
     torch.manual_seed(0)
     assert norm_route(side**2, 9 * channels, channels) == ("gram" if side == 2 else "instantiate")
-    check(nn.Conv2d(channels, channels, 3, padding=1), [torch.randn(3, channels, side, side)], ("weight", "bias"), 1, cap)
+    check(
+        nn.Conv2d(channels, channels, 3, padding=1),
+        [torch.randn(3, channels, side, side)],
+        ("weight", "bias"),
+        1,
+        cap,
+    )
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    n=st.integers(1, 3), k=st.integers(1, 3), groups=st.integers(1, 3), width=st.integers(1, 3),
-    shape=st.sampled_from([(2,), (5,), (3, 4)]), uses=st.integers(1, 2), trained=SUBSETS, cap=CAPS,
+    n=st.integers(1, 3),
+    k=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    width=st.integers(1, 3),
+    shape=st.sampled_from([(2,), (5,), (3, 4)]),
+    uses=st.integers(1, 2),
+    trained=SUBSETS,
+    cap=CAPS,
 )
 def test_group_norm(n, k, groups, width, shape, uses, trained, cap):
     torch.manual_seed(0)
@@ -93,8 +150,14 @@ def test_group_norm(n, k, groups, width, shape, uses, trained, cap):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    n=st.integers(1, 3), k=st.integers(1, 3), shape=st.sampled_from([(), (5,), (3, 4)]),
-    normalized=st.sampled_from([(2,), (8,), (3, 2)]), bias=st.booleans(), uses=st.integers(1, 2), trained=SUBSETS, cap=CAPS,
+    n=st.integers(1, 3),
+    k=st.integers(1, 3),
+    shape=st.sampled_from([(), (5,), (3, 4)]),
+    normalized=st.sampled_from([(2,), (8,), (3, 2)]),
+    bias=st.booleans(),
+    uses=st.integers(1, 2),
+    trained=SUBSETS,
+    cap=CAPS,
 )
 def test_layer_norm(n, k, shape, normalized, bias, uses, trained, cap):
     torch.manual_seed(0)
@@ -104,13 +167,24 @@ def test_layer_norm(n, k, shape, normalized, bias, uses, trained, cap):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    n=st.integers(1, 3), k=st.integers(1, 3), shape=st.sampled_from([(), (5,), (2, 3)]), entries=st.integers(1, 6),
-    padding=st.booleans(), uses=st.integers(1, 2), cap=CAPS,
+    n=st.integers(1, 3),
+    k=st.integers(1, 3),
+    shape=st.sampled_from([(), (5,), (2, 3)]),
+    entries=st.integers(1, 6),
+    padding=st.booleans(),
+    uses=st.integers(1, 2),
+    cap=CAPS,
 )
 def test_embedding(n, k, shape, entries, padding, uses, cap):
     torch.manual_seed(0)
     layer = nn.Embedding(entries, 4, padding_idx=0 if padding else None)
-    check(layer, [torch.randint(0, entries, (n * k, *shape)) for _ in range(uses)], ("weight",), k, cap)
+    check(
+        layer,
+        [torch.randint(0, entries, (n * k, *shape)) for _ in range(uses)],
+        ("weight",),
+        k,
+        cap,
+    )
 
 
 def test_route_of_stable_diffusion_layers():
@@ -151,10 +225,14 @@ def test_convolution_stays_under_the_cap():
 
 
 def test_norm_is_not_too_small_where_the_gram_sums_cancel():
-    """Equal inputs and output gradients that add up to nearly nothing: the norm may err, but only upwards."""
+    """Equal inputs and output gradients that add up to nearly nothing: the norm may err, but only
+    upwards.
+    """
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        a = torch.randn(1, 1, 256, generator=generator).expand(4, 16, 256) + 1e-4 * torch.randn(4, 16, 256, generator=generator)
+        a = torch.randn(1, 1, 256, generator=generator).expand(4, 16, 256) + 1e-4 * torch.randn(
+            4, 16, 256, generator=generator
+        )
         g = torch.randn(4, 16, 256, generator=generator)
         g = g - g.mean(1, keepdim=True)
         assert norm_route(16, 256, 256) == "gram"
@@ -164,7 +242,9 @@ def test_norm_is_not_too_small_where_the_gram_sums_cancel():
 
 def test_rows_that_do_not_split_into_records_are_refused():
     with pytest.raises(ValueError, match="5 rows does not split into 2"):
-        LAYERS[nn.Linear].squared_norms(nn.Linear(2, 2), [(torch.ones(5, 2), torch.ones(5, 2))], ("weight",), 2, 2**20)
+        LAYERS[nn.Linear].squared_norms(
+            nn.Linear(2, 2), [(torch.ones(5, 2), torch.ones(5, 2))], ("weight",), 2, 2**20
+        )
 
 
 class Positional(nn.Module):
@@ -182,13 +262,21 @@ class ScaledLinear(nn.Linear):
 @pytest.mark.parametrize(
     "model, chosen, message",
     [
-        (nn.Sequential(Positional()), ["0.table"], r"'0.table'.*module '0' of type Positional.*Linear, Conv2d"),
+        (
+            nn.Sequential(Positional()),
+            ["0.table"],
+            r"'0.table'.*module '0' of type Positional.*Linear, Conv2d",
+        ),
         (nn.Sequential(ScaledLinear(2, 2)), ["0.weight"], "ScaledLinear"),
         (nn.Sequential(nn.ConvTranspose2d(2, 2, 3)), ["0.bias"], "ConvTranspose2d"),
         (nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), ["0.weight"], "max_norm"),
         (nn.Sequential(nn.Embedding(3, 2, sparse=True)), ["0.weight"], "sparse"),
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), ["0.weight"], "batch normalisation"),
-        (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), ["0.parametrizations.weight.original0"], "Param"),
+        (
+            nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))),
+            ["0.parametrizations.weight.original0"],
+            "Param",
+        ),
     ],
 )
 def test_unsupported_parameters_are_named(model, chosen, message):

@@ -15,9 +15,15 @@ from jobs.bench.process import Entry, Measured, measure
 from sapf_ray.errors import ConfigError
 
 ISSUE_NAMES = {
-    "selection_time_vs_plain", "selection_speedup_vs_opacus_hooks", "selection_speedup_vs_microbatch1",
-    "selection_memory_growth_12_to_96", "dp_lora_time_vs_nonprivate", "dp_lora_memory_vs_nonprivate",
-    "dp_lora_speedup_vs_opacus_hooks", "full_dp_memory_vs_nonprivate", "synthesis_speedup_vs_plain_pipeline",
+    "selection_time_vs_plain",
+    "selection_speedup_vs_opacus_hooks",
+    "selection_speedup_vs_microbatch1",
+    "selection_memory_growth_12_to_96",
+    "dp_lora_time_vs_nonprivate",
+    "dp_lora_memory_vs_nonprivate",
+    "dp_lora_speedup_vs_opacus_hooks",
+    "full_dp_memory_vs_nonprivate",
+    "synthesis_speedup_vs_plain_pipeline",
 }
 
 
@@ -34,7 +40,8 @@ def test_every_figure_of_the_issue_has_contenders():
 def test_ratios_are_taken_round_by_round():
     case = Case("tiny", 1)
     measured = {
-        "ours": Measured(case, 100, [1.0, 4.0], [200, 300]), "plain": Measured(case, 50, [1.0, 2.0], [100, 100]),
+        "ours": Measured(case, 100, [1.0, 4.0], [200, 300]),
+        "plain": Measured(case, 50, [1.0, 2.0], [100, 100]),
         "ours_pool12": Measured(case, 100, [1.0, 1.0], [200, 200]),
     }
     ratios = figures.ratios("selection", measured)
@@ -44,16 +51,26 @@ def test_ratios_are_taken_round_by_round():
 
 
 def test_a_group_writes_finite_figures_and_contenders_agree(tmp_path):
-    benchmark.main(str(tmp_path), groups="selection", quick=True, contenders="ours,opacus_hooks,plain")
+    benchmark.main(
+        str(tmp_path), groups="selection", quick=True, contenders="ours,opacus_hooks,plain"
+    )
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["failures"] == {}
-    names = ("selection_time_vs_plain", "selection_speedup_vs_opacus_hooks", "selection_memory_vs_plain")
+    names = (
+        "selection_time_vs_plain",
+        "selection_speedup_vs_opacus_hooks",
+        "selection_memory_vs_plain",
+    )
     for name in names:
         for value in results[f"tiny/{name}"].values():
             assert math.isfinite(value) and value > 0
     assert results["agreement"]["selection/tiny/opacus_hooks"]["max_relative"] < 1e-4
     ours = results["absolute"]["selection/tiny/ours"]
-    assert ours["images_per_s"] > 0 and ours["gflop_per_step"] > 0 and ours["peak_mib"] >= ours["mib_before_first_step"]
+    assert (
+        ours["images_per_s"] > 0
+        and ours["gflop_per_step"] > 0
+        and ours["peak_mib"] >= ours["mib_before_first_step"]
+    )
     assert "tiny/selection_time_vs_plain" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "ratios.png").stat().st_size > 0
 

@@ -16,7 +16,10 @@ STEPS = 3
 
 @pytest.fixture
 def ledger(tmp_path) -> Ledger:
-    config = RunConfig(privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"), finetune=FinetuneConfig(steps=STEPS, batch_size=8))
+    config = RunConfig(
+        privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"),
+        finetune=FinetuneConfig(steps=STEPS, batch_size=8),
+    )
     return Ledger.create(tmp_path / "ledger.jsonl", make_plan(config, 100))
 
 
@@ -31,7 +34,9 @@ def test_a_ledger_that_shows_each_release_once_is_right_and_replays_are_free(led
     pay(ledger, STEPS)
     assert unpaid_or_doubled(tmp_path) == []
     pay(ledger, STEPS)  # the same streams: replays
-    assert unpaid_or_doubled(tmp_path) == [] and last_release(tmp_path) == f"finetune/step/{STEPS - 1}"
+    assert (
+        unpaid_or_doubled(tmp_path) == [] and last_release(tmp_path) == f"finetune/step/{STEPS - 1}"
+    )
 
 
 def test_a_missing_step_and_a_release_charged_twice_are_found(ledger, tmp_path):

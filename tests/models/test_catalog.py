@@ -20,7 +20,9 @@ def test_every_bundled_model_has_a_row_that_tells_the_truth():
     assert sorted(name for name, row in CATALOG.items() if not row.hub_id) == bundled_models()
     for name in bundled_models():
         denoiser, row = check_model(ModelConfig(name), PROMPTS), CATALOG[name]
-        assert sum(p.numel() for p in denoiser.parameters()) / 1e6 == pytest.approx(row.parameters, abs=0.006)
+        assert sum(p.numel() for p in denoiser.parameters()) / 1e6 == pytest.approx(
+            row.parameters, abs=0.006
+        )
         assert denoiser.config.sample_size * 4 == row.resolution
         assert (row.conditioning == "labels") == hasattr(denoiser.config, "num_embeds_ada_norm")
 
@@ -35,7 +37,11 @@ def test_short_names_are_hub_ids():
 def test_listing_prints_every_row(capsys):
     assert main(["models", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == list(CATALOG) and rows[0]["bundled"] and not rows[-1]["bundled"]
+    assert (
+        [row["name"] for row in rows] == list(CATALOG)
+        and rows[0]["bundled"]
+        and not rows[-1]["bundled"]
+    )
     assert main(["models"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in CATALOG)

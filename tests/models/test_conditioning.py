@@ -1,4 +1,6 @@
-"""Conditions of both families go through one path: label lookup, guidance, learned variances, per-record losses."""
+"""Conditions of both families go through one path: label lookup, guidance, learned variances,
+per-record losses.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,23 @@ LABELS = {0: "tabby, tabby cat", 1: "tench", 2: "cat", 3: "digit one, one, 1"}
 
 @pytest.fixture(scope="module")
 def dit(tiny_pipeline, tmp_path_factory) -> Path:
-    """A DiT with learned variances and 1000 labels, as DiT-XL/2, but tiny: 4x4 latents, 6 q/k/v matrices."""
+    """A DiT with learned variances and 1000 labels, as DiT-XL/2, but tiny: 4x4 latents, 6 q/k/v
+    matrices.
+    """
     torch.manual_seed(0)
     transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=2, sample_size=4, patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=4,
+        patch_size=2,
         num_embeds_ada_norm=1000,
     )
-    pipe = DiTPipeline(transformer, load_pipeline(str(tiny_pipeline)).vae, DDIMScheduler(), id2label=LABELS)
+    pipe = DiTPipeline(
+        transformer, load_pipeline(str(tiny_pipeline)).vae, DDIMScheduler(), id2label=LABELS
+    )
     pipe.register_to_config(id2label={str(i): names for i, names in LABELS.items()})
     directory = tmp_path_factory.mktemp("dit")
     pipe.save_pretrained(directory)
@@ -50,15 +62,26 @@ def pipe(dit):
 
 
 def test_labels_are_found_by_their_names_in_prompts():
-    assert label_ids(LABELS, 4, ("a photo of a tabby cat", "An image of a cat", "Tench!")) == (0, 2, 1)  # longest name first
-    assert label_ids({0: "letter A, A", 1: "letter a, a"}, 2, ("the letter a", "the letter A")) == (1, 0)  # case counts
+    assert label_ids(LABELS, 4, ("a photo of a tabby cat", "An image of a cat", "Tench!")) == (
+        0,
+        2,
+        1,
+    )  # longest name first
+    assert label_ids({0: "letter A, A", 1: "letter a, a"}, 2, ("the letter a", "the letter A")) == (
+        1,
+        0,
+    )  # case counts
     assert label_ids(LABELS, 1000, ("a", "b"), (7, 999)) == (7, 999)
 
 
 @pytest.mark.parametrize(
     ("prompts", "given", "words"),
     [
-        (("a cat", "concatenate"), None, r"'concatenate' names no label.*labels: tabby, tench, cat, digit one"),
+        (
+            ("a cat", "concatenate"),
+            None,
+            r"'concatenate' names no label.*labels: tabby, tench, cat, digit one",
+        ),
         (("a cat", "another cat"), None, r"same label as another class"),
         (("a", "b"), (1,), r"\[1\]: must be 2 different label ids from 0 to 3"),
         (("a", "b"), (1, 4), "from 0 to 3"),
@@ -90,15 +113,23 @@ def test_class_labels_survive_yaml():
 
 def test_pipeline_of_another_family_is_named(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(DataError, match="is a FluxPipeline; must be one of StableDiffusionPipeline, DiTPipeline"):
+    with pytest.raises(
+        DataError, match="is a FluxPipeline; must be one of StableDiffusionPipeline, DiTPipeline"
+    ):
         load_pipeline(str(tmp_path))
 
 
 def test_conditions_of_both_families_stack_alike(pipe, tiny_pipeline):
     text = load_pipeline(str(tiny_pipeline))
-    assert encode_conditions(text, ("a", "b")).shape == (2, 16, 16) and null_condition(text).shape == (1, 16, 16)
+    assert encode_conditions(text, ("a", "b")).shape == (2, 16, 16) and null_condition(
+        text
+    ).shape == (1, 16, 16)
     labels = encode_conditions(pipe, ("a cat", "a tench"))
-    assert labels.tolist() == [2, 1] and labels.dtype == torch.int64 and null_condition(pipe).tolist() == [1000]
+    assert (
+        labels.tolist() == [2, 1]
+        and labels.dtype == torch.int64
+        and null_condition(pipe).tolist() == [1000]
+    )
     assert condition_arguments(labels) == {"class_labels": labels}
     assert to_denoiser(labels, "cpu", torch.bfloat16).dtype == torch.int64
     assert to_denoiser(torch.zeros(1, 2, 3), "cpu", torch.bfloat16).dtype == torch.bfloat16
@@ -115,13 +146,17 @@ def test_dit_loss_trains_the_noise_half_and_mixes_no_records(pipe):
     moments, labels = torch.randn(3, 8, 4, 4), torch.tensor([2, 1, 0])
 
     def loss(rows: list[int]) -> torch.Tensor:
-        return per_record_loss(denoiser, scheduler, moments[rows], 0.5, labels[rows], draws_of(records[rows]))
+        return per_record_loss(
+            denoiser, scheduler, moments[rows], 0.5, labels[rows], draws_of(records[rows])
+        )
 
     with torch.no_grad():
         together = loss([0, 1, 2])
         for i in range(3):
             torch.testing.assert_close(loss([i])[0], together[i], rtol=1e-4, atol=1e-5)
-    last = denoiser.proj_out_2.requires_grad_(True)  # (patch, patch, 8 channels) features: channels vary fastest
+    last = denoiser.proj_out_2.requires_grad_(
+        True
+    )  # (patch, patch, 8 channels) features: channels vary fastest
     loss([0, 1, 2]).sum().backward()
     gradient = last.weight.grad.view(2, 2, 8, -1)
     last.requires_grad_(False).zero_grad()
@@ -130,7 +165,11 @@ def test_dit_loss_trains_the_noise_half_and_mixes_no_records(pipe):
 
 def test_dit_per_sample_norms_are_those_of_single_records(pipe):
     scheduler, denoiser, records = training_scheduler(pipe), denoiser_of(pipe), np.array([5, 8])
-    moments, labels, pool = torch.randn(2, 8, 4, 4), torch.tensor([2, 1]), candidate_pool(denoiser_of(pipe))
+    moments, labels, pool = (
+        torch.randn(2, 8, 4, 4),
+        torch.tensor([2, 1]),
+        candidate_pool(denoiser_of(pipe)),
+    )
     draws = draw(NoiseKey.create(0), "p", 0, records, 1, (4, 4, 4), 1000)
     with PoolCapture(pool) as capture:
         per_record_loss(denoiser, scheduler, moments, 0.5, labels, draws).sum().backward()
@@ -152,27 +191,38 @@ def test_dit_sampling_matches_the_stock_pipeline_with_guidance(pipe):
     stock.set_progress_bar_config(disable=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: noise)
-        theirs = stock(labels.tolist(), guidance_scale=3.0, num_inference_steps=4, output_type="np").images
+        theirs = stock(
+            labels.tolist(), guidance_scale=3.0, num_inference_steps=4, output_type="np"
+        ).images
     assert np.abs(ours.astype(int) - (theirs * 255).round()).max() <= 1
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_loss_target_follows_the_schedulers_prediction_type(prediction):
-    """The loss is zero for a denoiser that predicts exactly what the scheduler's type names, and for no other."""
+    """The loss is zero for a denoiser that predicts exactly what the scheduler's type names, and
+    for no other.
+    """
     scheduler = DDPMScheduler(prediction_type=prediction)
     records = np.arange(6)
-    draws, moments = draws_of(records), torch.cat([torch.randn(6, 4, 4, 4), torch.full((6, 4, 4, 4), -30.0)], 1)
+    draws, moments = (
+        draws_of(records),
+        torch.cat([torch.randn(6, 4, 4, 4), torch.full((6, 4, 4, 4), -30.0)], 1),
+    )
     latents = moments[:, :4].repeat_interleave(2, 0)
     noise, t = draws.noise.flatten(0, 1), draws.timesteps.flatten()
     alpha = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     targets = {
-        "epsilon": noise, "sample": latents, "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * latents,
+        "epsilon": noise,
+        "sample": latents,
+        "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * latents,
     }
 
     class Exact(torch.nn.Module):
         answer: torch.Tensor
 
-        def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, **_: object) -> tuple[torch.Tensor]:
+        def forward(
+            self, noisy: torch.Tensor, timesteps: torch.Tensor, **_: object
+        ) -> tuple[torch.Tensor]:
             return (self.answer,)
 
     for kind, answer in targets.items():

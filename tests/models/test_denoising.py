@@ -19,8 +19,11 @@ def test_timesteps_are_uniform_over_the_part_asked_for():
 
 @pytest.mark.parametrize(
     ("values", "field"),
-    [({"timestep_start": 1.0}, "timestep_start"), ({"timestep_start": 0.5, "timestep_end": 0.5}, "timestep_end"),
-     ({"timestep_end": 1.5}, "timestep_end")],
+    [
+        ({"timestep_start": 1.0}, "timestep_start"),
+        ({"timestep_start": 0.5, "timestep_end": 0.5}, "timestep_end"),
+        ({"timestep_end": 1.5}, "timestep_end"),
+    ],
 )
 def test_an_empty_part_of_the_diffusion_is_refused(values, field):
     with pytest.raises(ConfigError, match=rf"finetune\.{field}"):

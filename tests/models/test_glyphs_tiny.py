@@ -36,7 +36,9 @@ def fresh_digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_bundle_is_small_and_half_precision():
-    files = [path for path in BUNDLED_DIR.rglob("*") if path.is_file() and not path.is_symlink()]  # links share parts
+    files = [
+        path for path in BUNDLED_DIR.rglob("*") if path.is_file() and not path.is_symlink()
+    ]  # links share parts
     assert sum(path.stat().st_size for path in files) < 8 * 2**20
     for path in BUNDLED_DIR.rglob("*.safetensors"):
         with safe_open(path, "pt") as weights:
@@ -134,7 +136,9 @@ def test_missing_and_truncated_features_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--images", "5"], "--images 5"), (["--steps", "-1"], "--steps -1"), (["--seed", "-1"], "--seed"),
+        (["--images", "5"], "--images 5"),
+        (["--steps", "-1"], "--steps -1"),
+        (["--seed", "-1"], "--seed"),
         (["--models", "letters-tiny"], "shares parts of glyphs-tiny"),
     ],
 )

@@ -52,7 +52,9 @@ def test_gpu_that_is_not_there():
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_record_loss_depends_on_the_record_alone(tmp_path, prediction):
-    """No mixing across the batch: a record's loss is the same alone and among others, and the mean over its draws."""
+    """No mixing across the batch: a record's loss is the same alone and among others, and the mean
+    over its draws.
+    """
     pipe = load_pipeline(str(save_tiny_pipeline(tmp_path, prediction)))
     scheduler = training_scheduler(pipe)
     assert scheduler.config.prediction_type == prediction
@@ -81,9 +83,15 @@ def test_masked_tokens_change_neither_values_nor_per_sample_gradients():
 
     unet = tiny_unet().requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(0)
-    x, states = torch.randn(3, 4, 4, 4, generator=generator), torch.randn(3, 13, 16, generator=generator)
+    x, states = (
+        torch.randn(3, 4, 4, 4, generator=generator),
+        torch.randn(3, 13, 16, generator=generator),
+    )
     context = condition_arguments(states)
-    assert context["encoder_hidden_states"].shape == (3, 16, 16) and int(context["encoder_attention_mask"].sum()) == 39
+    assert (
+        context["encoder_hidden_states"].shape == (3, 16, 16)
+        and int(context["encoder_attention_mask"].sum()) == 39
+    )
     assert "encoder_attention_mask" not in condition_arguments(torch.zeros(3, 32, 16))
     outputs, norms = [], []
     for conditions in ({"encoder_hidden_states": states}, context):

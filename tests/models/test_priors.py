@@ -1,4 +1,6 @@
-"""The other two bundled models: stock diffusers loads them, and they know digits well (DiT) and poorly (letters)."""
+"""The other two bundled models: stock diffusers loads them, and they know digits well (DiT) and
+poorly (letters).
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,17 @@ from sapf_ray.models.loading import BUNDLED_DIR, load_pipeline
 from sapf_ray.synthesis.sampler import sample_images
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("glyphs-dit-tiny", 0.85, 1.0), ("letters-tiny", 0.4, 0.85)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("glyphs-dit-tiny", 0.85, 1.0), ("letters-tiny", 0.4, 0.85)]
+)
 def test_digits_without_fine_tuning(name, low, high):
     """At guidance 2: 98 % and 63 % of 300 were read as asked."""
     pipe = load_pipeline(name)
     labels = torch.arange(60) % 10
     conditions = encode_conditions(pipe, CATALOG["digits"].prompts)[labels]
-    images = torch.from_numpy(sample_images(pipe, conditions, null_condition(pipe), range(60), 20, 2.0))
+    images = torch.from_numpy(
+        sample_images(pipe, conditions, null_condition(pipe), range(60), 20, 2.0)
+    )
     read = load_glyph_features()(images.permute(0, 3, 1, 2) / 255)[:, :10].argmax(1)
     assert low < float((read == labels).float().mean()) <= high
 

@@ -1,4 +1,6 @@
-"""The accounting tables against the reference values of the design (dp-accounting 0.6) and against the paper."""
+"""The accounting tables against the reference values of the design (dp-accounting 0.6) and against
+the paper.
+"""
 
 from __future__ import annotations
 
@@ -27,21 +29,34 @@ from sapf_ray.privacy.accountants import RDP_ORDERS, gaussian_event, make_accoun
 from tests.report.test_render import assert_balanced
 
 
-@pytest.mark.parametrize("dataset,epsilon,accountant,expected", [
-    ("cifar10", 10.0, "rdp", 1.796), ("celeba", 10.0, "rdp", 0.820),
-    ("cifar10", 1.0, "pld", 20.34), ("celeba", 10.0, "pld", 0.789),
-])
+@pytest.mark.parametrize(
+    "dataset,epsilon,accountant,expected",
+    [
+        ("cifar10", 10.0, "rdp", 1.796),
+        ("celeba", 10.0, "rdp", 0.820),
+        ("cifar10", 1.0, "pld", 20.34),
+        ("celeba", 10.0, "pld", 0.789),
+    ],
+)
 def test_our_smallest_noise(dataset, epsilon, accountant, expected):
     planned = accounting.plan(dataset, epsilon, 5.0, FULL_PASS, accountant)
     assert planned.finetune.noise_multiplier == pytest.approx(expected, rel=0.01)
     assert planned.composed_epsilon <= epsilon
 
 
-@pytest.mark.parametrize("dataset,noise,accountant,expected", [
-    ("celeba", 4.2, "pld", 1.24), ("celeba", 4.2, "rdp", 1.33), ("camelyon", 2.4, "pld", 1.26), ("camelyon", 2.4, "rdp", 1.35),
-])
+@pytest.mark.parametrize(
+    "dataset,noise,accountant,expected",
+    [
+        ("celeba", 4.2, "pld", 1.24),
+        ("celeba", 4.2, "rdp", 1.33),
+        ("camelyon", 2.4, "pld", 1.26),
+        ("camelyon", 2.4, "rdp", 1.35),
+    ],
+)
 def test_what_the_papers_noise_composes_to(dataset, noise, accountant, expected):
-    assert composed_epsilon(dataset, noise, 5.0, FULL_PASS, accountant) == pytest.approx(expected, rel=0.01)
+    assert composed_epsilon(dataset, noise, 5.0, FULL_PASS, accountant) == pytest.approx(
+        expected, rel=0.01
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +66,10 @@ def celeba():
 
 def test_table13_rows(celeba):
     assert [(row["reading"], row["sigma_s"]) for row in celeba] == [
-        (FULL_PASS.name, 5.0), (SUBSAMPLE.name, 5.0), (BY_EPOCHS.name, 5.0), (OURS.name, 25.0)
+        (FULL_PASS.name, 5.0),
+        (SUBSAMPLE.name, 5.0),
+        (BY_EPOCHS.name, 5.0),
+        (OURS.name, 25.0),
     ]
     for row in celeba:
         assert (row["epsilon"], row["paper_noise_multiplier"]) == (1.0, 4.2)
@@ -59,7 +77,9 @@ def test_table13_rows(celeba):
         assert row["epsilon_pld"] < row["epsilon_rdp"]
         # too little noise shows as too large an epsilon, and only so
         for name in ("rdp", "pld"):
-            assert (row["paper_noise_multiplier"] < row[f"noise_{name}"]) == (row[f"epsilon_{name}"] > row["epsilon"])
+            assert (row["paper_noise_multiplier"] < row[f"noise_{name}"]) == (
+                row[f"epsilon_{name}"] > row["epsilon"]
+            )
 
 
 def test_table13_readings(celeba):
@@ -76,8 +96,17 @@ def test_table13_readings(celeba):
 
 
 def test_table13_fits_a_terminal_of_80_columns(celeba, monkeypatch):
-    widest = {"dataset": "cifar10", "epsilon": 10.0, "n_records": 302_436, "epsilon_rdp": 10.804, "epsilon_pld": 10.068,
-              "noise_rdp": 0.8203, "noise_pld": 0.7891, "paper_noise_multiplier": 21.2, "sigma_s": 25.0}
+    widest = {
+        "dataset": "cifar10",
+        "epsilon": 10.0,
+        "n_records": 302_436,
+        "epsilon_rdp": 10.804,
+        "epsilon_pld": 10.068,
+        "noise_rdp": 0.8203,
+        "noise_pld": 0.7891,
+        "paper_noise_multiplier": 21.2,
+        "sigma_s": 25.0,
+    }
     rows = [{**row, **widest} for row in celeba]
     monkeypatch.setattr(accounting, "table13", lambda: rows)
     monkeypatch.setattr(accounting, "_table13_notes", lambda rows: [])
@@ -85,13 +114,27 @@ def test_table13_fits_a_terminal_of_80_columns(celeba, monkeypatch):
     console = Console(width=80, file=io.StringIO(), color_system=None)
     console.print(report)
     shown = console.file.getvalue().split()
-    numbers = [column.cell(rows[0]) for column in report.columns if not isinstance(rows[0][column.key], str)]
+    numbers = [
+        column.cell(rows[0])
+        for column in report.columns
+        if not isinstance(rows[0][column.key], str)
+    ]
     assert all(shown.count(number) >= len(rows) for number in numbers)
 
 
 def test_table13_notes_come_from_the_rows(celeba):
-    # at epsilon 10, 0.8 costs 10.61 under RDP, but the 0.85 that would also print as 0.8 costs less than 10
-    high = [{**row, "epsilon": 10.0, "paper_noise_multiplier": 0.8, "epsilon_rdp": 10.61, "epsilon_pld": 10.01} for row in celeba]
+    # at epsilon 10, 0.8 costs 10.61 under RDP, but the 0.85 that would also print as 0.8 costs
+    # less than 10
+    high = [
+        {
+            **row,
+            "epsilon": 10.0,
+            "paper_noise_multiplier": 0.8,
+            "epsilon_rdp": 10.61,
+            "epsilon_pld": 10.01,
+        }
+        for row in celeba
+    ]
     notes = " ".join(accounting._table13_notes([*celeba, *high]))
     assert "CelebA sigma 4.2 composes to epsilon 1.23 (PLD) / 1.33 (RDP), not 1" in notes
     assert "1 of its 2 noise multipliers exceed" in notes
@@ -109,7 +152,9 @@ def test_table10_shares():
     assert [row["sigma_s"] for row in rows] == [5.0, 10.0, 20.0, 25.0]
     for row in rows:
         for i in range(3):
-            assert row[f"selection_percent_{i}"] + row[f"finetune_percent_{i}"] == pytest.approx(100)
+            assert row[f"selection_percent_{i}"] + row[f"finetune_percent_{i}"] == pytest.approx(
+                100
+            )
         paper = row["paper_selection_percent"]
         assert row["selection_percent_0"] > 6 * paper  # the text to the letter is far off
         assert row["selection_percent_1"] == pytest.approx(paper, rel=0.22)
@@ -132,31 +177,48 @@ def test_an_epsilon_that_cannot_be_met_is_a_missing_cell():
 
 
 def test_the_note_on_fractional_orders():
-    """dp-accounting overstates the RDP of a weak subsampled release between integer orders; never understates it."""
+    """dp-accounting overstates the RDP of a weak subsampled release between integer orders; never
+    understates it.
+    """
     rate = BY_EPOCHS.selection_rate(paper_setting("celeba"))
 
     def exact(sigma: float, order: float) -> float:
         def integrand(z: float) -> float:
             ratio = order * math.log1p(rate * math.expm1((2 * z - 1) / (2 * sigma**2)))
-            return math.expm1(ratio) * math.exp(-z * z / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
+            return (
+                math.expm1(ratio)
+                * math.exp(-z * z / (2 * sigma**2))
+                / (sigma * math.sqrt(2 * math.pi))
+            )
 
         value = quad(integrand, -12 * sigma, 14 * sigma, limit=500, epsabs=1e-16, epsrel=1e-12)[0]
         return math.log1p(value) / (order - 1)
 
-    for sigma, order, factor in ((5.0, 3.3, 1.03), (25.0, 3.3, 1.48), (5.0, 3.0, 1.0), (25.0, 3.0, 1.0)):
+    for sigma, order, factor in (
+        (5.0, 3.3, 1.03),
+        (25.0, 3.3, 1.48),
+        (5.0, 3.0, 1.0),
+        (25.0, 3.0, 1.0),
+    ):
         accountant = make_accountant("rdp").compose(gaussian_event(sigma, rate))
-        assert accountant.rdp[RDP_ORDERS.index(order)] / exact(sigma, order) == pytest.approx(factor, abs=0.01)
+        assert accountant.rdp[RDP_ORDERS.index(order)] / exact(sigma, order) == pytest.approx(
+            factor, abs=0.01
+        )
 
 
 def test_unknown_table():
-    with pytest.raises(ConfigError, match="table = 'table5': must be one of table9, table10, table13"):
+    with pytest.raises(
+        ConfigError, match="table = 'table5': must be one of table9, table10, table13"
+    ):
         reproduce_accounting("table5")
 
 
 def test_nothing_is_computed_or_heavy_at_import():
-    code = ("import sys, sapf_ray.paper.accounting as a; "
-            "assert not a.plan.cache_info().currsize and not a.composed_epsilon.cache_info().currsize; "
-            "assert not {'torch', 'ray', 'matplotlib'} & set(sys.modules)")
+    code = (
+        "import sys, sapf_ray.paper.accounting as a; "
+        "assert not a.plan.cache_info().currsize and not a.composed_epsilon.cache_info().currsize; "
+        "assert not {'torch', 'ray', 'matplotlib'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -171,5 +233,13 @@ def test_full_reports(name, n_rows):
     assert_balanced(report.render("latex"))
     assert all(note.endswith(".") for note in report.notes)
     if name == "table10":
-        assert [row["paper_selection_percent"] for row in report.rows] == [r["selection_percent"] for r in paper_table(name)]
-        assert max(abs(row["selection_percent_2"] - row["paper_selection_percent"]) for row in report.rows) < 0.3
+        assert [row["paper_selection_percent"] for row in report.rows] == [
+            r["selection_percent"] for r in paper_table(name)
+        ]
+        assert (
+            max(
+                abs(row["selection_percent_2"] - row["paper_selection_percent"])
+                for row in report.rows
+            )
+            < 0.3
+        )

@@ -1,4 +1,6 @@
-"""The paper's tables as shipped: all parse, with the declared columns and the printed number of rows."""
+"""The paper's tables as shipped: all parse, with the declared columns and the printed number of
+rows.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,28 @@ from sapf_ray.paper import tables as paper
 from sapf_ray.paper.tables import DATASETS, PAPER_TABLES, paper_setting, paper_table
 
 ROWS = {
-    "table2": 4, "table3": 4, "table5": 4 * 6 * 4 * 2, "table6": 6, "table7": 8 * 16, "table8": 16, "table9": 8,
-    "table10": 12, "table11": 32, "table12": 18, "table13": 10, "table14": 18, "table15": 8,
+    "table2": 4,
+    "table3": 4,
+    "table5": 4 * 6 * 4 * 2,
+    "table6": 6,
+    "table7": 8 * 16,
+    "table8": 16,
+    "table9": 8,
+    "table10": 12,
+    "table11": 32,
+    "table12": 18,
+    "table13": 10,
+    "table14": 18,
+    "table15": 8,
 }
 
 
 def test_every_shipped_file_is_a_declared_table():
-    shipped = {f.name for f in (resources.files("sapf_ray.paper") / "published").iterdir() if f.name.endswith(".csv")}
+    shipped = {
+        f.name
+        for f in (resources.files("sapf_ray.paper") / "published").iterdir()
+        if f.name.endswith(".csv")
+    }
     assert shipped == {table.file for table in PAPER_TABLES.values()}
     assert set(ROWS) == set(PAPER_TABLES)
 
@@ -38,10 +55,17 @@ def test_tables_parse(name):
 
 def test_known_cells():
     assert paper_table("table10")[0] == {
-        "dataset": "celeba", "epsilon": 1.0, "sigma_s": 5.0, "selection_percent": 12.92, "finetune_percent": 87.08,
+        "dataset": "celeba",
+        "epsilon": 1.0,
+        "sigma_s": 5.0,
+        "selection_percent": 12.92,
+        "finetune_percent": 87.08,
     }
     assert {row["epsilon"] for row in paper_table("table8")} == {10.0, math.inf}
-    assert all(row["selection_percent"] + row["finetune_percent"] == pytest.approx(100) for row in paper_table("table10"))
+    assert all(
+        row["selection_percent"] + row["finetune_percent"] == pytest.approx(100)
+        for row in paper_table("table10")
+    )
 
 
 def test_rows_are_the_callers_own():
@@ -51,7 +75,12 @@ def test_rows_are_the_callers_own():
 
 def test_settings():
     setting = paper_setting("celeba")
-    assert (setting.n_train, setting.batch_size, setting.steps, setting.sigma_s) == (162_770, 4096, 1000, 5.0)
+    assert (setting.n_train, setting.batch_size, setting.steps, setting.sigma_s) == (
+        162_770,
+        4096,
+        1000,
+        5.0,
+    )
     assert setting.delta == pytest.approx(1 / (162_770 * math.log(162_770)))
     assert dict(setting.noise_multipliers) == {1.0: 4.2, 10.0: 0.8}
     assert [paper_setting(name).n_train for name in DATASETS] == [45_000, 97_477, 162_770, 302_436]
@@ -64,11 +93,14 @@ def test_unknown_names_say_what_is_allowed():
         paper_setting("mnist")
 
 
-@pytest.mark.parametrize("text,message", [
-    ("epsilon,fid\n1,2\n", "has the columns"),
-    ("epsilon,sigma_s,fid,acc\n1,5,many,3\n", "line 2"),
-    ("epsilon,sigma_s,fid,acc\n1,5\n", "line 2"),
-])
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("epsilon,fid\n1,2\n", "has the columns"),
+        ("epsilon,sigma_s,fid,acc\n1,5,many,3\n", "line 2"),
+        ("epsilon,sigma_s,fid,acc\n1,5\n", "line 2"),
+    ],
+)
 def test_a_damaged_file_is_an_error(tmp_path, monkeypatch, text, message):
     (tmp_path / "paper_tables").mkdir()
     (tmp_path / "paper_tables" / "table09_sigma_s.csv").write_text(text)

@@ -26,10 +26,13 @@ DELTA = 1e-6
 
 def gaussian_delta(epsilon: float, sigma: float) -> float:
     """Balle and Wang 2018, theorem 8: the exact delta of one Gaussian release."""
+
     def cdf(x: float) -> float:
         return 0.5 * math.erfc(-x / math.sqrt(2))
 
-    return cdf(0.5 / sigma - epsilon * sigma) - math.exp(epsilon) * cdf(-0.5 / sigma - epsilon * sigma)
+    return cdf(0.5 / sigma - epsilon * sigma) - math.exp(epsilon) * cdf(
+        -0.5 / sigma - epsilon * sigma
+    )
 
 
 @pytest.mark.parametrize("sigma", [1.0, 5.0, 25.0])
@@ -45,7 +48,9 @@ def test_rdp_agrees_with_opacus():
     rate, sigma, steps = 4096 / 45_000, 1.796, 1000
     rdp = compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=orders)
     theirs, _ = get_privacy_spent(orders=orders, rdp=rdp, delta=DELTA)
-    assert compose_epsilon([(gaussian_event(sigma, rate), steps)], DELTA, "rdp") == pytest.approx(theirs, rel=1e-3)
+    assert compose_epsilon([(gaussian_event(sigma, rate), steps)], DELTA, "rdp") == pytest.approx(
+        theirs, rel=1e-3
+    )
 
 
 def test_pld_agrees_with_opacus_prv():
@@ -55,7 +60,9 @@ def test_pld_agrees_with_opacus_prv():
     prv = PRVAccountant()
     prv.history = [(sigma, rate, steps)]
     theirs = prv.get_epsilon(DELTA, eps_error=0.01)
-    assert compose_epsilon([(gaussian_event(sigma, rate), steps)], DELTA, "pld") == pytest.approx(theirs, abs=0.02)
+    assert compose_epsilon([(gaussian_event(sigma, rate), steps)], DELTA, "pld") == pytest.approx(
+        theirs, abs=0.02
+    )
 
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
@@ -74,9 +81,13 @@ def test_epsilon_falls_with_noise_and_rises_with_rate_and_steps(accountant, sigm
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
 def test_no_noise_is_infinite_and_nothing_is_zero(accountant):
     noisy = (gaussian_event(5.0), 1)
-    assert compose_epsilon([noisy, (dp_event.NonPrivateDpEvent(), 1)], DELTA, accountant) == math.inf
+    assert (
+        compose_epsilon([noisy, (dp_event.NonPrivateDpEvent(), 1)], DELTA, accountant) == math.inf
+    )
     assert compose_epsilon([noisy, (gaussian_event(0.0, 0.1), 10)], DELTA, accountant) == math.inf
-    assert compose_epsilon([noisy, (dp_event.GaussianDpEvent(0.0), 1)], DELTA, accountant) == math.inf
+    assert (
+        compose_epsilon([noisy, (dp_event.GaussianDpEvent(0.0), 1)], DELTA, accountant) == math.inf
+    )
     assert compose_epsilon([], DELTA, accountant) == 0
 
 
@@ -102,14 +113,18 @@ def test_rdp_stays_quiet_where_dp_accounting_warns(sigma, rate, capfd):
 
 def test_equal_events_are_grouped_through_compositions():
     a, b = gaussian_event(1.0), gaussian_event(2.0, 0.1)
-    nested = dp_event.ComposedDpEvent([a, dp_event.SelfComposedDpEvent(dp_event.ComposedDpEvent([b, a]), 3), b])
+    nested = dp_event.ComposedDpEvent(
+        [a, dp_event.SelfComposedDpEvent(dp_event.ComposedDpEvent([b, a]), 3), b]
+    )
     assert group_events(nested) == {a: 4, b: 4}
     assert group_events([(a, 2), (a, 1), (b, 0)]) == {a: 3}
 
 
 def test_shares_sum_to_one_and_follow_the_order_of_least_epsilon():
     step = gaussian_event(1.796, 4096 / 45_000)
-    shares = stage_shares({"selection": [(gaussian_event(5.0), 1)], "finetune": [(step, 1000)]}, DELTA)
+    shares = stage_shares(
+        {"selection": [(gaussian_event(5.0), 1)], "finetune": [(step, 1000)]}, DELTA
+    )
     assert sum(shares.values()) == pytest.approx(1)
     accountant = make_accountant("rdp").compose(gaussian_event(5.0)).compose(step, 1000)
     _, order = accountant.get_epsilon_and_optimal_order(DELTA)
@@ -118,10 +133,16 @@ def test_shares_sum_to_one_and_follow_the_order_of_least_epsilon():
 
 
 def test_shares_reproduce_the_paper_when_selection_is_a_subsample():
-    # paper, table 10, CelebA, epsilon 10: 0.17 %; design section 4: only with about 50,000 sampled images
+    # paper, table 10, CelebA, epsilon 10: 0.17 %; design section 4: only with about 50,000 sampled
+    # images
     n = 162_770
-    stages = {"selection": [(gaussian_event(5.0, 50_000 / n), 1)], "finetune": [(gaussian_event(0.8, 4096 / n), 1000)]}
-    assert stage_shares(stages, 1 / (n * math.log(n)))["selection"] == pytest.approx(0.0017, rel=0.25)
+    stages = {
+        "selection": [(gaussian_event(5.0, 50_000 / n), 1)],
+        "finetune": [(gaussian_event(0.8, 4096 / n), 1000)],
+    }
+    assert stage_shares(stages, 1 / (n * math.log(n)))["selection"] == pytest.approx(
+        0.0017, rel=0.25
+    )
 
 
 def test_shares_have_no_meaning_without_noise():
@@ -129,27 +150,39 @@ def test_shares_have_no_meaning_without_noise():
     assert stage_shares({}, DELTA) is None
 
 
-@pytest.mark.parametrize("event", [
-    gaussian_event(1.5),
-    gaussian_event(1.5, 0.25),
-    gaussian_event(0.0),
-    dp_event.SelfComposedDpEvent(gaussian_event(2.0, 0.1), 7),
-    dp_event.ComposedDpEvent([gaussian_event(2.0), dp_event.NonPrivateDpEvent()]),
-    exponential_event(5.0),
-    approximate_event(0.2, 1e-7),
-])
+@pytest.mark.parametrize(
+    "event",
+    [
+        gaussian_event(1.5),
+        gaussian_event(1.5, 0.25),
+        gaussian_event(0.0),
+        dp_event.SelfComposedDpEvent(gaussian_event(2.0, 0.1), 7),
+        dp_event.ComposedDpEvent([gaussian_event(2.0), dp_event.NonPrivateDpEvent()]),
+        exponential_event(5.0),
+        approximate_event(0.2, 1e-7),
+    ],
+)
 def test_events_survive_json(event):
     assert event_from_json(json.loads(json.dumps(event_to_json(event)))) == event
 
 
-@pytest.mark.parametrize("data", [
-    None, [], {}, {"type": "os"}, {"type": "Gaussian"}, {"type": "Gaussian", "noise_multiplier": -1.0},
-    {"type": "Gaussian", "noise_multiplier": "1"}, {"type": "Gaussian", "noise_multiplier": math.inf},
-    {"type": "Gaussian", "noise_multiplier": 1.0, "more": 1},
-    {"type": "PoissonSampled", "sampling_probability": 1.5, "event": {"type": "NonPrivate"}},
-    {"type": "ApproximateDp", "epsilon": 1.0, "delta": 2.0},
-    {"type": "SelfComposed", "count": 1.5, "event": {"type": "NonPrivate"}},
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        {},
+        {"type": "os"},
+        {"type": "Gaussian"},
+        {"type": "Gaussian", "noise_multiplier": -1.0},
+        {"type": "Gaussian", "noise_multiplier": "1"},
+        {"type": "Gaussian", "noise_multiplier": math.inf},
+        {"type": "Gaussian", "noise_multiplier": 1.0, "more": 1},
+        {"type": "PoissonSampled", "sampling_probability": 1.5, "event": {"type": "NonPrivate"}},
+        {"type": "ApproximateDp", "epsilon": 1.0, "delta": 2.0},
+        {"type": "SelfComposed", "count": 1.5, "event": {"type": "NonPrivate"}},
+    ],
+)
 def test_json_that_is_no_event_is_refused(data):
     with pytest.raises(ValueError):
         event_from_json(data)
@@ -157,7 +190,10 @@ def test_json_that_is_no_event_is_refused(data):
 
 def test_exponential_top_k_is_priced_as_its_gaussian():
     for accountant in ("pld", "rdp"):
-        ours, gaussian = (compose_epsilon([(e, 2)], DELTA, accountant) for e in (exponential_event(3.0), gaussian_event(3.0)))
+        ours, gaussian = (
+            compose_epsilon([(e, 2)], DELTA, accountant)
+            for e in (exponential_event(3.0), gaussian_event(3.0))
+        )
         assert ours == gaussian
         assert compose_epsilon(exponential_event(0.0), DELTA, accountant) == math.inf
 
@@ -165,12 +201,18 @@ def test_exponential_top_k_is_priced_as_its_gaussian():
 def test_approximate_dp_alone_costs_its_own_numbers():
     event = approximate_event(0.7, DELTA / 2)
     assert compose_epsilon(event, DELTA / 2, "pld") == pytest.approx(0.7, abs=2e-4)
-    assert compose_epsilon(event, DELTA / 4, "pld") == math.inf == compose_epsilon(event, DELTA / 4, "rdp")
+    assert (
+        compose_epsilon(event, DELTA / 4, "pld")
+        == math.inf
+        == compose_epsilon(event, DELTA / 4, "rdp")
+    )
     assert compose_epsilon(approximate_event(math.inf, 0.0), DELTA, "pld") == math.inf
     # k-fold composition of randomised response by hand: 1 - delta' is what stays hidden
     epsilon, k, target = 0.3, 5, 0.02
     p = 1 / (1 + math.exp(-epsilon))
-    loss = [(math.comb(k, i) * p ** i * (1 - p) ** (k - i), epsilon * (2 * i - k)) for i in range(k + 1)]
+    loss = [
+        (math.comb(k, i) * p**i * (1 - p) ** (k - i), epsilon * (2 * i - k)) for i in range(k + 1)
+    ]
 
     def hockey_stick(e: float) -> float:
         return sum(w * max(0.0, 1 - math.exp(e - x)) for w, x in loss)
@@ -191,7 +233,9 @@ def test_rdp_of_approximate_dp_is_an_upper_bound_that_falls_with_its_numbers(eps
     assert pld <= rdp * (1 + 1e-6) and alone < rdp <= 1.05 * (alone + epsilon)
     more = [(approximate_event(epsilon, delta), 2), rest]
     assert rdp < compose_epsilon(more, DELTA, "rdp") and pld < compose_epsilon(more, DELTA, "pld")
-    shares = stage_shares({"selection": [(approximate_event(epsilon, delta), 1)], "finetune": [rest]}, DELTA)
+    shares = stage_shares(
+        {"selection": [(approximate_event(epsilon, delta), 1)], "finetune": [rest]}, DELTA
+    )
     assert sum(shares.values()) == pytest.approx(1) and shares["selection"] > 0
 
 

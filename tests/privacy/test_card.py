@@ -22,7 +22,9 @@ def card(tmp_path, config: RunConfig, **kwargs) -> str:
     if plan.finetune:
         spend_all(ledger)
         ledger.record("finetune/step/0", plan.finetune.event(), "s", "finetune")
-    return privacy_card(plan, ledger, config, model_name="glyphs-tiny", data_name="digits", **kwargs)
+    return privacy_card(
+        plan, ledger, config, model_name="glyphs-tiny", data_name="digits", **kwargs
+    )
 
 
 def test_private_run(tmp_path):
@@ -30,10 +32,21 @@ def test_private_run(tmp_path):
     plan = make_plan(config, DIGITS)
     text = card(tmp_path, config)
     for words in (
-        "glyphs-tiny", "digits", "1,297", "one image added or removed", "RDP accountant", "PLD accountant",
-        f"{plan.composed_epsilon:.4f}", f"{plan.delta:.4g}", "Gaussian, noise 25", "| 4 | 1 |",
-        f"noise {plan.finetune.noise_multiplier:g}, Poisson sample 0.197379", "Assumed to be public",
-        "evaluation (FID, accuracy) against real images: yes", "operating system", "floating point",
+        "glyphs-tiny",
+        "digits",
+        "1,297",
+        "one image added or removed",
+        "RDP accountant",
+        "PLD accountant",
+        f"{plan.composed_epsilon:.4f}",
+        f"{plan.delta:.4g}",
+        "Gaussian, noise 25",
+        "| 4 | 1 |",
+        f"noise {plan.finetune.noise_multiplier:g}, Poisson sample 0.197379",
+        "Assumed to be public",
+        "evaluation (FID, accuracy) against real images: yes",
+        "operating system",
+        "floating point",
     ):
         assert words in text, words
     assert "NOT PRIVATE" not in text and "NOT FOR RELEASE" not in text
@@ -41,7 +54,11 @@ def test_private_run(tmp_path):
 
 def test_non_private_run_is_marked(tmp_path):
     text = card(tmp_path, small(steps=2, non_private=True))
-    assert text.index("NOT PRIVATE") < 200 and "infinite" in text and "Differentially private" not in text
+    assert (
+        text.index("NOT PRIVATE") < 200
+        and "infinite" in text
+        and "Differentially private" not in text
+    )
 
 
 def test_reproducible_seed_is_not_for_release(tmp_path):
@@ -71,14 +88,24 @@ def test_evolution_is_a_use_of_the_images(tmp_path):
     plan = make_plan(config, DIGITS)
     text = card(tmp_path, config)
     for words in (
-        f"> Differentially private: ε = {plan.composed_epsilon:.4g} at", "It covers the synthetic images and all",
+        f"> Differentially private: ε = {plan.composed_epsilon:.4g} at",
+        "It covers the synthetic images and all",
         f"| evolution | Gaussian, noise {plan.evolution.noise_multiplier:g} | 3 | 0 |",
-        "| Noisy histograms, one vote an image | 3 |", "the network that compares images (glyph)",
+        "| Noisy histograms, one vote an image | 3 |",
+        "the network that compares images (glyph)",
     ):
         assert words in text, words
-    assert "No sensitive image was used" not in text and "adapter" not in text and "batch size" not in text
+    assert (
+        "No sensitive image was used" not in text
+        and "adapter" not in text
+        and "batch size" not in text
+    )
 
 
 def test_evolution_without_noise_is_marked(tmp_path):
     text = card(tmp_path, evolving(non_private=True))
-    assert text.index("NOT PRIVATE") < 200 and "infinite" in text and "No sensitive image was used" not in text
+    assert (
+        text.index("NOT PRIVATE") < 200
+        and "infinite" in text
+        and "No sensitive image was used" not in text
+    )

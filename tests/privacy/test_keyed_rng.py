@@ -45,12 +45,18 @@ def test_another_key_gives_another_stream():
 
 
 def test_the_same_in_another_process():
-    code = ("from sapf_ray.privacy.keyed_rng import NoiseKey; k = NoiseKey(bytes(range(32)));"
-            "print(k.stream('noise', 3).words(2).tolist(), k.generator('noise', 3).get_state().sum().item(),"
-            "k.seeds('s', 1, __import__('numpy').arange(3)).tolist(), k.stream_id('plan', 1))")
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")[0]
-    here = (f"{KEY.stream('noise', 3).words(2).tolist()} {KEY.generator('noise', 3).get_state().sum().item()} "
-            f"{KEY.seeds('s', 1, np.arange(3)).tolist()} {KEY.stream_id('plan', 1)}")
+    code = (
+        "from sapf_ray.privacy.keyed_rng import NoiseKey; k = NoiseKey(bytes(range(32)));"
+        "print(k.stream('noise', 3).words(2).tolist(), k.generator('noise', 3).get_state().sum().item(),"
+        "k.seeds('s', 1, __import__('numpy').arange(3)).tolist(), k.stream_id('plan', 1))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split("\n")[0]
+    here = (
+        f"{KEY.stream('noise', 3).words(2).tolist()} {KEY.generator('noise', 3).get_state().sum().item()} "
+        f"{KEY.seeds('s', 1, np.arange(3)).tolist()} {KEY.stream_id('plan', 1)}"
+    )
     assert out == here
 
 
@@ -58,7 +64,9 @@ def test_cpu_generators_use_more_than_the_32_bits_that_torch_seeds():
     a, b = torch.Generator(), torch.Generator()
     a.manual_seed(5)
     b.manual_seed(5 + (7 << 32))
-    assert torch.equal(torch.rand(4, generator=a), torch.rand(4, generator=b)), "torch mended it: simplify generator()"
+    assert torch.equal(torch.rand(4, generator=a), torch.rand(4, generator=b)), (
+        "torch mended it: simplify generator()"
+    )
     state = KEY.generator("noise", 0).get_state()[24 : 24 + 8 * 624].numpy().view("<u8")
     assert len(np.unique(state)) > 600 and state.max() > 2**31
 
@@ -120,7 +128,9 @@ def test_the_loser_of_a_race_takes_the_winners_key(tmp_path, monkeypatch):
     assert NoiseKey.load_or_create(path).stream_id() == winner.stream_id()
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"key": "00", "reproducible": false}', "[]", '{"key": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"key": "00", "reproducible": false}', "[]", '{"key": 1}']
+)
 def test_damaged_key(tmp_path, text):
     path = tmp_path / "noise_key"
     path.write_text(text)

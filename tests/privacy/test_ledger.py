@@ -106,7 +106,9 @@ def test_anything_else_is_charged_again(ledger, plan, change):
     spent = ledger.epsilon_spent()
     release = "finetune/step/3" if change == "release" else "finetune/step/2"
     event = gaussian_event(50.0, 0.01) if change == "event" else plan.finetune.event()
-    assert not ledger.record(release, event, "t" if change == "stream" else "s", "finetune")["replay"]
+    assert not ledger.record(release, event, "t" if change == "stream" else "s", "finetune")[
+        "replay"
+    ]
     assert ledger.epsilon_spent() > spent
 
 
@@ -136,13 +138,20 @@ def test_a_repeated_charge_counts_against_the_last_planned_one(ledger, plan):
 
 
 def test_epsilon_is_never_understated_after_a_crash_at_any_byte(ledger, plan):
-    """Whatever prefix of the file a crash leaves, every record that had returned by then is paid for."""
+    """Whatever prefix of the file a crash leaves, every record that had returned by then is paid
+    for.
+    """
     paid = [(ledger.path.stat().st_size, 0.0)]
     events = []
-    for release, event in [("selection", plan.selection.event()), ("finetune/step/0", plan.finetune.event())]:
+    for release, event in [
+        ("selection", plan.selection.event()),
+        ("finetune/step/0", plan.finetune.event()),
+    ]:
         ledger.record(release, event, "s", "finetune")
         events.append((event, 1))
-        paid.append((ledger.path.stat().st_size, compose_epsilon(events, plan.delta, plan.accountant)))
+        paid.append(
+            (ledger.path.stat().st_size, compose_epsilon(events, plan.delta, plan.accountant))
+        )
     data = ledger.path.read_bytes()
     crashed = ledger.path.with_name("crashed.jsonl")
     for end in range(paid[0][0], len(data) + 1):
@@ -175,7 +184,9 @@ def test_torn_line_that_does_not_parse_is_cut_off_by_the_next_record(ledger, pla
     assert len(ledger.path.read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"\0\0\0", b"[]", b'{"release": 1}', b"\xff\xfe", b"garbage"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{}", b"\0\0\0", b"[]", b'{"release": 1}', b"\xff\xfe", b"garbage"]
+)
 def test_damaged_middle_line_names_file_and_line(ledger, damage):
     spend_all(ledger)
     lines = ledger.path.read_bytes().split(b"\n")
@@ -193,7 +204,9 @@ def test_damage_met_while_running_stops_every_further_record(ledger, plan):
             ledger.record("selection", plan.selection.event(), "s", "selection")
 
 
-@pytest.mark.parametrize("header", ["", "x\n", "{}\n", '{"schema": 1, "plan": {}}\n', '{"schema": 1}', "[]\n"])
+@pytest.mark.parametrize(
+    "header", ["", "x\n", "{}\n", '{"schema": 1, "plan": {}}\n', '{"schema": 1}', "[]\n"]
+)
 def test_damaged_header(tmp_path, header):
     path = tmp_path / "ledger.jsonl"
     path.write_text(header)
@@ -232,7 +245,9 @@ def test_two_processes_append_in_turn(tmp_path, plan):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    assert sorted(e.release for e in ledger.events()) == sorted(f"{name}/{i}" for name in "ab" for i in range(30))
+    assert sorted(e.release for e in ledger.events()) == sorted(
+        f"{name}/{i}" for name in "ab" for i in range(30)
+    )
 
 
 def test_two_holders_cannot_spend_the_budget_twice(ledger, plan):
@@ -249,7 +264,12 @@ def test_curve_rises_from_the_selection_to_what_is_spent(ledger, plan):
     ledger.record("finetune/step/1", plan.finetune.event(), "s", "finetune")
     curve = ledger.epsilon_curve(4)
     steps, epsilons = zip(*curve, strict=True)
-    assert steps[0] == 0 and steps[-1] == STEPS and list(steps) == sorted(set(steps)) and len(curve) == 4
+    assert (
+        steps[0] == 0
+        and steps[-1] == STEPS
+        and list(steps) == sorted(set(steps))
+        and len(curve) == 4
+    )
     assert list(epsilons) == sorted(epsilons) and epsilons[-1] == ledger.epsilon_spent()
     assert epsilons[0] == pytest.approx(compose_epsilon(plan.selection.event(), plan.delta, "rdp"))
 
@@ -260,7 +280,8 @@ def test_curve_under_pld_bounds_the_exact_values(tmp_path):
     spend_all(ledger)
     for step, epsilon in ledger.epsilon_curve(4):
         exact = compose_epsilon(
-            [(plan.selection.event(), 1), (plan.finetune.event(), step)], plan.delta, "pld")
+            [(plan.selection.event(), 1), (plan.finetune.event(), step)], plan.delta, "pld"
+        )
         assert exact * (1 - 1e-9) <= epsilon <= exact * 1.05
 
 
@@ -278,7 +299,10 @@ def test_summary_shows_charges_replays_and_both_accountants(ledger, plan):
     console = Console(record=True, width=160, file=io.StringIO())
     console.print(ledger.summary())
     text = console.export_text()
-    assert f"{ledger.epsilon_spent('pld'):.4f}" in text and f"{ledger.epsilon_spent('rdp'):.4f}" in text
+    assert (
+        f"{ledger.epsilon_spent('pld'):.4f}" in text
+        and f"{ledger.epsilon_spent('rdp'):.4f}" in text
+    )
     assert "Gaussian, noise 25" in text and "Poisson sample" in text and f"{STEPS + 1}" in text
 
 

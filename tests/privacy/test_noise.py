@@ -44,7 +44,10 @@ def noise_without_sensitivity(total, stream):
 
 
 def noise_per_rank(total, stream):
-    return sum(add_gaussian_noise(total / RANKS, SIGMA, SENSITIVITY, KEY.stream("rank", r)) for r in range(RANKS))
+    return sum(
+        add_gaussian_noise(total / RANKS, SIGMA, SENSITIVITY, KEY.stream("rank", r))
+        for r in range(RANKS)
+    )
 
 
 def noise_shared_by_rows(total, stream):
@@ -53,7 +56,9 @@ def noise_shared_by_rows(total, stream):
 
 
 def check_noise(mechanism) -> None:
-    """Asserts that the noise has the planned variance (chi-square), mean 0 and independent coordinates."""
+    """Asserts that the noise has the planned variance (chi-square), mean 0 and independent
+    coordinates.
+    """
     total = torch.linspace(-3, 3, math.prod(SHAPE)).view(SHAPE)
     noise = (mechanism(total, KEY.stream("noise")) - total).double()
     n = noise.numel()
@@ -68,9 +73,16 @@ def test_noise_is_as_planned(mechanism):
     check_noise(mechanism)
 
 
-@pytest.mark.parametrize("twin", [
-    noise_missing, noise_halved, noise_without_sensitivity, noise_per_rank, noise_shared_by_rows,
-])
+@pytest.mark.parametrize(
+    "twin",
+    [
+        noise_missing,
+        noise_halved,
+        noise_without_sensitivity,
+        noise_per_rank,
+        noise_shared_by_rows,
+    ],
+)
 def test_broken_twins_are_rejected(twin):
     with pytest.raises(AssertionError):
         check_noise(twin)
@@ -88,7 +100,9 @@ def test_dtype_is_kept_and_noise_is_float32():
     total = torch.zeros(1000, dtype=torch.bfloat16)
     noisy = add_gaussian_noise(total, 1.0, 1.0, KEY.stream("a"))
     assert noisy.dtype == torch.bfloat16
-    assert torch.equal(noisy, add_gaussian_noise(total.float(), 1.0, 1.0, KEY.stream("a")).bfloat16())
+    assert torch.equal(
+        noisy, add_gaussian_noise(total.float(), 1.0, 1.0, KEY.stream("a")).bfloat16()
+    )
 
 
 @pytest.mark.parametrize("multiplier", [0.0, -1.0, math.nan])
@@ -98,7 +112,10 @@ def test_no_noise_has_to_be_asked_for(multiplier):
 
 
 def test_non_private_adds_nothing():
-    assert torch.equal(add_gaussian_noise(torch.ones(2), 0.0, 1.0, KEY.stream("a"), non_private=True), torch.ones(2))
+    assert torch.equal(
+        add_gaussian_noise(torch.ones(2), 0.0, 1.0, KEY.stream("a"), non_private=True),
+        torch.ones(2),
+    )
     with pytest.raises(ValueError):
         add_gaussian_noise(torch.ones(2), -1.0, 1.0, KEY.stream("a"), non_private=True)
 
@@ -117,7 +134,9 @@ def test_sensitivity_above_zero():
 @settings(max_examples=50, deadline=None)
 @given(
     norms=st.lists(st.floats(0, 1e30, allow_subnormal=False), min_size=1, max_size=20),
-    bound=st.floats(1e-3, 1e3), mode=st.sampled_from(["automatic", "flat"]), gamma=st.floats(1e-6, 1.0),
+    bound=st.floats(1e-3, 1e3),
+    mode=st.sampled_from(["automatic", "flat"]),
+    gamma=st.floats(1e-6, 1.0),
 )
 def test_no_record_contributes_more_than_the_bound(norms, bound, mode, gamma):
     norms = torch.tensor(norms, dtype=torch.float32)
@@ -152,10 +171,14 @@ def test_clipping_formulas():
 @pytest.mark.parametrize("kwargs", [{"clipping_norm": 0.0}, {"mode": "soft"}, {"gamma": 0.0}])
 def test_clipping_without_a_bound_is_refused(kwargs):
     with pytest.raises(ValueError):
-        clip_factors(torch.ones(2), **{"clipping_norm": 1.0, "mode": "automatic", "gamma": 0.1, **kwargs})
+        clip_factors(
+            torch.ones(2), **{"clipping_norm": 1.0, "mode": "automatic", "gamma": 0.1, **kwargs}
+        )
 
 
-@pytest.mark.parametrize("add,distribution", [(add_gumbel_noise, gumbel_r), (add_laplace_noise, laplace)])
+@pytest.mark.parametrize(
+    "add,distribution", [(add_gumbel_noise, gumbel_r), (add_laplace_noise, laplace)]
+)
 def test_noise_of_choices_has_its_distribution_and_broken_twins_do_not(add, distribution):
     total = torch.linspace(-3, 3, 20_000).view(100, 200)
 
@@ -170,7 +193,13 @@ def test_noise_of_choices_has_its_distribution_and_broken_twins_do_not(add, dist
     assert fits(noisy) and noisy.dtype == torch.float64 and torch.equal(noisy, drawn())
     other = add_laplace_noise if add is add_gumbel_noise else add_gumbel_noise
     gaussian = release(total, KEY.stream("choice")).double()
-    for broken in (total.double(), drawn(noise=SIGMA / 2), drawn(sensitivity=1.0), drawn(by=other), gaussian):
+    for broken in (
+        total.double(),
+        drawn(noise=SIGMA / 2),
+        drawn(sensitivity=1.0),
+        drawn(by=other),
+        gaussian,
+    ):
         assert not fits(broken)
     for wrong in ((0.0, 1.0), (1.0, 0.0), (math.nan, 1.0)):
         with pytest.raises(ValueError, match="above 0"):

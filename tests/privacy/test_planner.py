@@ -19,7 +19,16 @@ from sapf_ray.privacy.planner import PrivacyPlan, make_plan, plan_events, plan_t
 CIFAR10, CELEBA, DIGITS = 45_000, 162_770, 1_297
 
 
-def config(epsilon=10.0, accountant="pld", sigma_s=5.0, steps=1000, batch_size=4096, ratio=0.3, sample_rate=1.0, **privacy):
+def config(
+    epsilon=10.0,
+    accountant="pld",
+    sigma_s=5.0,
+    steps=1000,
+    batch_size=4096,
+    ratio=0.3,
+    sample_rate=1.0,
+    **privacy,
+):
     return RunConfig(
         privacy=PrivacyConfig(epsilon=epsilon, accountant=accountant, **privacy),
         saliency=SaliencyConfig(noise_multiplier=sigma_s, ratio=ratio, sample_rate=sample_rate),
@@ -28,15 +37,20 @@ def config(epsilon=10.0, accountant="pld", sigma_s=5.0, steps=1000, batch_size=4
 
 
 def small(**kwargs):
-    return config(**{"accountant": "rdp", "sigma_s": 25.0, "steps": 150, "batch_size": 256, **kwargs})
+    return config(
+        **{"accountant": "rdp", "sigma_s": 25.0, "steps": 150, "batch_size": 256, **kwargs}
+    )
 
 
-@pytest.mark.parametrize("n_records,epsilon,accountant,expected", [
-    (CIFAR10, 10.0, "rdp", 1.796),
-    (CELEBA, 10.0, "rdp", 0.820),
-    (CIFAR10, 1.0, "pld", 20.34),
-    (CELEBA, 10.0, "pld", 0.789),
-])
+@pytest.mark.parametrize(
+    "n_records,epsilon,accountant,expected",
+    [
+        (CIFAR10, 10.0, "rdp", 1.796),
+        (CELEBA, 10.0, "rdp", 0.820),
+        (CIFAR10, 1.0, "pld", 20.34),
+        (CELEBA, 10.0, "pld", 0.789),
+    ],
+)
 def test_reference_noise_multipliers(n_records, epsilon, accountant, expected):
     plan = make_plan(config(epsilon, accountant), n_records)
     assert plan.finetune.noise_multiplier == pytest.approx(expected, rel=0.01)
@@ -46,12 +60,17 @@ def test_reference_noise_multipliers(n_records, epsilon, accountant, expected):
 
 
 @settings(max_examples=4, deadline=None)
-@given(epsilon=st.floats(0.5, 4), steps=st.integers(1, 300), accountant=st.sampled_from(["pld", "rdp"]))
+@given(
+    epsilon=st.floats(0.5, 4), steps=st.integers(1, 300), accountant=st.sampled_from(["pld", "rdp"])
+)
 def test_noise_is_the_smallest_of_four_digits_that_fits(epsilon, steps, accountant):
     plan = make_plan(small(epsilon=epsilon, steps=steps, accountant=accountant), DIGITS)
     noise = plan.finetune.noise_multiplier
     assert float(f"{noise:.3e}") == noise
-    assert compose_epsilon([(e, n) for _, e, n in plan_events(plan)], plan.delta, accountant) == plan.composed_epsilon
+    assert (
+        compose_epsilon([(e, n) for _, e, n in plan_events(plan)], plan.delta, accountant)
+        == plan.composed_epsilon
+    )
     assert plan.composed_epsilon <= epsilon
     less = dataclasses.replace(plan.finetune, noise_multiplier=noise * (1 - 1.1e-3))
     events = [(plan.selection.event(), 1), (less.event(), steps)]
@@ -59,14 +78,23 @@ def test_noise_is_the_smallest_of_four_digits_that_fits(epsilon, steps, accounta
 
 
 def test_noise_falls_with_epsilon_and_rises_with_steps():
-    noises = [make_plan(small(epsilon=e), DIGITS).finetune.noise_multiplier for e in (0.5, 1.0, 10.0)]
+    noises = [
+        make_plan(small(epsilon=e), DIGITS).finetune.noise_multiplier for e in (0.5, 1.0, 10.0)
+    ]
     assert noises == sorted(noises, reverse=True)
     noises = [make_plan(small(steps=s), DIGITS).finetune.noise_multiplier for s in (1, 100)]
     assert noises == sorted(noises)
 
 
 def test_grid_of_four_digits():
-    for value, up in [(1.7962, 1.797), (0.82001, 0.8201), (20.34, 20.34), (9.9991, 10.0), (1234.5, 1235.0), (1.0, 1.0)]:
+    for value, up in [
+        (1.7962, 1.797),
+        (0.82001, 0.8201),
+        (20.34, 20.34),
+        (9.9991, 10.0),
+        (1234.5, 1235.0),
+        (1.0, 1.0),
+    ]:
         assert planner._grid_value(planner._grid_index(value)) == up
     index = planner._grid_index(9.999)
     assert planner._grid_value(index + 1) == 10.0
@@ -87,10 +115,21 @@ def test_subsampled_selection_is_cheaper():
     assert part.selection.sample_rate == 0.3 and "PoissonSampled" in repr(part.selection.event())
 
 
-@pytest.mark.parametrize("bad,field,words", [
-    ({"batch_size": 1298}, "finetune.batch_size", "at most the number of training records, 1297"),
-    ({"sigma_s": 1.0, "epsilon": 1.0}, "saliency.noise_multiplier", "selection alone spends epsilon"),
-])
+@pytest.mark.parametrize(
+    "bad,field,words",
+    [
+        (
+            {"batch_size": 1298},
+            "finetune.batch_size",
+            "at most the number of training records, 1297",
+        ),
+        (
+            {"sigma_s": 1.0, "epsilon": 1.0},
+            "saliency.noise_multiplier",
+            "selection alone spends epsilon",
+        ),
+    ],
+)
 def test_plans_that_cannot_be_made(bad, field, words):
     with pytest.raises(ConfigError, match=words) as error:
         make_plan(small(**bad), DIGITS)
@@ -102,7 +141,12 @@ def test_overspent_selection_names_a_noise_that_works(accountant):
     with pytest.raises(ConfigError) as error:
         make_plan(small(sigma_s=1.0, epsilon=1.0, accountant=accountant), DIGITS)
     advice = float(str(error.value).split("from ")[1].split()[0])
-    assert make_plan(small(sigma_s=advice, epsilon=1.0, accountant=accountant), DIGITS).composed_epsilon <= 1
+    assert (
+        make_plan(
+            small(sigma_s=advice, epsilon=1.0, accountant=accountant), DIGITS
+        ).composed_epsilon
+        <= 1
+    )
 
 
 def test_epsilon_out_of_reach_at_any_noise():
@@ -121,13 +165,21 @@ def test_too_few_records():
 
 def test_zero_steps_read_nothing():
     plan = make_plan(small(steps=0), DIGITS)
-    assert plan.selection is None and plan.finetune is None and plan.composed_epsilon == 0 and not plan_events(plan)
+    assert (
+        plan.selection is None
+        and plan.finetune is None
+        and plan.composed_epsilon == 0
+        and not plan_events(plan)
+    )
 
 
 def test_keeping_every_matrix_needs_no_release():
     plan = make_plan(small(ratio=1.0), DIGITS)
     assert plan.selection is None and plan.finetune.share == 1
-    assert plan.finetune.noise_multiplier < make_plan(small(sigma_s=5.0), DIGITS).finetune.noise_multiplier
+    assert (
+        plan.finetune.noise_multiplier
+        < make_plan(small(sigma_s=5.0), DIGITS).finetune.noise_multiplier
+    )
 
 
 def test_non_private_plan_is_valid_json_and_infinite():
@@ -142,8 +194,17 @@ def test_non_private_plan_is_valid_json_and_infinite():
 def test_dict_is_the_json_contract_and_round_trips():
     plan = make_plan(small(), DIGITS)
     data = json.loads(json.dumps(plan.to_dict()))
-    assert {"epsilon", "delta", "accountant", "n_records", "sample_rate", "steps", "selection", "finetune",
-            "composed_epsilon"} <= set(data)
+    assert {
+        "epsilon",
+        "delta",
+        "accountant",
+        "n_records",
+        "sample_rate",
+        "steps",
+        "selection",
+        "finetune",
+        "composed_epsilon",
+    } <= set(data)
     assert {"noise_multiplier", "sample_rate", "share"} <= set(data["selection"])
     assert {"noise_multiplier", "share"} <= set(data["finetune"])
     assert data["adjacency"] == "add_or_remove_one"
@@ -152,12 +213,15 @@ def test_dict_is_the_json_contract_and_round_trips():
         PrivacyPlan.from_dict({"epsilon": 1})
 
 
-@pytest.mark.parametrize("kwargs,words", [
-    ({}, "25"),
-    ({"non_private": True}, "NOT PRIVATE"),
-    ({"steps": 0}, "reads no sensitive image"),
-    ({"ratio": 1.0}, "no release"),
-])
+@pytest.mark.parametrize(
+    "kwargs,words",
+    [
+        ({}, "25"),
+        ({"non_private": True}, "NOT PRIVATE"),
+        ({"steps": 0}, "reads no sensitive image"),
+        ({"ratio": 1.0}, "no release"),
+    ],
+)
 def test_table(kwargs, words):
     console = Console(record=True, width=140, file=io.StringIO())
     console.print(plan_table(make_plan(small(**kwargs), DIGITS)))

@@ -1,4 +1,6 @@
-"""The sampler is what the accountant assumes, and the test that says so rejects samplers that are not."""
+"""The sampler is what the accountant assumes, and the test that says so rejects samplers that are
+not.
+"""
 
 from __future__ import annotations
 
@@ -48,15 +50,21 @@ def check_poisson(sampler) -> None:
         included[step, sampler(step)] = True
     x = (included - RATE) / np.sqrt(RATE * (1 - RATE))  # mean 0, variance 1 under Poisson sampling
     bound = 5.0  # standard deviations
-    assert abs(included.sum(1).mean() - N * RATE) < bound * np.sqrt(N * RATE * (1 - RATE) / STEPS), "mean batch size"
+    assert abs(included.sum(1).mean() - N * RATE) < bound * np.sqrt(
+        N * RATE * (1 - RATE) / STEPS
+    ), "mean batch size"
     variance = included.sum(1).var() / (N * RATE * (1 - RATE))
-    assert abs(variance - 1) < bound * np.sqrt(2 / STEPS), "variance of the batch size is not N q (1 - q)"
+    assert abs(variance - 1) < bound * np.sqrt(2 / STEPS), (
+        "variance of the batch size is not N q (1 - q)"
+    )
     assert np.abs(x.mean(0)).max() < (bound + 1) / np.sqrt(STEPS), "a record's rate"
     pairs = (x.T @ x / STEPS)[~np.eye(N, dtype=bool)]
     assert np.abs(pairs).max() < (bound + 2) / np.sqrt(STEPS), "two records depend on each other"
     for lag in range(1, 10):
         between = (x[lag:] * x[:-lag]).mean()
-        assert abs(between) < bound / np.sqrt(N * (STEPS - lag)), "a record's inclusion depends on earlier steps"
+        assert abs(between) < bound / np.sqrt(N * (STEPS - lag)), (
+            "a record's inclusion depends on earlier steps"
+        )
 
 
 @pytest.mark.parametrize("sampler", [poisson, poisson_by_torch])

@@ -16,11 +16,19 @@ REPORT = Report(
     name="table5",
     caption="Scores at ε = 10 & more_or_less",
     columns=(
-        Column("dataset", "data set", labels={"cifar10": "CIFAR-10"}), Column("method", "method"),
-        Column("fid", "FID", ".1f", paper_key="paper_fid"), Column("steps", "steps", ",d"),
+        Column("dataset", "data set", labels={"cifar10": "CIFAR-10"}),
+        Column("method", "method"),
+        Column("fid", "FID", ".1f", paper_key="paper_fid"),
+        Column("steps", "steps", ",d"),
     ),
     rows=[
-        {"dataset": "cifar10", "method": "a|b [red]_x_", "fid": 30.04, "paper_fid": 26.6, "steps": 1000},
+        {
+            "dataset": "cifar10",
+            "method": "a|b [red]_x_",
+            "fid": 30.04,
+            "paper_fid": 26.6,
+            "steps": 1000,
+        },
         {"dataset": "cifar10", "method": "50% {c}", "fid": None, "paper_fid": 9.0, "steps": None},
         {"dataset": "celeba", "method": None, "fid": float("nan"), "paper_fid": None, "steps": 7},
     ],
@@ -37,18 +45,37 @@ def text(report: Report, width: int) -> str:
 
 def test_text_shows_every_cell_unbroken_and_takes_no_markup():
     shown = text(REPORT, 80)
-    for cell in ("CIFAR-10", "a|b [red]_x_", "30.0 | 26.6", "- | 9.0", "- | -", "1,000", "50% {c}", "100 % honest"):
+    for cell in (
+        "CIFAR-10",
+        "a|b [red]_x_",
+        "30.0 | 26.6",
+        "- | 9.0",
+        "- | -",
+        "1,000",
+        "50% {c}",
+        "100 % honest",
+    ):
         assert cell in shown, cell
 
 
 def test_a_narrow_terminal_wraps_between_words_only():
-    words = {word for column in REPORT.columns for row in REPORT.rows for word in column.cell(row).split()}
+    words = {
+        word
+        for column in REPORT.columns
+        for row in REPORT.rows
+        for word in column.cell(row).split()
+    }
     assert words <= set(text(REPORT, 50).split())
     assert all(len(line) <= 50 for line in text(REPORT, 50).splitlines())
 
 
 def test_nothing_is_cut_off_in_a_terminal_too_narrow_for_the_words():
-    shown = text(Report("x", "t", (Column("a", "a"), Column("b", "b")), [{"a": "abcdefghij", "b": "0123456789"}]), 14)
+    shown = text(
+        Report(
+            "x", "t", (Column("a", "a"), Column("b", "b")), [{"a": "abcdefghij", "b": "0123456789"}]
+        ),
+        14,
+    )
     assert set("abcdefghij0123456789") <= set(shown)
 
 
@@ -64,7 +91,13 @@ def test_markdown_has_the_same_number_of_cells_in_each_line():
 def test_csv_reads_back_with_pairs_as_two_columns():
     rows = list(csv.DictReader(io.StringIO(REPORT.to_csv())))
     assert list(rows[0]) == ["dataset", "method", "fid", "paper_fid", "steps"]
-    assert rows[0] == {"dataset": "cifar10", "method": "a|b [red]_x_", "fid": "30.04", "paper_fid": "26.6", "steps": "1000"}
+    assert rows[0] == {
+        "dataset": "cifar10",
+        "method": "a|b [red]_x_",
+        "fid": "30.04",
+        "paper_fid": "26.6",
+        "steps": "1000",
+    }
     assert [row["fid"] for row in rows] == ["30.04", "-", "-"]
     assert rows[2]["method"] == rows[2]["paper_fid"] == "-"
 
@@ -81,7 +114,7 @@ def assert_balanced(latex: str) -> None:
 def test_latex_is_balanced_and_every_line_has_all_cells():
     latex = REPORT.to_latex()
     assert_balanced(latex)
-    body = latex[latex.index(r"\toprule"):latex.index(r"\bottomrule")]
+    body = latex[latex.index(r"\toprule") : latex.index(r"\bottomrule")]
     lines = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert len(lines) == 1 + 3
     assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {3}
@@ -92,7 +125,10 @@ def test_latex_is_balanced_and_every_line_has_all_cells():
 
 
 def test_latex_escapes():
-    assert latex_escape(r"a_b & 5% \x {y} σ|ε") == r"a\_b \& 5\% \textbackslash{}x \{y\} $\sigma$$|$$\varepsilon$"
+    assert (
+        latex_escape(r"a_b & 5% \x {y} σ|ε")
+        == r"a\_b \& 5\% \textbackslash{}x \{y\} $\sigma$$|$$\varepsilon$"
+    )
 
 
 def test_forms_by_name():
@@ -113,7 +149,11 @@ def test_an_empty_report_renders():
 
 def test_spread_stands_behind_our_value_and_in_its_own_csv_column():
     column = Column("accuracy", "accuracy %", ".1f", paper_key="paper", spread_key="sd")
-    rows = [{"accuracy": 71.04, "sd": 1.26, "paper": 74.6}, {"accuracy": 50.0, "sd": None, "paper": None}, {}]
+    rows = [
+        {"accuracy": 71.04, "sd": 1.26, "paper": 74.6},
+        {"accuracy": 50.0, "sd": None, "paper": None},
+        {},
+    ]
     assert [column.cell(row) for row in rows] == ["71.0 ± 1.3 | 74.6", "50.0 | -", "- | -"]
     report = Report("demo", "demo", (column,), rows[:1])
     assert report.render("csv").splitlines() == ["accuracy,sd,paper", "71.04,1.26,74.6"]

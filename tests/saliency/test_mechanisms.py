@@ -1,4 +1,6 @@
-"""Selection mechanisms: distributions, privacy of neighbours, accounting; broken twins are rejected."""
+"""Selection mechanisms: distributions, privacy of neighbours, accounting; broken twins are
+rejected.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def choose(mechanism: str, utility, noise: float, n: int, i: int, delta: float =
     choice = MECHANISMS[mechanism].choose(
         [values], SCORE, stage(mechanism, noise, delta), BOUND, n, KEY.stream("test", i), 7
     )
-    return choice, tuple(int(name) for name in top_n([str(j) for j in range(len(values))], choice.values, n))
+    return choice, tuple(
+        int(name) for name in top_n([str(j) for j in range(len(values))], choice.values, n)
+    )
 
 
 def peeling_probability(utility, kept, epsilon: float) -> float:
@@ -58,14 +62,19 @@ def check_exponential() -> None:
     counts = dict.fromkeys(itertools.combinations(range(4), n), 0)
     for i in range(DRAWS):
         counts[choose("exponential", utility, noise, n, i)[1]] += 1
-    expected = [DRAWS * peeling_probability(utility, kept, draw_epsilon(noise, n)) for kept in counts]
+    expected = [
+        DRAWS * peeling_probability(utility, kept, draw_epsilon(noise, n)) for kept in counts
+    ]
     assert sum(expected) == pytest.approx(DRAWS)
     assert chisquare(list(counts.values()), expected).pvalue > 1e-6
 
 
 def check_test() -> None:
     """At a gap of C, the largest an unstable top-k has, the test passes with probability delta."""
-    passes = sum(bool(choose("propose_test_release", [0.0, 1.0, 1.0 + BOUND], 2.0, 1, i, 0.1)[0].passed) for i in range(DRAWS))
+    passes = sum(
+        bool(choose("propose_test_release", [0.0, 1.0, 1.0 + BOUND], 2.0, 1, i, 0.1)[0].passed)
+        for i in range(DRAWS)
+    )
     assert binomtest(passes, DRAWS, 0.1).pvalue > 1e-6
 
 
@@ -73,12 +82,17 @@ def test_exponential_draws_as_peeling_does():
     check_exponential()
 
 
-@pytest.mark.parametrize("twin", [
-    lambda total, m, s, stream: total,
-    lambda total, m, s, stream: add_gumbel_noise(total, m / 2, s, stream),
-    lambda total, m, s, stream: add_gumbel_noise(total, m, 1.0, stream),  # scale without the clipping norm
-    lambda total, m, s, stream: add_gumbel_noise(total, 2 * m, s, stream),
-])
+@pytest.mark.parametrize(
+    "twin",
+    [
+        lambda total, m, s, stream: total,
+        lambda total, m, s, stream: add_gumbel_noise(total, m / 2, s, stream),
+        lambda total, m, s, stream: add_gumbel_noise(
+            total, m, 1.0, stream
+        ),  # scale without the clipping norm
+        lambda total, m, s, stream: add_gumbel_noise(total, 2 * m, s, stream),
+    ],
+)
 def test_broken_exponential_twins_are_rejected(twin, monkeypatch):
     monkeypatch.setattr(mechanisms, "add_gumbel_noise", twin)
     with pytest.raises(AssertionError):
@@ -89,11 +103,14 @@ def test_unstable_top_k_passes_with_probability_delta():
     check_test()
 
 
-@pytest.mark.parametrize("twin", [
-    lambda total, m, s, stream: total,
-    lambda total, m, s, stream: add_laplace_noise(total, m / 2, s, stream),
-    lambda total, m, s, stream: add_laplace_noise(total, 2 * m, s, stream),
-])
+@pytest.mark.parametrize(
+    "twin",
+    [
+        lambda total, m, s, stream: total,
+        lambda total, m, s, stream: add_laplace_noise(total, m / 2, s, stream),
+        lambda total, m, s, stream: add_laplace_noise(total, 2 * m, s, stream),
+    ],
+)
 def test_broken_test_twins_are_rejected(twin, monkeypatch):
     monkeypatch.setattr(mechanisms, "add_laplace_noise", twin)
     with pytest.raises(AssertionError):
@@ -106,7 +123,9 @@ RECORDS = st.lists(st.tuples(st.floats(0, 3), st.floats(0, 1)), min_size=3, max_
 @settings(max_examples=100, deadline=None)
 @given(records=RECORDS, epsilon=st.floats(0.05, 3))
 def test_one_record_changes_a_draw_by_at_most_epsilon(records, epsilon):
-    """The proof of the exponential mechanism: no factor 1/2 is missing for non-negative contributions."""
+    """The proof of the exponential mechanism: no factor 1/2 is missing for non-negative
+    contributions.
+    """
     utility = [u for u, _ in records]
     joined = [u + v * BOUND for u, v in records]
     for j in range(len(records)):
@@ -121,7 +140,10 @@ def test_gap_moves_by_at_most_the_bound_and_an_unstable_top_k_has_a_small_one(re
     utility = torch.tensor([u for u, _ in records], dtype=torch.float64)
     joined = utility + BOUND * torch.tensor([v for _, v in records], dtype=torch.float64)
     names = [str(j) for j in range(len(records))]
-    gaps = [float(x.sort(descending=True).values[n - 1] - x.sort(descending=True).values[n]) for x in (utility, joined)]
+    gaps = [
+        float(x.sort(descending=True).values[n - 1] - x.sort(descending=True).values[n])
+        for x in (utility, joined)
+    ]
     assert abs(gaps[0] - gaps[1]) <= BOUND + 1e-9
     if top_n(names, utility, n) != top_n(names, joined, n):
         assert max(gaps) <= BOUND + 1e-9
@@ -149,27 +171,43 @@ def test_exponential_draws_cost_no_more_than_the_gaussian_they_are_priced_as(noi
     priced = [compose_epsilon(gaussian_event(noise), delta, "pld", interval) for delta in deltas]
 
     def worst(epsilon: float) -> list[float]:
-        return [compose_epsilon([(approximate_event(epsilon, 0.0), n)], delta, "pld", interval) for delta in deltas]
+        return [
+            compose_epsilon([(approximate_event(epsilon, 0.0), n)], delta, "pld", interval)
+            for delta in deltas
+        ]
 
     assert all(w <= p + interval * n for w, p in zip(worst(epsilon), priced, strict=True))
-    assert any(w > p + interval * n for w, p in zip(worst(3 * epsilon), priced, strict=True))  # the check can fail
+    assert any(
+        w > p + interval * n for w, p in zip(worst(3 * epsilon), priced, strict=True)
+    )  # the check can fail
 
 
 def plan_of(accountant: str = "rdp", **saliency) -> PrivacyPlan:
-    return make_plan(RunConfig(
-        privacy=PrivacyConfig(epsilon=2.0, accountant=accountant), saliency=SaliencyConfig(**saliency),
-        finetune=FinetuneConfig(steps=2, batch_size=1000),
-    ), 1000)
+    return make_plan(
+        RunConfig(
+            privacy=PrivacyConfig(epsilon=2.0, accountant=accountant),
+            saliency=SaliencyConfig(**saliency),
+            finetune=FinetuneConfig(steps=2, batch_size=1000),
+        ),
+        1000,
+    )
 
 
-PTR = ({"mechanism": "propose_test_release", "noise_multiplier": 4.0}, "propose-test-release, ε = 0.25, δ = 1.448e-05")
+PTR = (
+    {"mechanism": "propose_test_release", "noise_multiplier": 4.0},
+    "propose-test-release, ε = 0.25, δ = 1.448e-05",
+)
 
 
-@pytest.mark.parametrize("accountant,saliency,words", [
-    ("rdp", {"mechanism": "exponential", "noise_multiplier": 8.0}, "exponential mechanism"),
-    ("pld", *PTR), ("rdp", *PTR),
-    ("rdp", {"score": "force", "noise_multiplier": 20.0, "rounds": 3}, "Gaussian, noise 20"),
-])
+@pytest.mark.parametrize(
+    "accountant,saliency,words",
+    [
+        ("rdp", {"mechanism": "exponential", "noise_multiplier": 8.0}, "exponential mechanism"),
+        ("pld", *PTR),
+        ("rdp", *PTR),
+        ("rdp", {"score": "force", "noise_multiplier": 20.0, "rounds": 3}, "Gaussian, noise 20"),
+    ],
+)
 def test_plan_ledger_and_replay_of_every_kind_of_selection(saliency, words, accountant, tmp_path):
     plan = plan_of(accountant, **saliency)
     assert PrivacyPlan.from_dict(plan.to_dict()) == plan
@@ -183,29 +221,48 @@ def test_plan_ledger_and_replay_of_every_kind_of_selection(saliency, words, acco
     for i in range(plan.steps):
         ledger.record(f"finetune/step/{i}", plan.finetune.event(), "s", "finetune")
     again = Ledger.open(tmp_path / "ledger.jsonl")
-    assert again.epsilon_spent() == pytest.approx(plan.composed_epsilon, rel=1e-9) and plan.composed_epsilon <= 2.0
+    assert (
+        again.epsilon_spent() == pytest.approx(plan.composed_epsilon, rel=1e-9)
+        and plan.composed_epsilon <= 2.0
+    )
     assert plan.composed_epsilon > 1.9
-    free = make_plan(RunConfig(
-        privacy=PrivacyConfig(epsilon=2.0, accountant=accountant), saliency=SaliencyConfig(ratio=1.0),
-        finetune=FinetuneConfig(steps=2, batch_size=1000),
-    ), 1000)
-    assert plan.finetune.noise_multiplier > free.finetune.noise_multiplier  # the selection was paid for
+    free = make_plan(
+        RunConfig(
+            privacy=PrivacyConfig(epsilon=2.0, accountant=accountant),
+            saliency=SaliencyConfig(ratio=1.0),
+            finetune=FinetuneConfig(steps=2, batch_size=1000),
+        ),
+        1000,
+    )
+    assert (
+        plan.finetune.noise_multiplier > free.finetune.noise_multiplier
+    )  # the selection was paid for
 
 
 def test_force_pays_for_every_round_and_the_exponential_as_much_as_the_gaussian():
     one, five = (plan_of(score=score, noise_multiplier=10.0) for score in ("snip", "force"))
     assert one.selection.count == 1 and five.selection.count == 5
     assert five.finetune.noise_multiplier > one.finetune.noise_multiplier
-    assert plan_of(score="snip", mechanism="exponential", noise_multiplier=10.0).finetune == one.finetune
+    assert (
+        plan_of(score="snip", mechanism="exponential", noise_multiplier=10.0).finetune
+        == one.finetune
+    )
     assert plan_of(score="synflow").selection is None
 
 
 def test_selections_that_do_not_fit_are_one_line():
-    with pytest.raises(ConfigError, match=r"selection alone spends epsilon = 3\.\d+ of the planned 2; from .* at most half"):
+    with pytest.raises(
+        ConfigError,
+        match=r"selection alone spends epsilon = 3\.\d+ of the planned 2; from .* at most half",
+    ):
         plan_of(mechanism="propose_test_release", noise_multiplier=0.3)
     for saliency, words in [
-        ({"score": "noisy_mean_gradient"}, r"saliency\.score = 'noisy_mean_gradient': must be per_sample_norm or snip"),
-        ({"score": "force"}, r"saliency\.score = 'force'"), ({"score": "synflow"}, r"saliency\.score = 'synflow'"),
+        (
+            {"score": "noisy_mean_gradient"},
+            r"saliency\.score = 'noisy_mean_gradient': must be per_sample_norm or snip",
+        ),
+        ({"score": "force"}, r"saliency\.score = 'force'"),
+        ({"score": "synflow"}, r"saliency\.score = 'synflow'"),
         ({"granularity": "layer"}, r"saliency\.granularity = 'layer': must be matrix"),
         ({"sample_rate": 0.5}, r"saliency\.sample_rate = 0\.5: must be 1"),
     ]:

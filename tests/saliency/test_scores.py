@@ -23,8 +23,20 @@ def test_top_matrices_ceil_and_ties():
 
 
 def test_whole_layers_are_kept_until_they_hold_enough():
-    names = ["a.to_q", "a.to_k", "a.to_v", "b.to_q", "b.to_k", "b.to_v", "c.to_q", "c.to_k", "c.to_v"]
-    scores = torch.tensor([9.0, 0, 0, 4, 4, 4, 1, 1, 1])  # the best matrix is in the second best layer
+    names = [
+        "a.to_q",
+        "a.to_k",
+        "a.to_v",
+        "b.to_q",
+        "b.to_k",
+        "b.to_v",
+        "c.to_q",
+        "c.to_k",
+        "c.to_v",
+    ]
+    scores = torch.tensor(
+        [9.0, 0, 0, 4, 4, 4, 1, 1, 1]
+    )  # the best matrix is in the second best layer
     assert top_matrices(names, scores, 0.3) == ["a.to_q", "b.to_q", "b.to_k"]
     assert top_matrices(names, scores, 0.3, "layer") == names[3:6]
     assert top_matrices(names, scores, 0.4, "layer") == names[:6]  # 4 matrices need two layers
@@ -35,7 +47,9 @@ def test_layers_of_a_real_pool():
     names = list(candidate_pool(tiny_unet(), "all"))
     layers = {layer_of(name) for name in names}
     attention = [layer for layer in layers if layer.endswith(("attn1", "attn2"))]
-    assert len(attention) == 8 and all(sum(layer_of(n) == layer for n in names) == 4 for layer in attention)
+    assert len(attention) == 8 and all(
+        sum(layer_of(n) == layer for n in names) == 4 for layer in attention
+    )
     feed_forward = [name for name in names if layer_of(name).endswith(".ff")]
     assert len(feed_forward) == 8 and all(".ff.net." in name for name in feed_forward)
     assert {"conv_in", "time_embedding"} <= layers
@@ -44,7 +58,12 @@ def test_layers_of_a_real_pool():
 @pytest.mark.parametrize("pool,kept,rounds", [(96, 29, 5), (24, 8, 1), (10, 10, 3), (2, 1, 7)])
 def test_schedule_falls_to_what_is_kept(pool, kept, rounds):
     sizes = schedule(pool, kept, rounds)
-    assert len(sizes) == rounds and sizes[-1] == kept and sizes == sorted(sizes, reverse=True) and sizes[0] <= pool
+    assert (
+        len(sizes) == rounds
+        and sizes[-1] == kept
+        and sizes == sorted(sizes, reverse=True)
+        and sizes[0] <= pool
+    )
 
 
 def test_synflow_of_a_linear_chain_conserves_flow_and_depends_on_magnitudes_alone():
@@ -79,9 +98,15 @@ def test_synflow_leaves_the_model_alone_and_drops_matrices_step_by_step(build):
     assert once.isfinite().all() and (often[once == 0] == 0).all()
     assert 0 < int((often > 0).sum()) <= schedule(len(pool), n, 4)[2]
     assert len(top_n(list(pool), often, n)) == n
-    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in denoiser.named_parameters())
+    assert all(
+        torch.equal(p, before[name]) and p.grad is None for name, p in denoiser.named_parameters()
+    )
     assert torch.equal(often, synflow_scores(denoiser, pool, n, 4))  # no randomness, no data
-    assert all(value.min() in (0, 1) for value in ones(denoiser).values() if isinstance(value, torch.Tensor))
+    assert all(
+        value.min() in (0, 1)
+        for value in ones(denoiser).values()
+        if isinstance(value, torch.Tensor)
+    )
 
 
 def test_pool_of_everything_refuses_what_it_cannot_take_a_gradient_of():

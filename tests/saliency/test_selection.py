@@ -33,7 +33,8 @@ def cache(tmp_path_factory, tiny_pipeline) -> LatentCache:
 def setup(tmp_path, **saliency):
     saliency = {"shard_size": 15, "micro_batch_size": 7, **saliency}
     config = RunConfig(
-        privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"), saliency=SaliencyConfig(**saliency),
+        privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"),
+        saliency=SaliencyConfig(**saliency),
         finetune=FinetuneConfig(steps=3, batch_size=8),
     )
     plan = make_plan(config, N)
@@ -48,8 +49,14 @@ def test_shards_do_not_change_the_release(ray_cluster, tiny_pipeline, cache, tmp
     for i, shard_size in enumerate((15, 40)):
         config, plan, ledger = setup(tmp_path / str(i), score=score, shard_size=shard_size)
         results.append(select(model, cache, plan, config, key, "s", ledger))
-        names = [f"selection/{r}" for r in range(config.rounds)] if SCORES[score].iterative else ["selection"]
-        assert [(e.stage, e.release, e.replay) for e in ledger.events()] == [("selection", name, False) for name in names]
+        names = (
+            [f"selection/{r}" for r in range(config.rounds)]
+            if SCORES[score].iterative
+            else ["selection"]
+        )
+        assert [(e.stage, e.release, e.replay) for e in ledger.events()] == [
+            ("selection", name, False) for name in names
+        ]
     assert results[0].matrices == results[1].matrices
     assert len(results[0].matrices) == math.ceil(0.3 * 24) and results[0].pool_size == 24
     for name, value in results[0].scores.items():
@@ -71,13 +78,19 @@ def test_noise_has_the_planned_scale_and_is_drawn_once(ray_cluster, tiny_pipelin
     values = torch.stack(differences).flatten() / 20.0
     p = stats.chi2.cdf(float(values.square().sum()), values.numel())
     assert 5e-7 < p < 1 - 5e-7
-    for wrong in (0.0, 0.5, math.sqrt(3)):  # noise missing, halved, one draw per shard: the same check says no
+    for wrong in (
+        0.0,
+        0.5,
+        math.sqrt(3),
+    ):  # noise missing, halved, one draw per shard: the same check says no
         p = stats.chi2.cdf(float((values * wrong).square().sum()), values.numel())
         assert not 5e-7 < p < 1 - 5e-7
     assert statistics.fmean(values.tolist()) == pytest.approx(0, abs=0.5)
 
 
-def test_event_is_on_disk_before_noise_exists(ray_cluster, tiny_pipeline, cache, tmp_path, monkeypatch):
+def test_event_is_on_disk_before_noise_exists(
+    ray_cluster, tiny_pipeline, cache, tmp_path, monkeypatch
+):
     config, plan, ledger = setup(tmp_path / "a")
 
     def crash(*arguments, **options):
@@ -86,10 +99,20 @@ def test_event_is_on_disk_before_noise_exists(ray_cluster, tiny_pipeline, cache,
 
     monkeypatch.setattr("sapf_ray.saliency.mechanisms.add_gaussian_noise", crash)
     with pytest.raises(KeyboardInterrupt):
-        select(ModelConfig(path=str(tiny_pipeline)), cache, plan, config, NoiseKey.create(1), "s", ledger)
+        select(
+            ModelConfig(path=str(tiny_pipeline)),
+            cache,
+            plan,
+            config,
+            NoiseKey.create(1),
+            "s",
+            ledger,
+        )
 
 
-def test_second_selection_with_other_noise_is_stopped_by_the_budget(ray_cluster, tiny_pipeline, cache, tmp_path):
+def test_second_selection_with_other_noise_is_stopped_by_the_budget(
+    ray_cluster, tiny_pipeline, cache, tmp_path
+):
     """The plan spends all but a little on selection, so a second one with a new key cannot be paid."""
     model = ModelConfig(path=str(tiny_pipeline))
     config, plan, ledger = setup(tmp_path / "a", noise_multiplier=0.5)
@@ -103,6 +126,8 @@ def test_second_selection_with_other_noise_is_stopped_by_the_budget(ray_cluster,
 def test_ratio_one_reads_nothing_and_costs_nothing(ray_cluster, tiny_pipeline, tmp_path):
     config, plan, ledger = setup(tmp_path / "a", ratio=1.0)
     unread = LatentCache(str(tmp_path / "does-not-exist"))
-    selection = select(ModelConfig(path=str(tiny_pipeline)), unread, plan, config, NoiseKey.create(1), "s", ledger)
+    selection = select(
+        ModelConfig(path=str(tiny_pipeline)), unread, plan, config, NoiseKey.create(1), "s", ledger
+    )
     assert selection.matrices == list(candidate_pool(load_pipeline(str(tiny_pipeline)).unet))
     assert ledger.events() == [] and plan.selection is None

@@ -1,4 +1,6 @@
-"""One selection release for several runs: made once, paid by each before it looks, and only shared where it may be."""
+"""One selection release for several runs: made once, paid by each before it looks, and only shared
+where it may be.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class Run:
 
     def __init__(self, out, epsilon=8.0, **saliency):
         self.config = RunConfig(
-            privacy=PrivacyConfig(epsilon=epsilon, accountant="rdp"), saliency=SaliencyConfig(**saliency),
+            privacy=PrivacyConfig(epsilon=epsilon, accountant="rdp"),
+            saliency=SaliencyConfig(**saliency),
             finetune=FinetuneConfig(steps=3, batch_size=8),
         )
         self.plan, self.made = make_plan(self.config, N), 0
@@ -44,10 +47,14 @@ class Run:
         self.made += 1
         event = self.ledger.record("selection", self.plan.selection.event(), stream, "selection")
         values = key.stream("selection/noise", 0).normal(10).tolist()
-        return Selection(NAMES[:1], dict(zip(NAMES, values, strict=True)), "per_sample_norm", 10, event)
+        return Selection(
+            NAMES[:1], dict(zip(NAMES, values, strict=True)), "per_sample_norm", 10, event
+        )
 
     def select(self, root, data="these", release=None) -> Selection:
-        return shared_selection(root, self.config, self.plan, data, self.ledger, release or self.release)
+        return shared_selection(
+            root, self.config, self.plan, data, self.ledger, release or self.release
+        )
 
     def paid(self):
         return [(e.release, e.replay) for e in self.ledger.events()]
@@ -62,7 +69,12 @@ def test_one_release_for_every_ratio_and_epsilon(tmp_path):
     ranked = sorted(NAMES, key=lambda name: -one.scores[name])
     assert set(one.matrices) == set(ranked[:3]) and set(two.matrices) == set(ranked[:5])
     assert first.paid() == second.paid() == [("selection", False)], "whole in each run's own ledger"
-    assert first.ledger.events()[0].stream == second.ledger.events()[0].stream == one.stream == two.stream
+    assert (
+        first.ledger.events()[0].stream
+        == second.ledger.events()[0].stream
+        == one.stream
+        == two.stream
+    )
     second.select(root)
     assert second.paid() == [("selection", False)], "a second start pays nothing and writes nothing"
     assert second.ledger.epsilon_spent() > 0
@@ -77,33 +89,57 @@ def test_the_key_goes_with_the_release_and_the_rest_is_private(tmp_path):
     assert stat.S_IMODE((private / "data_fingerprint").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("change", [
-    {"seed": 1}, {"model": ModelConfig(path="letters-tiny")},
-    {"privacy": PrivacyConfig(epsilon=8.0, accountant="rdp", reproducible_seed=0)},
-    *({"saliency": SaliencyConfig(**other)} for other in (
-        {"noise_multiplier": 20.0}, {"pool": "qkvo"}, {"sample_rate": 0.5}, {"score": "noisy_mean_gradient"},
-        {"clipping_norm": 2.0}, {"shard_size": 5},
-    )),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"model": ModelConfig(path="letters-tiny")},
+        {"privacy": PrivacyConfig(epsilon=8.0, accountant="rdp", reproducible_seed=0)},
+        *(
+            {"saliency": SaliencyConfig(**other)}
+            for other in (
+                {"noise_multiplier": 20.0},
+                {"pool": "qkvo"},
+                {"sample_rate": 0.5},
+                {"score": "noisy_mean_gradient"},
+                {"clipping_norm": 2.0},
+                {"shard_size": 5},
+            )
+        ),
+    ],
+)
 def test_what_the_scores_depend_on_is_not_shared(tmp_path, change):
     run = Run(tmp_path / "a")
     other = replace(run.config, **change)
-    assert shared_folder(tmp_path, other, make_plan(other, N)) != shared_folder(tmp_path, run.config, run.plan)
+    assert shared_folder(tmp_path, other, make_plan(other, N)) != shared_folder(
+        tmp_path, run.config, run.plan
+    )
 
 
-@pytest.mark.parametrize("saliency", [
-    {"mechanism": "exponential"}, {"mechanism": "propose_test_release"}, {"score": "force"},
-])
+@pytest.mark.parametrize(
+    "saliency",
+    [
+        {"mechanism": "exponential"},
+        {"mechanism": "propose_test_release"},
+        {"score": "force"},
+    ],
+)
 def test_a_choice_without_scores_serves_its_own_ratio_only(tmp_path, saliency):
-    """Those scores were never released: another ratio read off them would be a release that nobody paid."""
-    a, b, c = (Run(tmp_path / str(i), epsilon, ratio=ratio, noise_multiplier=50.0, **saliency)
-               for i, (epsilon, ratio) in enumerate([(8.0, 0.3), (4.0, 0.3), (8.0, 0.5)]))
+    """Those scores were never released: another ratio read off them would be a release that nobody
+    paid.
+    """
+    a, b, c = (
+        Run(tmp_path / str(i), epsilon, ratio=ratio, noise_multiplier=50.0, **saliency)
+        for i, (epsilon, ratio) in enumerate([(8.0, 0.3), (4.0, 0.3), (8.0, 0.5)])
+    )
     folders = [shared_folder(tmp_path, run.config, run.plan) for run in (a, b, c)]
     assert folders[0] == folders[1] != folders[2]
 
 
 def test_a_release_broken_off_is_repeated_by_whoever_comes_next(tmp_path):
-    """The first run paid and died; the next draws the same noise, and the first one, started again, pays no second time."""
+    """The first run paid and died; the next draws the same noise, and the first one, started again,
+    pays no second time.
+    """
     root, drawn = tmp_path / "selections", []
 
     def die(key, stream):
@@ -147,7 +183,17 @@ def test_as_a_run_of_its_own_selects(ray_cluster, tiny_pipeline, tmp_path):
     kept = []
 
     def release(key, stream):
-        kept.append(select(ModelConfig(path=str(tiny_pipeline)), cache, run.plan, run.config.saliency, key, stream, run.ledger))
+        kept.append(
+            select(
+                ModelConfig(path=str(tiny_pipeline)),
+                cache,
+                run.plan,
+                run.config.saliency,
+                key,
+                stream,
+                run.ledger,
+            )
+        )
         return kept[0]
 
     found = run.select(tmp_path / "selections", release=release)

@@ -18,7 +18,9 @@ from sapf_ray.synthesis.launcher import data_set_spec, synthesize
 from sapf_ray.synthesis.writer import read_synthetic
 
 NAMES, PROMPTS = ("ant", "bee", "cat"), ("an ant", "a bee", "a cat")
-CONFIG = SynthesisConfig(n_images=22, steps=2, guidance_scale=2.0, batch_size=3, shard_size=8, num_actors=2)
+CONFIG = SynthesisConfig(
+    n_images=22, steps=2, guidance_scale=2.0, batch_size=3, shard_size=8, num_actors=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +32,24 @@ def make(out, model, config=CONFIG, adapter=None):
     """Runs the synthesis; returns the progress it reported."""
     progress = []
     synthesize(
-        out, model, adapter, NAMES, PROMPTS, config, 5, "epsilon = 1", on_progress=lambda *step: progress.append(step)
+        out,
+        model,
+        adapter,
+        NAMES,
+        PROMPTS,
+        config,
+        5,
+        "epsilon = 1",
+        on_progress=lambda *step: progress.append(step),
     )
     return progress
 
 
 def digests(directory):
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(directory.glob("*.parquet"))}
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(directory.glob("*.parquet"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +70,15 @@ def adapter(tiny_pipeline, tmp_path_factory):
         if "lora_B" in name:
             parameter.data.normal_(std=3.0)
     directory = tmp_path_factory.mktemp("adapter")
-    StableDiffusionPipeline.save_lora_weights(directory, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    StableDiffusionPipeline.save_lora_weights(
+        directory, unet_lora_layers=get_peft_model_state_dict(pipe.unet)
+    )
     return directory
 
 
-def test_one_actor_redoes_lost_and_truncated_shards_to_the_same_bytes(by_two_actors, model, tmp_path):
+def test_one_actor_redoes_lost_and_truncated_shards_to_the_same_bytes(
+    by_two_actors, model, tmp_path
+):
     expected = digests(by_two_actors)
     for path in by_two_actors.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -96,9 +113,19 @@ def test_the_spec_covers_all_that_decides_the_images_and_nothing_else(model, ada
         return data_set_spec(model, adapter, names, prompts, config, seed)
 
     results = {
-        "n_images": 20, "steps": 3, "guidance_scale": 3.0, "shard_size": 9, "batch_size": 4,
+        "n_images": 20,
+        "steps": 3,
+        "guidance_scale": 3.0,
+        "shard_size": 9,
+        "batch_size": 4,
     }
-    specs = [spec(), spec(adapter=str(adapter)), spec(seed=6), spec(prompts=("x", "y", "z")), spec(names=("x", "y", "z"))]
+    specs = [
+        spec(),
+        spec(adapter=str(adapter)),
+        spec(seed=6),
+        spec(prompts=("x", "y", "z")),
+        spec(names=("x", "y", "z")),
+    ]
     specs += [spec(config=replace(CONFIG, **{key: value})) for key, value in results.items()]
     specs += [spec(model=replace(model, dtype="bfloat16"))]
     assert len(set(specs)) == len(specs)
@@ -121,7 +148,8 @@ def test_a_killed_actor_process_is_restarted_and_the_shard_redone(by_two_actors,
 
     def kill_one(done, total):
         if 0 < done < total:
-            # a worker of an earlier test may be gone or a zombie by now: ray_workers leaves those out
+            # a worker of an earlier test may be gone or a zombie by now: ray_workers leaves those
+            # out
             actor = next(iter(ray_workers(os.getpid(), "ray::SamplingActor")), None)
             if actor:
                 actor.kill()

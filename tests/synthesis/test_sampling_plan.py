@@ -7,11 +7,18 @@ from hypothesis import strategies as st
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, image_seed
 
 
-@given(n_images=st.integers(1, 500), n_classes=st.integers(2, 12), shard_size=st.integers(1, 120), seed=st.integers(0, 5))
+@given(
+    n_images=st.integers(1, 500),
+    n_classes=st.integers(2, 12),
+    shard_size=st.integers(1, 120),
+    seed=st.integers(0, 5),
+)
 def test_shards_cover_every_image_once_with_even_labels(n_images, n_classes, shard_size, seed):
     plan = SamplingPlan(n_images, n_classes, shard_size, seed)
     shards = plan.shards
-    assert [s.start for s in shards] == [0, *[s.stop for s in shards[:-1]]] and shards[-1].stop == n_images
+    assert [s.start for s in shards] == [0, *[s.stop for s in shards[:-1]]] and shards[
+        -1
+    ].stop == n_images
     assert all(1 <= s.rows <= shard_size for s in shards)
     assert len({s.file for s in shards}) == len(shards)
     counts = np.bincount(np.concatenate([plan.labels(s) for s in shards]), minlength=n_classes)

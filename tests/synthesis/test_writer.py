@@ -46,7 +46,9 @@ def test_parquet_is_readable_and_described(data_set):
     rows = table.to_pylist()
     assert [row["image"]["path"] for row in rows] == [f"{i:08d}.png" for i in range(22)]
     assert all(row["prompt"] == PROMPTS[row["label"]] for row in rows)
-    assert [row["seed"] for row in rows] == np.concatenate([PLAN.seeds(s) for s in PLAN.shards]).tolist()
+    assert [row["seed"] for row in rows] == np.concatenate(
+        [PLAN.seeds(s) for s in PLAN.shards]
+    ).tolist()
     assert Image.open(io.BytesIO(rows[0]["image"]["bytes"])).format == "PNG"
 
 
@@ -76,7 +78,12 @@ def test_shards_of_another_layout_and_partial_files_go(data_set):
     (data_set / ".train-00000-of-00003.parquet.partial-9").write_bytes(b"left behind")
     (data_set / "notes.txt").write_text("mine")
     remove_foreign(data_set, PLAN, "spec")
-    assert {p.name for p in data_set.iterdir()} == {*(s.file for s in PLAN.shards), "manifest.json", "README.md", "notes.txt"}
+    assert {p.name for p in data_set.iterdir()} == {
+        *(s.file for s in PLAN.shards),
+        "manifest.json",
+        "README.md",
+        "notes.txt",
+    }
     remove_foreign(data_set, SamplingPlan(22, 3, 11, seed=5), "another")
     assert {p.name for p in data_set.iterdir()} == {"README.md", "notes.txt"}
 

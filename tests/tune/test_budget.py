@@ -1,4 +1,6 @@
-"""What a grid spends is known before it starts: every full-scale cell plans, and the total composes all of them."""
+"""What a grid spends is known before it starts: every full-scale cell plans, and the total composes
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def cells_of(tmp_path: Path, **keys: object) -> list[Cell]:
 
 
 def plan_without_search(config: RunConfig, n_records: int) -> PrivacyPlan:
-    """All of the plan but the search for its noise, which takes a second for each of the paper's settings."""
+    """All of the plan but the search for its noise, which takes a second for each of the paper's
+    settings.
+    """
     return make_plan(replace(config, privacy=replace(config.privacy, non_private=True)), n_records)
 
 
@@ -48,7 +52,9 @@ def test_every_cell_of_every_space_plans_without_data(name, monkeypatch):
     for item in plan_cells(make_cells(load_space(name))):
         if item.cell.config.data.source in ("cifar10", "octmnist", "celeba", "camelyon"):
             assert item.plan.n_records == paper_setting(item.cell.config.data.source).n_train
-        assert item.plan.reads_images == (item.cell.method != "public" and item.cell.labels.get("row", "")[:6] != "public")
+        assert item.plan.reads_images == (
+            item.cell.method != "public" and item.cell.labels.get("row", "")[:6] != "public"
+        )
 
 
 @pytest.mark.long
@@ -66,12 +72,18 @@ def test_missing_data_is_told_before_a_start_and_with_the_cell(tmp_path):
         plan_cells([cell], strict=True)
 
 
-@pytest.mark.parametrize(("base", "message"), [
-    ({"privacy.epsilon": 1e-6}, r"cell seed0: (privacy\.epsilon|saliency\.noise_multiplier)"),
-    ({"finetune.batch_size": 5000}, r"cell seed0: finetune\.batch_size = 5000: must be at most .* 1297"),
-    ({"data.source": "nothing"}, r"cell seed0: data\.source = 'nothing'"),
-    ({"model.path": "no-such-model"}, r"cell seed0: model\.path = 'no-such-model'"),
-])
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ({"privacy.epsilon": 1e-6}, r"cell seed0: (privacy\.epsilon|saliency\.noise_multiplier)"),
+        (
+            {"finetune.batch_size": 5000},
+            r"cell seed0: finetune\.batch_size = 5000: must be at most .* 1297",
+        ),
+        ({"data.source": "nothing"}, r"cell seed0: data\.source = 'nothing'"),
+        ({"model.path": "no-such-model"}, r"cell seed0: model\.path = 'no-such-model'"),
+    ],
+)
 def test_what_cannot_be_planned_names_the_cell(tmp_path, base, message):
     base = {"finetune.batch_size": 64, "finetune.steps": 3, **RDP, **base}
     with pytest.raises(SapfError, match=message):
@@ -79,18 +91,30 @@ def test_what_cannot_be_planned_names_the_cell(tmp_path, base, message):
 
 
 def test_pool_must_fit_the_model_before_a_start(tmp_path, monkeypatch):
-    cells = cells_of(tmp_path, base={"finetune.steps": 1, "finetune.batch_size": 64, "saliency.ratio": 1.0, **RDP},
-                     axes={"saliency.pool": ["qkv"]})
+    cells = cells_of(
+        tmp_path,
+        base={"finetune.steps": 1, "finetune.batch_size": 64, "saliency.ratio": 1.0, **RDP},
+        axes={"saliency.pool": ["qkv"]},
+    )
     monkeypatch.setattr("sapf_ray.tune.budget.candidate_pool", lambda denoiser, kind: {}[kind])
     with pytest.raises(KeyError, match="qkv"):
         plan_cells(cells, strict=True)
 
 
 def test_total_composes_all_runs_on_a_data_set_and_no_other(tmp_path):
-    base = {"finetune.batch_size": 100, "finetune.steps": 10, "saliency.noise_multiplier": 9.0, **RDP}
-    planned = plan_cells(cells_of(
-        tmp_path, base=base, axes={"dataset": ["digits", "stand_in"], "epsilon": [2.0, 4.0], "seed": [0, 1]},
-    ))
+    base = {
+        "finetune.batch_size": 100,
+        "finetune.steps": 10,
+        "saliency.noise_multiplier": 9.0,
+        **RDP,
+    }
+    planned = plan_cells(
+        cells_of(
+            tmp_path,
+            base=base,
+            axes={"dataset": ["digits", "stand_in"], "epsilon": [2.0, 4.0], "seed": [0, 1]},
+        )
+    )
     (digits, stand_in) = totals(planned, tmp_path)
     assert (digits.data, digits.runs, stand_in.runs) == ("digits", 4, 4)
     own = [item.plan for item in planned if item.cell.config.data.source == "digits"]
@@ -106,17 +130,28 @@ def test_total_composes_all_runs_on_a_data_set_and_no_other(tmp_path):
 
 def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp_path):
     """Before a start by what cells will share, then by what their ledgers say they did."""
-    base = {"finetune.batch_size": 100, "finetune.steps": 2, "saliency.noise_multiplier": 4.0, **RDP}
-    planned = plan_cells(cells_of(tmp_path, base=base, axes={"epsilon": [3.0, 4.0], "ratio": [0.3, 0.5]}))
+    base = {
+        "finetune.batch_size": 100,
+        "finetune.steps": 2,
+        "saliency.noise_multiplier": 4.0,
+        **RDP,
+    }
+    planned = plan_cells(
+        cells_of(tmp_path, base=base, axes={"epsilon": [3.0, 4.0], "ratio": [0.3, 0.5]})
+    )
 
     def composed(selections: int) -> float:
         events = [(gaussian_event(4.0), selections)]
-        events += [(gaussian_event(item.plan.finetune.noise_multiplier, 100 / 1297), 2) for item in planned]
+        events += [
+            (gaussian_event(item.plan.finetune.noise_multiplier, 100 / 1297), 2) for item in planned
+        ]
         return compose_epsilon(events, planned[0].plan.delta, "pld")
 
     def total():
         (found,) = totals(planned, tmp_path)
-        assert found.selecting == 4 and found.epsilon == pytest.approx(composed(found.selections), rel=1e-9)
+        assert found.selecting == 4 and found.epsilon == pytest.approx(
+            composed(found.selections), rel=1e-9
+        )
         return found.selections
 
     def pay(item, stream):
@@ -129,7 +164,9 @@ def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp
     assert total() == 1
     pay(planned[0], "its own, by an earlier version")
     assert total() == 2, "that cell has its own, the other three will share one"
-    folder = shared_folder(selection_root(planned[1].cell.config, tmp_path), planned[1].cell.config, planned[1].plan)
+    folder = shared_folder(
+        selection_root(planned[1].cell.config, tmp_path), planned[1].cell.config, planned[1].plan
+    )
     folder.mkdir(parents=True)
     made = Selection([], {}, "per_sample_norm", 0, {"stream": "of all"}, shared=True)
     (folder / "selection.json").write_text(json.dumps(made.to_dict()))
@@ -142,9 +179,16 @@ def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp
 
 def test_total_tells_of_runs_without_noise_and_with_seeded_noise(tmp_path):
     base = {"finetune.batch_size": 100, "finetune.steps": 2, **RDP}
-    planned = plan_cells(cells_of(tmp_path, base=base, repeatable=True, axes={
-        "method": ["dp-lora", "lora-no-dp", "public"],
-    }))
+    planned = plan_cells(
+        cells_of(
+            tmp_path,
+            base=base,
+            repeatable=True,
+            axes={
+                "method": ["dp-lora", "lora-no-dp", "public"],
+            },
+        )
+    )
     (total,) = totals(planned, tmp_path)
     assert (total.runs, total.non_private, total.seeded) == (1, 1, 1)
     assert "no guarantee" in total_text(total) and "seeded" in total_text(total)
@@ -162,19 +206,34 @@ def finish(cell: Cell, out: Path, seconds: dict[str, float]) -> RunDirectory:
 
 def test_estimate_is_measured_then_scaled_from_its_like_then_a_guess(tmp_path):
     base = {"finetune.batch_size": 64, "finetune.steps": 5, "synthesis.n_images": 100, **RDP}
-    planned = plan_cells(cells_of(tmp_path, base=base, axes={"dataset": ["digits", "stand_in"], "seed": [0, 1]}))
+    planned = plan_cells(
+        cells_of(tmp_path, base=base, axes={"dataset": ["digits", "stand_in"], "seed": [0, 1]})
+    )
     before = estimate(planned, tmp_path)
     assert {guess.source for guess in before.values()} == {"guess"}
     finish(planned[0].cell, tmp_path, {"finetune": 40.0, "synthesis": 2.0})
     after = estimate(planned, tmp_path)
-    assert [after[item.cell.name].source for item in planned] == ["measured", "like it", "guess", "guess"]
-    assert after[planned[1].cell.name].seconds == pytest.approx(42.0), "the same guess, so the same time"
+    assert [after[item.cell.name].source for item in planned] == [
+        "measured",
+        "like it",
+        "guess",
+        "guess",
+    ]
+    assert after[planned[1].cell.name].seconds == pytest.approx(42.0), (
+        "the same guess, so the same time"
+    )
     assert measured_seconds(tmp_path / planned[0].cell.name) == 42.0
 
 
 def test_models_of_another_size_than_the_measured_one_have_a_guess_too(tmp_path):
     base = {"finetune.batch_size": 64, "finetune.steps": 5, **RDP}
-    planned = plan_cells(cells_of(tmp_path, base=base, axes={"model.path": ["glyphs-tiny", "letters-tiny", "glyphs-dit-tiny"]}))
+    planned = plan_cells(
+        cells_of(
+            tmp_path,
+            base=base,
+            axes={"model.path": ["glyphs-tiny", "letters-tiny", "glyphs-dit-tiny"]},
+        )
+    )
     assert [found.source for found in estimate(planned, tmp_path).values()] == ["guess"] * 3
 
 
@@ -190,15 +249,23 @@ def test_finished_means_complete_and_of_the_same_config(tmp_path):
         is_finished(changed, tmp_path)
 
 
-
-
 def test_a_full_disk_is_told_before_the_start(tmp_path, monkeypatch):
-    planned = plan_cells(cells_of(tmp_path, base={**RDP, "finetune.steps": 0, "synthesis.n_images": 1000}, axes={"seed": [0, 1]}))
+    planned = plan_cells(
+        cells_of(
+            tmp_path,
+            base={**RDP, "finetune.steps": 0, "synthesis.n_images": 1000},
+            axes={"seed": [0, 1]},
+        )
+    )
     assert check_disk(planned, tmp_path / "not" / "there") is None
     for free, told in ((6e6, "the grid writes about"), (1e6, None)):
-        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("Usage", (), {"free": free}))
+        monkeypatch.setattr(
+            "shutil.disk_usage", lambda path, free=free: type("Usage", (), {"free": free})
+        )
         if told:
             assert told in check_disk(planned, tmp_path)
         else:
-            with pytest.raises(SapfError, match=r"cell seed0 writes about .* the disk has 0\.0 GB free"):
+            with pytest.raises(
+                SapfError, match=r"cell seed0 writes about .* the disk has 0\.0 GB free"
+            ):
                 check_disk(planned, tmp_path)

@@ -1,6 +1,8 @@
-"""A grid through Ray Tune: bounded, resumable, one failing cell does not end it, children nest under the parent.
+"""A grid through Ray Tune: bounded, resumable, one failing cell does not end it, children nest
+under the parent.
 
-The runs themselves are stubs here that leave a real run directory and a real MLflow run; `test_real.py` runs real ones.
+The runs themselves are stubs here that leave a real run directory and a real MLflow run;
+`test_real.py` runs real ones.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from tests.tune.test_space import write
 
 @ray.remote(num_cpus=0, max_retries=0)
 def stub(config: dict, out: str) -> str | None:
-    """A run without work: counts its starts, breaks off once with seed 1, fails for good with seed 3."""
+    """A run without work: counts its starts, breaks off once with seed 1, fails for good with seed
+    3.
+    """
     from sapf_ray.config import from_dict
     from sapf_ray.runs.directory import RunDirectory
     from sapf_ray.runs.tracking import Tracker
@@ -40,7 +44,10 @@ def stub(config: dict, out: str) -> str | None:
         raise RuntimeError("lost a worker")
     if whole.seed == 3:
         return "data.path: gone"
-    run.write_json(run.metrics, {"accuracy": 0.5 + whole.seed / 10, "epsilon_spent": 1.5, "seconds": {"finetune": 30.0}})
+    run.write_json(
+        run.metrics,
+        {"accuracy": 0.5 + whole.seed / 10, "epsilon_spent": 1.5, "seconds": {"finetune": 30.0}},
+    )
     run.card.write_text("card")
     run.release()
     return None
@@ -49,34 +56,62 @@ def stub(config: dict, out: str) -> str | None:
 @pytest.fixture
 def space(tmp_path):
     return write(
-        tmp_path, title="2 x 2", base={"finetune.steps": 2, "finetune.batch_size": 64, "privacy.accountant": "rdp"},
+        tmp_path,
+        title="2 x 2",
+        base={"finetune.steps": 2, "finetune.batch_size": 64, "privacy.accountant": "rdp"},
         axes={"method": ["dp-lora", "dp-sapf"], "seed": [1, 3]},
     )
 
 
-def test_grid_of_four_with_a_failing_and_a_broken_cell_then_resume(ray_cluster, tmp_path, space, monkeypatch):
+def test_grid_of_four_with_a_failing_and_a_broken_cell_then_resume(
+    ray_cluster, tmp_path, space, monkeypatch
+):
     monkeypatch.setattr("sapf_ray.tune.grid.run_cells", lambda *a: run_cells(*a, task=stub))
     grid = open_grid(space, str(tmp_path / "grid"))
     console = Console(record=True, width=200, quiet=False)
     report, outcome = run_grid(grid, console, max_concurrent=2, retries=1)
     said = console.export_text()
 
-    assert outcome.failed == {f"{method}_seed3": "data.path: gone" for method in ("dp-lora", "dp-sapf")}
+    assert outcome.failed == {
+        f"{method}_seed3": "data.path: gone" for method in ("dp-lora", "dp-sapf")
+    }
     assert "broke off dp-lora_seed1" in said and "4/4 done" in said
-    assert [(row["runs"], row["cells"], row["accuracy"]) for row in report.rows] == [(1, 2, 60.0)] * 2
+    assert [(row["runs"], row["cells"], row["accuracy"]) for row in report.rows] == [
+        (1, 2, 60.0)
+    ] * 2
     assert "failed: data.path: gone" in report.render("markdown")
-    with pytest.raises(SapfError, match=r"2 cells failed: dp-lora_seed3: data\.path: gone, and 1 more"):
+    with pytest.raises(
+        SapfError, match=r"2 cells failed: dp-lora_seed3: data\.path: gone, and 1 more"
+    ):
         raise_failures(outcome)
-    starts = {path.parent.name: len(path.read_text()) for path in (tmp_path / "grid").glob("*/starts")}
-    assert starts == {"dp-lora_seed1": 2, "dp-sapf_seed1": 2, "dp-lora_seed3": 1, "dp-sapf_seed3": 1}
+    starts = {
+        path.parent.name: len(path.read_text()) for path in (tmp_path / "grid").glob("*/starts")
+    }
+    assert starts == {
+        "dp-lora_seed1": 2,
+        "dp-sapf_seed1": 2,
+        "dp-lora_seed3": 1,
+        "dp-sapf_seed3": 1,
+    }
     assert (tmp_path / "grid" / "space.csv").read_text().startswith("method,runs,accuracy")
     assert not (tmp_path / "grid" / ".tune").exists()
     _check_nesting(grid, tmp_path)
 
-    again = [item for item in grid.planned if item.cell.labels["seed"] == 1 or item.cell.method == "dp-lora"]
+    again = [
+        item
+        for item in grid.planned
+        if item.cell.labels["seed"] == 1 or item.cell.method == "dp-lora"
+    ]
     _, outcome = run_grid(Grid(grid.space, again, grid.out), console, retries=0)
-    starts = {path.parent.name: len(path.read_text()) for path in (tmp_path / "grid").glob("*/starts")}
-    assert starts == {"dp-lora_seed1": 2, "dp-sapf_seed1": 2, "dp-lora_seed3": 2, "dp-sapf_seed3": 1}, "finished cells are kept"
+    starts = {
+        path.parent.name: len(path.read_text()) for path in (tmp_path / "grid").glob("*/starts")
+    }
+    assert starts == {
+        "dp-lora_seed1": 2,
+        "dp-sapf_seed1": 2,
+        "dp-lora_seed3": 2,
+        "dp-sapf_seed3": 1,
+    }, "finished cells are kept"
     assert list(outcome.failed) == ["dp-lora_seed3"]
 
 
@@ -88,17 +123,25 @@ def _check_nesting(grid: Grid, tmp_path: Path) -> None:
     runs = client.search_runs([experiment.experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(runs) == 5 and len(parents) == 1
-    assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, parents[0].info.run_id}
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {
+        None,
+        parents[0].info.run_id,
+    }
     assert parents[0].data.metrics["grid/failed"] == 2 and parents[0].info.status == "FAILED"
     assert parents[0].data.metrics["privacy/total_epsilon/digits"] > 10
     assert parents[0].data.params["finetune.steps"] == "2" and "seed" not in parents[0].data.params
 
 
 def test_a_cell_that_wants_more_than_the_cluster_has_starts_nothing(ray_cluster, tmp_path):
-    path = write(tmp_path, base={"privacy.accountant": "rdp", "finetune.batch_size": 64, "finetune.steps": 2},
-                 rows={"one": {"seed": 0}, "nine": {"seed": 1, "finetune.num_workers": 9}})
+    path = write(
+        tmp_path,
+        base={"privacy.accountant": "rdp", "finetune.batch_size": 64, "finetune.steps": 2},
+        rows={"one": {"seed": 0}, "nine": {"seed": 1, "finetune.num_workers": 9}},
+    )
     planned = plan_cells(make_cells(load_space(path)))
-    with pytest.raises(SapfError, match=r"cell nine: finetune\.cpus_per_worker: asks for 9 CPUs .* has 2"):
+    with pytest.raises(
+        SapfError, match=r"cell nine: finetune\.cpus_per_worker: asks for 9 CPUs .* has 2"
+    ):
         run_cells(planned, tmp_path / "grid", lambda text: None, task=stub)
     assert not (tmp_path / "grid").exists()
     check_resources(planned[:1])
@@ -112,12 +155,23 @@ def test_concurrency_is_what_fits_of_the_largest_cell(ray_cluster, tmp_path):
 
 
 def test_shared_latents_of_a_model_with_class_labels_go_with_its_last_cell(tmp_path, monkeypatch):
-    """The folder a run writes to is the one the grid deletes, whatever of the model's config decides what is in it."""
-    base = {"finetune.steps": 2, "finetune.batch_size": 64, "privacy.accountant": "rdp", "model.path": "glyphs-dit-tiny",
-            "model.class_labels": list(range(10, 20))}
-    planned = plan_cells(make_cells(load_space(write(tmp_path, base=base, axes={"method": ["dp-lora"]}))))
+    """The folder a run writes to is the one the grid deletes, whatever of the model's config
+    decides what is in it.
+    """
+    base = {
+        "finetune.steps": 2,
+        "finetune.batch_size": 64,
+        "privacy.accountant": "rdp",
+        "model.path": "glyphs-dit-tiny",
+        "model.class_labels": list(range(10, 20)),
+    }
+    planned = plan_cells(
+        make_cells(load_space(write(tmp_path, base=base, axes={"method": ["dp-lora"]})))
+    )
     config = planned[0].cell.config
-    folder = shared_directory((tmp_path / ".latents").resolve(), open_source(config.data), config.model)
+    folder = shared_directory(
+        (tmp_path / ".latents").resolve(), open_source(config.data), config.model
+    )
     folder.mkdir(parents=True)
     latents = _Private(planned, tmp_path)
     assert latents.clean() == [folder]

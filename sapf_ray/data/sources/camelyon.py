@@ -1,11 +1,11 @@
 """Camelyon17-WILDS: 96x96 patches of lymph node slides from five hospitals.
 
-``data.path`` holds ``metadata.csv`` and ``patches/``, or is the folder above ``camelyon17_v1.0``. The split is
-the official one of WILDS (``wilds/datasets/camelyon17_dataset.py``): hospital (``center``) 1 is its validation
-set and 2 its test set, whatever the column ``split`` says; of hospitals 0, 3 and 4 the column says 0 for
-training and 1 for in-distribution validation. Training here is WILDS ``train`` (302,436 images), test is
-WILDS ``test`` (85,054); the paper's 34,904 validation images are WILDS ``val``, hospital 1. Neither
-validation set is used.
+``data.path`` holds ``metadata.csv`` and ``patches/``, or is the folder above ``camelyon17_v1.0``.
+The split is the official one of WILDS (``wilds/datasets/camelyon17_dataset.py``): hospital
+(``center``) 1 is its validation set and 2 its test set, whatever the column ``split`` says; of
+hospitals 0, 3 and 4 the column says 0 for training and 1 for in-distribution validation. Training
+here is WILDS ``train`` (302,436 images), test is WILDS ``test`` (85,054); the paper's 34,904
+validation images are WILDS ``val``, hospital 1. Neither validation set is used.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _NUMBERS = ("node", "x_coord", "y_coord", "tumor", "center", "split")
 
 @register("camelyon")
 class Camelyon(ImageFiles):
-    """Label 1 where the central 32x32 pixels hold tumor tissue. Opening reads ``metadata.csv``, no image.
+    """Label 1 where the central 32x32 pixels hold tumor tissue. Opening reads ``metadata.csv``, no
+    image.
 
     Raises:
         ConfigError: ``data.path`` is not given.
@@ -73,9 +74,13 @@ def _index(path: Path, _stamp: Stamp) -> FileIndex:
     table = _metadata(path)
     center, split = (table[name].to_numpy() for name in ("center", "split"))
     labels = check_labels(table["tumor"].to_numpy(), 2, f"{path}: column tumor", _ROW.obtain)
-    patient, node, x, y = (pc.cast(table[name], pa.string()) for name in ("patient", "node", "x_coord", "y_coord"))
+    patient, node, x, y = (
+        pc.cast(table[name], pa.string()) for name in ("patient", "node", "x_coord", "y_coord")
+    )
     folder = pc.binary_join_element_wise("patches/patient_", patient, "_node_", node, "/", "")
-    file = pc.binary_join_element_wise("patch_patient_", patient, "_node_", node, "_x_", x, "_y_", y, ".png", "")
+    file = pc.binary_join_element_wise(
+        "patch_patient_", patient, "_node_", node, "_x_", x, "_y_", y, ".png", ""
+    )
     paths = pc.binary_join_element_wise(folder, file, "").combine_chunks()
     members: dict[Split, np.ndarray] = {
         "train": (split == TRAIN_SPLIT) & (center != VAL_CENTER) & (center != TEST_CENTER),
@@ -85,7 +90,11 @@ def _index(path: Path, _stamp: Stamp) -> FileIndex:
     for name, member in members.items():
         rows = np.flatnonzero(member)
         if not len(rows):
-            wanted = f"center {TEST_CENTER}" if name == "test" else f"split {TRAIN_SPLIT} and a training hospital"
+            wanted = (
+                f"center {TEST_CENTER}"
+                if name == "test"
+                else f"split {TRAIN_SPLIT} and a training hospital"
+            )
             raise DataError(f"{path}: no {name} image (rows of {wanted}); {_ROW.obtain}")
         index.paths[name] = paths.take(pa.array(rows))
         index.labels[name] = labels[rows]
@@ -93,10 +102,15 @@ def _index(path: Path, _stamp: Stamp) -> FileIndex:
 
 
 def _metadata(path: Path) -> pa.Table:
-    """Columns patient (string: its leading zeros are part of file names) and integers of ``metadata.csv``."""
+    """Columns patient (string: its leading zeros are part of file names) and integers of
+    ``metadata.csv``.
+    """
     types = {"patient": pa.string(), **dict.fromkeys(_NUMBERS, pa.int64())}
     try:
-        table = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types, include_columns=list(types)))
+        table = csv.read_csv(
+            path,
+            convert_options=csv.ConvertOptions(column_types=types, include_columns=list(types)),
+        )
     except (pa.ArrowException, OSError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(

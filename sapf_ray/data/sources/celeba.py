@@ -2,14 +2,15 @@
 
 Layouts, in ``data.path`` or its sub-folder ``celeba``::
 
-    img_align_celeba/000001.jpg …   list_attr_celeba.txt   list_eval_partition.txt     as torchvision unpacks it
-    Img/img_align_celeba/ …         Anno/list_attr_…       Eval/list_eval_…            as published
-    img_align_celeba/img_align_celeba/ …                   list_attr_….csv, list_eval_….csv    Kaggle's copy
+    img_align_celeba/000001.jpg …   list_attr_celeba.txt   list_eval_partition.txt     as
+    torchvision unpacks it Img/img_align_celeba/ …         Anno/list_attr_…       Eval/list_eval_…
+             as published img_align_celeba/img_align_celeba/ …                   list_attr_….csv,
+             list_eval_….csv    Kaggle's copy
 
 Partition 0 trains, 2 tests, 1 (validation) stays unused. Images are 178x218; as in DPImageBench
-(``data/preprocess_dataset.py``, ``center-crop``) the central 178x178 (rows 20 to 197) is kept and resized.
-DPImageBench resizes with a Lanczos filter, this program with the bilinear one it uses everywhere.
-The paper's 256 pixels are an enlargement.
+(``data/preprocess_dataset.py``, ``center-crop``) the central 178x178 (rows 20 to 197) is kept and
+resized. DPImageBench resizes with a Lanczos filter, this program with the bilinear one it uses
+everywhere. The paper's 256 pixels are an enlargement.
 """
 
 from __future__ import annotations
@@ -82,13 +83,17 @@ def _index(folder: str, attributes: Path, _a: Stamp, partition: Path, _p: Stamp)
         raise DataError(f"{attributes}: lists an image twice; {_ROW.obtain}")
     for path, values, allowed in ((attributes, male, (-1, 0, 1)), (partition, parts, (0, 1, 2))):
         if not np.isin(values, allowed).all():
-            raise DataError(f"{path}: values must be among {', '.join(map(str, allowed))}; {_ROW.obtain}")
+            raise DataError(
+                f"{path}: values must be among {', '.join(map(str, allowed))}; {_ROW.obtain}"
+            )
     index = FileIndex({}, {})
     for split, part in _PARTS.items():
         rows = parts == part
         if not rows.any():
             raise DataError(f"{partition}: no image of partition {part} ({split}); {_ROW.obtain}")
-        index.paths[split] = pa.array([f"{folder}/{name.decode()}" for name in names[rows]], pa.string())
+        index.paths[split] = pa.array(
+            [f"{folder}/{name.decode()}" for name in names[rows]], pa.string()
+        )
         index.labels[split] = (male[rows] == 1).astype(np.int64)
     return index
 
@@ -96,24 +101,30 @@ def _index(folder: str, attributes: Path, _a: Stamp, partition: Path, _p: Stamp)
 def _table(path: Path, column: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Image names (bytes) and one integer column of a list: the named one, or the only one.
 
-    A .txt list of attributes starts with a line that counts its rows and a line of column names; the .txt
-    partition starts with neither. A .csv starts with column names, ``image_id`` first.
+    A .txt list of attributes starts with a line that counts its rows and a line of column names;
+    the .txt partition starts with neither. A .csv starts with column names, ``image_id`` first.
     """
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a text list ({type(error).__name__}); {_ROW.obtain}") from error
+        raise DataError(
+            f"{path}: cannot be read as a text list ({type(error).__name__}); {_ROW.obtain}"
+        ) from error
     comma = "," if path.suffix == ".csv" else None
     start, position = 0, 1
     count = None
     if comma:
         header = lines[0].split(comma) if lines else []
         if not header or header[0].strip() != "image_id":
-            raise DataError(f"{path}: first line must name the columns, image_id first; {_ROW.obtain}")
+            raise DataError(
+                f"{path}: first line must name the columns, image_id first; {_ROW.obtain}"
+            )
         start, position = 1, _position(path, [h.strip() for h in header], column)
     elif column is not None:
         if len(lines) < 2 or not lines[0].strip().isdigit():
-            raise DataError(f"{path}: first line must be the number of rows, second the column names; {_ROW.obtain}")
+            raise DataError(
+                f"{path}: first line must be the number of rows, second the column names; {_ROW.obtain}"
+            )
         count, start, position = int(lines[0]), 2, _position(path, ["", *lines[1].split()], column)
     names, values = [], np.empty(max(len(lines) - start, 0), np.int8)
     for number, line in enumerate(lines[start:]):
@@ -122,9 +133,13 @@ def _table(path: Path, column: str | None) -> tuple[np.ndarray, np.ndarray]:
             names.append(cells[0].encode())
             values[number] = int(cells[position])
         except (IndexError, ValueError, OverflowError) as error:
-            raise DataError(f"{path}: line {start + number + 1} is not an image name and its values; {_ROW.obtain}") from error
+            raise DataError(
+                f"{path}: line {start + number + 1} is not an image name and its values; {_ROW.obtain}"
+            ) from error
     if count is not None and count != len(names):
-        raise DataError(f"{path}: announces {count} rows, has {len(names)}; the file is cut off, {_ROW.obtain}")
+        raise DataError(
+            f"{path}: announces {count} rows, has {len(names)}; the file is cut off, {_ROW.obtain}"
+        )
     return np.array(names, dtype=bytes), values
 
 

@@ -1,13 +1,15 @@
 """CIFAR-10 from the publisher's Python pickles.
 
-``data.path`` is ``cifar-10-batches-py`` (``data_batch_1`` to ``data_batch_5``, ``test_batch``, ``batches.meta``)
-or the folder above it. Table 3 of the paper trains on 45,000 of the 50,000 images and does not say on which;
-DPImageBench holds 5,000 out by ``torch.random_split`` with seed 0. Here the first 45,000 in published order
-train, which no version of a random generator can change, and the last 5,000 stay unused.
+``data.path`` is ``cifar-10-batches-py`` (``data_batch_1`` to ``data_batch_5``, ``test_batch``,
+``batches.meta``) or the folder above it. Table 3 of the paper trains on 45,000 of the 50,000 images
+and does not say on which; DPImageBench holds 5,000 out by ``torch.random_split`` with seed 0. Here
+the first 45,000 in published order train, which no version of a random generator can change, and
+the last 5,000 stay unused.
 
-A pickle can run code, so a file is read by an unpickler that knows numpy arrays and plain containers only.
-It skips the pixels and notes where in the file they are; ``read`` then maps just the records asked for. So
-opening reads labels and counts, no image, and a process keeps 0.5 MB of labels however many records it reads.
+A pickle can run code, so a file is read by an unpickler that knows numpy arrays and plain
+containers only. It skips the pixels and notes where in the file they are; ``read`` then maps just
+the records asked for. So opening reads labels and counts, no image, and a process keeps 0.5 MB of
+labels however many records it reads.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ class Cifar10(ImageSource):
         self.root = _folder(required_path(config, _ROW))
         missing = [name for name in (*_MD5, _META) if not (self.root / name).is_file()]
         if missing:
-            raise DataError(f"{self.root / missing[0]}: no such file; expected the {_ROW.path}. {_ROW.obtain}")
+            raise DataError(
+                f"{self.root / missing[0]}: no such file; expected the {_ROW.path}. {_ROW.obtain}"
+            )
         self.class_names, self.prompts = _ROW.class_names, _ROW.prompts
         self.n_train = min(N_TRAIN, sum(len(batch.labels) for batch in self._batches("train")))
         self.n_test = sum(len(batch.labels) for batch in self._batches("test"))
@@ -70,7 +74,9 @@ class Cifar10(ImageSource):
             if n == 0:
                 raise DataError(f"{self.root}: no {split} images; {_ROW.obtain}")
 
-    def read(self, split: Split, indices: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, split: Split, indices: np.ndarray, resolution: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         indices = check_indices(indices, self._n(split), split)
         batches = self._batches(split)
         ends = np.cumsum([len(batch.labels) for batch in batches])
@@ -89,20 +95,31 @@ class Cifar10(ImageSource):
 
     def fingerprint(self) -> str:
         """Over the content of all batches."""
-        return hashlib.sha256("".join(file_digest(self.root / name, "sha256") for name in _MD5).encode()).hexdigest()
+        return hashlib.sha256(
+            "".join(file_digest(self.root / name, "sha256") for name in _MD5).encode()
+        ).hexdigest()
 
     def verify(self) -> None:
-        """Structure, class names, and, for files with the published 10,000 records, the published MD5.
+        """Structure, class names, and, for files with the published 10,000 records, the published
+        MD5.
 
-        The structure was checked at opening: every image is whole, since raw pixels cannot be undecodable.
+        The structure was checked at opening: every image is whole, since raw pixels cannot be
+        undecodable.
         """
         meta = _unpickle(self.root / _META)[0]
-        names = meta.get(b"label_names", meta.get("label_names")) if isinstance(meta, dict) else None
+        names = (
+            meta.get(b"label_names", meta.get("label_names")) if isinstance(meta, dict) else None
+        )
         if not isinstance(names, list) or tuple(map(_text, names)) != _ROW.class_names:
-            raise DataError(f"{self.root / _META}: label_names must be {', '.join(_ROW.class_names)}; {_ROW.obtain}")
+            raise DataError(
+                f"{self.root / _META}: label_names must be {', '.join(_ROW.class_names)}; {_ROW.obtain}"
+            )
         for split, files in _FILES.items():
             for name, batch in zip(files, self._batches(split), strict=True):
-                if len(batch.labels) == RECORDS_PER_FILE and file_digest(self.root / name, "md5") != _MD5[name]:
+                if (
+                    len(batch.labels) == RECORDS_PER_FILE
+                    and file_digest(self.root / name, "md5") != _MD5[name]
+                ):
                     raise DataError(
                         f"{self.root / name}: damaged or altered, its MD5 is not the published {_MD5[name]}; {_ROW.obtain}"
                     )
@@ -119,8 +136,14 @@ def _folder(path: Path) -> Path:
     if (path / _FOLDER).is_dir():
         return path / _FOLDER
     archive = path if path.is_file() else path / _ARCHIVE
-    if archive.name.endswith((".tar.gz", ".tgz", ".tar")) and archive.is_file() and not (path / "test_batch").exists():
-        raise DataError(f"{archive}: packed; unpack it first (tar xzf {archive.name}) and give the folder it makes")
+    if (
+        archive.name.endswith((".tar.gz", ".tgz", ".tar"))
+        and archive.is_file()
+        and not (path / "test_batch").exists()
+    ):
+        raise DataError(
+            f"{archive}: packed; unpack it first (tar xzf {archive.name}) and give the folder it makes"
+        )
     if path.is_file():
         raise DataError(f"{path}: a file; data.path must be the {_ROW.path}. {_ROW.obtain}")
     return path
@@ -138,32 +161,52 @@ class _Batch:
     def pixels(self) -> np.ndarray:
         """Read-only map of the file; only the records that are looked at are read."""
         shape = (len(self.labels), RECORD_BYTES)
-        return np.memmap(self.path, np.uint8, "r", self.offset, shape, order="F" if self.by_column else "C")
+        return np.memmap(
+            self.path, np.uint8, "r", self.offset, shape, order="F" if self.by_column else "C"
+        )
 
 
 @lru_cache(maxsize=12)
 def _batch(path: Path, _stamp: Stamp) -> _Batch:
     entry, skipped = _unpickle(path)
     if not isinstance(entry, dict):
-        raise DataError(f"{path}: not a batch of CIFAR-10 (a dict with data and labels); {_ROW.obtain}")
+        raise DataError(
+            f"{path}: not a batch of CIFAR-10 (a dict with data and labels); {_ROW.obtain}"
+        )
     data, labels = (entry.get(key.encode(), entry.get(key)) for key in ("data", "labels"))
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != RECORD_BYTES:
-        raise DataError(f"{path}: data must be a uint8 array of {RECORD_BYTES} bytes a record; {_ROW.obtain}")
-    if not isinstance(labels, list) or not all(type(label) is int for label in labels) or len(labels) != len(data):
-        raise DataError(f"{path}: labels must be a list of {len(data)} integers, one a record; {_ROW.obtain}")
+    if (
+        not isinstance(data, np.ndarray)
+        or data.dtype != np.uint8
+        or data.ndim != 2
+        or data.shape[1] != RECORD_BYTES
+    ):
+        raise DataError(
+            f"{path}: data must be a uint8 array of {RECORD_BYTES} bytes a record; {_ROW.obtain}"
+        )
+    if (
+        not isinstance(labels, list)
+        or not all(type(label) is int for label in labels)
+        or len(labels) != len(data)
+    ):
+        raise DataError(
+            f"{path}: labels must be a list of {len(data)} integers, one a record; {_ROW.obtain}"
+        )
     values = check_labels(np.array(labels, np.int64), len(_ROW.class_names), path, _ROW.obtain)
     if not len(values):
         return _Batch(path, values, 0, False)
     if list(skipped.values()) != [data.nbytes]:
-        raise DataError(f"{path}: pixels are not stored as one string of bytes, as published; {_ROW.obtain}")
+        raise DataError(
+            f"{path}: pixels are not stored as one string of bytes, as published; {_ROW.obtain}"
+        )
     return _Batch(path, values, next(iter(skipped)), not data.flags.c_contiguous)
 
 
 class _SkippingFile:
-    """A file for an unpickler that jumps over pixels, giving zeros, and notes ``{offset: bytes}`` of each jump.
+    """A file for an unpickler that jumps over pixels, giving zeros, and notes ``{offset: bytes}``
+    of each jump.
 
-    Pixels are the only item whose size is a multiple of 3,072 bytes; labels and file names are short. There is
-    no ``peek`` nor ``readinto``, so the unpickler asks for each item by its size.
+    Pixels are the only item whose size is a multiple of 3,072 bytes; labels and file names are
+    short. There is no ``peek`` nor ``readinto``, so the unpickler asks for each item by its size.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -191,7 +234,9 @@ _ALLOWED = frozenset(
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds numpy arrays, containers, strings and numbers; anything else is refused before it is called."""
+    """Builds numpy arrays, containers, strings and numbers; anything else is refused before it is
+    called.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
@@ -216,7 +261,9 @@ def _unpickle(path: Path) -> tuple[Any, dict[int, int]]:
             return _Unpickler(skipping, encoding="bytes").load(), skipping.skipped
     except Exception as error:  # a damaged pickle can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: not a readable batch of CIFAR-10 ({reason}); {_ROW.obtain}") from error
+        raise DataError(
+            f"{path}: not a readable batch of CIFAR-10 ({reason}); {_ROW.obtain}"
+        ) from error
 
 
 def _text(value: Any) -> str:

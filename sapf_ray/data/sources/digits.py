@@ -19,7 +19,9 @@ _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 @register("digits")
 class Digits(ImageSource):
-    """Light ink on dark ground, resized bilinearly; split by a constant permutation, whatever the data."""
+    """Light ink on dark ground, resized bilinearly; split by a constant permutation, whatever the
+    data.
+    """
 
     def __init__(self, config: DataConfig) -> None:
         self.class_names = _NAMES
@@ -31,13 +33,17 @@ class Digits(ImageSource):
         order = np.random.RandomState(SPLIT_SEED).permutation(N_TRAIN + N_TEST)
         return order[:N_TRAIN] if split == "train" else order[N_TRAIN:]
 
-    def read(self, split: Split, indices: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, split: Split, indices: np.ndarray, resolution: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         pixels, labels = _load()
         rows = self._records(split)
         rows = rows[check_indices(indices, len(rows), split)]
         images = np.empty((len(rows), resolution, resolution, 3), dtype=np.uint8)
         for i, row in enumerate(rows):
-            resized = Image.fromarray(pixels[row]).resize((resolution, resolution), Image.Resampling.BILINEAR)
+            resized = Image.fromarray(pixels[row]).resize(
+                (resolution, resolution), Image.Resampling.BILINEAR
+            )
             images[i] = np.asarray(resized)[:, :, None]
         return images, labels[rows]
 

@@ -5,9 +5,10 @@ Two layouts::
     root/cat/1.png  root/dog/7.jpg  …                    split by a hash of the relative path
     root/train/cat/1.png  …  root/test/cat/9.png  …      the split is given
 
-With the hash, which split an image belongs to depends on its own path only. Adding or removing one image
-moves no other image between the splits, so that neighbouring data sets of the folder are neighbouring
-training sets: the add/remove adjacency of the privacy analysis holds. A shuffle would break it.
+With the hash, which split an image belongs to depends on its own path only. Adding or removing one
+image moves no other image between the splits, so that neighbouring data sets of the folder are
+neighbouring training sets: the add/remove adjacency of the privacy analysis holds. A shuffle would
+break it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _JPEG_END = b"\xff\xd9"
 
 @register("image_folder")
 class ImageFolder(ImageSource):
-    """Images become RGB (transparent ones over white), are resized by their shorter side and centre-cropped.
+    """Images become RGB (transparent ones over white), are resized by their shorter side and
+    centre-cropped.
 
     Raises:
         ConfigError: ``data.path`` is not given.
@@ -44,29 +46,39 @@ class ImageFolder(ImageSource):
 
     def __init__(self, config: DataConfig) -> None:
         if config.path is None:
-            raise ConfigError("data.path", None, "must be a directory with one sub-folder per class")
+            raise ConfigError(
+                "data.path", None, "must be a directory with one sub-folder per class"
+            )
         root = Path(config.path).expanduser()
         if not root.exists():
             raise DataError(f"data.path = {config.path!r}: no such directory")
         if not root.is_dir():
-            raise DataError(f"data.path = {config.path!r}: not a directory; give the folder of the class folders")
+            raise DataError(
+                f"data.path = {config.path!r}: not a directory; give the folder of the class folders"
+            )
         self.root = root.resolve()
         self.class_names, self._paths, self._labels = _list(self.root, config.test_fraction)
         self.prompts = tuple(
-            config.prompt_template.replace("{name}", name.replace("_", " ")) for name in self.class_names
+            config.prompt_template.replace("{name}", name.replace("_", " "))
+            for name in self.class_names
         )
         self.n_train, self.n_test = len(self._paths["train"]), len(self._paths["test"])
 
     def __getstate__(self) -> dict[str, Any]:
-        # File names are most of the object and repeat themselves: packed, 160,000 of them are about 0.4 MB.
-        packed = {split: zlib.compress("\0".join(paths).encode()) for split, paths in self._paths.items()}
+        # File names are most of the object and repeat themselves: packed, 160,000 of them are
+        # about 0.4 MB.
+        packed = {
+            split: zlib.compress("\0".join(paths).encode()) for split, paths in self._paths.items()
+        }
         return {**self.__dict__, "_paths": packed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         unpacked = {k: zlib.decompress(v).decode().split("\0") for k, v in state["_paths"].items()}
         self.__dict__.update(state, _paths=unpacked)
 
-    def read(self, split: Split, indices: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, split: Split, indices: np.ndarray, resolution: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         paths = self._paths[split]
         indices = check_indices(indices, len(paths), split)
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
@@ -107,7 +119,9 @@ def _list(
     if not classes:
         raise DataError(f"{root}: no class sub-folders; expected one folder of images per class")
     if len(classes) == 1:
-        raise DataError(f"{parents['train']}: only one class ({classes[0]}); at least two sub-folders are needed")
+        raise DataError(
+            f"{parents['train']}: only one class ({classes[0]}); at least two sub-folders are needed"
+        )
     if given and (differing := set(classes) ^ set(_folders(parents["test"]))):
         raise DataError(
             f"{root}: train/ and test/ must hold the same classes; only one has {', '.join(sorted(differing))}"
@@ -120,7 +134,9 @@ def _list(
             files = _images(parent / name)
             if not files:
                 endings = " ".join(sorted(EXTENSIONS))
-                raise DataError(f"{parent / name}: class without images; expected files ending in {endings}")
+                raise DataError(
+                    f"{parent / name}: class without images; expected files ending in {endings}"
+                )
             for file in files:
                 relative = file.relative_to(root).as_posix()
                 split = parent.name if given else split_of(relative, test_fraction)
@@ -131,7 +147,11 @@ def _list(
             raise DataError(
                 f"{root}: too few images, none falls into the {split} split at data.test_fraction = {test_fraction}"
             )
-    return tuple(classes), paths, {split: np.array(values, np.int32) for split, values in labels.items()}
+    return (
+        tuple(classes),
+        paths,
+        {split: np.array(values, np.int32) for split, values in labels.items()},
+    )
 
 
 def _folders(parent: Path) -> list[str]:
@@ -140,7 +160,8 @@ def _folders(parent: Path) -> list[str]:
 
 def _images(folder: Path) -> list[Path]:
     return sorted(
-        p for p in folder.rglob("*")
+        p
+        for p in folder.rglob("*")
         if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and p.is_file()
     )
 

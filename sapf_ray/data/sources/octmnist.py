@@ -1,10 +1,10 @@
 """OCTMNIST: grey retinal OCT images from MedMNIST+, in four classes.
 
 ``data.path`` is one of ``octmnist_128.npz`` (the size the paper uses), ``octmnist_224.npz``,
-``octmnist_64.npz``, ``octmnist.npz`` (28 pixels), or a folder that holds them, where the first of these is
-taken. The published split is used: 97,477 training and 1,000 test images; the 10,832 validation images stay
-unused. The published files are deflated; :mod:`sapf_ray.data.npz` tells how rows are read without holding or
-unpacking an array of images.
+``octmnist_64.npz``, ``octmnist.npz`` (28 pixels), or a folder that holds them, where the first of
+these is taken. The published split is used: 97,477 training and 1,000 test images; the 10,832
+validation images stay unused. The published files are deflated; :mod:`sapf_ray.data.npz` tells how
+rows are read without holding or unpacking an array of images.
 """
 
 from __future__ import annotations
@@ -44,9 +44,13 @@ class OctMnist(ImageSource):
         for split in SPLITS:
             n, rows = len(self.labels(split)), self._images(split).shape[0]
             if n != rows or n == 0:
-                raise DataError(f"{self.file}: {rows} {split}_images and {n} {split}_labels; {_ROW.obtain}")
+                raise DataError(
+                    f"{self.file}: {rows} {split}_images and {n} {split}_labels; {_ROW.obtain}"
+                )
 
-    def read(self, split: Split, indices: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, split: Split, indices: np.ndarray, resolution: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         labels = self.labels(split)
         indices = check_indices(indices, len(labels), split)
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
@@ -64,11 +68,13 @@ class OctMnist(ImageSource):
     def verify(self) -> None:
         """Inflates training and test images once, keeping nothing, against their CRC-32.
 
-        A file with the published number of training images must have the published number of test images. Its
-        MD5 is not asked for: a copy written anew with the same arrays is as good.
+        A file with the published number of training images must have the published number of test
+        images. Its MD5 is not asked for: a copy written anew with the same arrays is as good.
         """
         if self.n_train == _ROW.n_train and self.n_test != _ROW.n_test:
-            raise DataError(f"{self.file}: {self.n_test} test images, published are {_ROW.n_test}; {_ROW.obtain}")
+            raise DataError(
+                f"{self.file}: {self.n_test} test images, published are {_ROW.n_test}; {_ROW.obtain}"
+            )
         check_npz(self.file, tuple(f"{split}_images" for split in SPLITS))
 
     def _images(self, split: Split) -> NpzImages:
@@ -78,4 +84,6 @@ class OctMnist(ImageSource):
 @lru_cache(maxsize=4)
 def _labels(path: Path, split: Split, _stamp: Stamp) -> np.ndarray:
     name = f"{split}_labels"
-    return check_labels(npz_vector(path, name), len(_ROW.class_names), f"{path}: {name}", _ROW.obtain)
+    return check_labels(
+        npz_vector(path, name), len(_ROW.class_names), f"{path}: {name}", _ROW.obtain
+    )

@@ -1,4 +1,5 @@
-"""Public stand-in for a sensitive digit set: fonts that pretraining never saw, in a style of their own.
+"""Public stand-in for a sensitive digit set: fonts that pretraining never saw, in a style of their
+own.
 
 For choosing hyperparameters without touching, or paying for, the sensitive images.
 """
@@ -28,11 +29,16 @@ class StandIn(ImageSource):
         self.class_names, self.prompts = digits.class_names, digits.prompts
         self.n_train, self.n_test = N_TRAIN, N_TEST
 
-    def read(self, split: Split, indices: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, split: Split, indices: np.ndarray, resolution: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         images, labels = _rendered()[0 if split == "train" else 1]
         rows = check_indices(indices, len(labels), split)
         size = (resolution, resolution)
-        resized = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in images[rows]]
+        resized = [
+            np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+            for image in images[rows]
+        ]
         return np.stack(resized), labels[rows]
 
     def labels(self, split: Split) -> np.ndarray:

@@ -20,14 +20,18 @@ from sapf_ray.errors import SapfError
 
 
 class Python2Pickler(pickle._Pickler):  # type: ignore[misc]
-    """Protocol 2 as Python 2 and numpy 1 wrote it: every string a byte string, modules by their old names."""
+    """Protocol 2 as Python 2 and numpy 1 wrote it: every string a byte string, modules by their old
+    names.
+    """
 
     dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
     def save_string(self, obj):
         raw = obj if isinstance(obj, bytes) else obj.encode("ascii")
         short = len(raw) < 256
-        self.write((b"U" + bytes([len(raw)]) if short else b"T" + struct.pack("<i", len(raw))) + raw)
+        self.write(
+            (b"U" + bytes([len(raw)]) if short else b"T" + struct.pack("<i", len(raw))) + raw
+        )
         self.memoize(obj)
 
     def save_global(self, obj, name=None):
@@ -58,12 +62,18 @@ def write_cifar10(folder: Path, per_file: int = 7) -> tuple[np.ndarray, np.ndarr
     """All images (train then test) and labels."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    pixels, labels = rng.integers(0, 256, (6 * per_file, 32, 32, 3), np.uint8), rng.integers(0, 10, 6 * per_file)
+    pixels, labels = (
+        rng.integers(0, 256, (6 * per_file, 32, 32, 3), np.uint8),
+        rng.integers(0, 10, 6 * per_file),
+    )
     for i, name in enumerate([*(f"data_batch_{j}" for j in range(1, 6)), "test_batch"]):
         rows = slice(i * per_file, (i + 1) * per_file)
         (folder / name).write_bytes(python2_pickle(cifar_batch(labels[rows], pixels[rows])))
-    meta = {b"num_cases_per_batch": per_file, b"label_names": [n.encode() for n in CATALOG["cifar10"].class_names],
-            b"num_vis": 3072}
+    meta = {
+        b"num_cases_per_batch": per_file,
+        b"label_names": [n.encode() for n in CATALOG["cifar10"].class_names],
+        b"num_vis": 3072,
+    }
     (folder / "batches.meta").write_bytes(python2_pickle(meta))
     return pixels, labels
 
@@ -101,29 +111,46 @@ def write_celeba(root: Path, kaggle: bool = False) -> None:
         face(i).save(images / name, quality=95)
     rows = [(name, [-1, male, 1]) for name, male in zip(names, MALE, strict=True)]
     if kaggle:
-        lines = [",".join(["image_id", *ATTRIBUTES]), *(",".join([n, *map(str, v)]) for n, v in rows)]
+        lines = [
+            ",".join(["image_id", *ATTRIBUTES]),
+            *(",".join([n, *map(str, v)]) for n, v in rows),
+        ]
         parts = ["image_id,partition", *(f"{n},{p}" for n, p in zip(names, PARTITION, strict=True))]
     else:  # aligned by further blanks, as published
-        lines = [str(len(names)), " ".join(ATTRIBUTES) + " ", *(n + "".join(f" {x:2d}" for x in v) for n, v in rows)]
+        lines = [
+            str(len(names)),
+            " ".join(ATTRIBUTES) + " ",
+            *(n + "".join(f" {x:2d}" for x in v) for n, v in rows),
+        ]
         parts = [f"{n} {p}" for n, p in zip(names, PARTITION, strict=True)]
     suffix = "csv" if kaggle else "txt"
     (root / f"list_attr_celeba.{suffix}").write_text("\n".join(lines) + "\n")
     (root / f"list_eval_partition.{suffix}").write_text("\n".join(parts) + "\n")
 
 
-# patient, node, x, y, tumor, slide, center, split: hospital 1 is validation and 2 test whatever split says
+# patient, node, x, y, tumor, slide, center, split: hospital 1 is validation and 2 test whatever
+# split says
 PATCHES = [
-    ("004", 4, 3328, 21792, 1, 0, 0, 0), ("004", 4, 3200, 22272, 1, 0, 0, 1), ("009", 1, 32, 96, 0, 1, 0, 0),
-    ("020", 4, 64, 64, 1, 10, 1, 0), ("021", 3, 64, 128, 0, 11, 1, 1),
-    ("040", 1, 96, 32, 1, 20, 2, 0), ("042", 3, 96, 64, 0, 23, 2, 1), ("041", 0, 160, 64, 0, 21, 2, 0),
-    ("075", 4, 0, 0, 1, 34, 3, 0), ("099", 4, 10016, 7, 0, 49, 4, 0), ("004", 4, 1, 2, 0, 0, 0, 0),
+    ("004", 4, 3328, 21792, 1, 0, 0, 0),
+    ("004", 4, 3200, 22272, 1, 0, 0, 1),
+    ("009", 1, 32, 96, 0, 1, 0, 0),
+    ("020", 4, 64, 64, 1, 10, 1, 0),
+    ("021", 3, 64, 128, 0, 11, 1, 1),
+    ("040", 1, 96, 32, 1, 20, 2, 0),
+    ("042", 3, 96, 64, 0, 23, 2, 1),
+    ("041", 0, 160, 64, 0, 21, 2, 0),
+    ("075", 4, 0, 0, 1, 34, 3, 0),
+    ("099", 4, 10016, 7, 0, 49, 4, 0),
+    ("004", 4, 1, 2, 0, 0, 0, 0),
 ]
 TRAIN_PATCHES, TEST_PATCHES = [0, 2, 8, 9, 10], [5, 6, 7]
 
 
 def patch_path(row: tuple) -> str:
     patient, node, x, y = row[:4]
-    return f"patches/patient_{patient}_node_{node}/patch_patient_{patient}_node_{node}_x_{x}_y_{y}.png"
+    return (
+        f"patches/patient_{patient}_node_{node}/patch_patient_{patient}_node_{node}_x_{x}_y_{y}.png"
+    )
 
 
 def write_camelyon(root: Path) -> None:
@@ -142,21 +169,33 @@ def png(value: int, size: int = 6) -> bytes:
     return sink.getvalue()
 
 
-def hf_table(values, labels, image="image", label="label", names=("cat", "tabby_dog"), hf=True, paths=True) -> pa.Table:
+def hf_table(
+    values, labels, image="image", label="label", names=("cat", "tabby_dog"), hf=True, paths=True
+) -> pa.Table:
     """As ``datasets`` writes it: image struct, label int64, features in the metadata."""
     features = {image: {"_type": "Image"}, label: {"names": list(names), "_type": "ClassLabel"}}
-    kinds = [(image, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), (label, pa.int64())]
-    schema = pa.schema(kinds, metadata={"huggingface": json.dumps({"info": {"features": features}})} if hf else None)
+    kinds = [
+        (image, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        (label, pa.int64()),
+    ]
+    schema = pa.schema(
+        kinds,
+        metadata={"huggingface": json.dumps({"info": {"features": features}})} if hf else None,
+    )
     rows = [{"bytes": png(v), "path": f"{v:04d}.png" if paths else None} for v in values]
     return pa.table({image: rows, label: list(labels)}, schema=schema)
 
 
 def write_parquet(root: Path, **kwargs) -> None:
-    """Two training shards of 25 and 15 rows in row groups of 10, one test file of 6; value of image i is i."""
+    """Two training shards of 25 and 15 rows in row groups of 10, one test file of 6; value of image
+    i is i.
+    """
     root.mkdir(parents=True, exist_ok=True)
     for name, values in (
-        ("train-00000-of-00002", range(25)), ("train-00001-of-00002", range(25, 40)),
-        ("test-00000-of-00001", range(200, 206)), ("validation-00000-of-00001", range(3)),
+        ("train-00000-of-00002", range(25)),
+        ("train-00001-of-00002", range(25, 40)),
+        ("test-00000-of-00001", range(200, 206)),
+        ("validation-00000-of-00001", range(3)),
     ):
         table = hf_table(values, [v % 2 for v in values], **kwargs)
         pq.write_table(table, root / f"{name}.parquet", row_group_size=10)

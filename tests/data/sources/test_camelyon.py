@@ -45,14 +45,18 @@ def test_opening_opens_no_image_and_pickles_small(root, monkeypatch):
     packed = pickle.dumps(source)
     assert len(packed) < 2000 and b"patient_004" not in packed
     monkeypatch.undo()
-    assert np.array_equal(read_all(pickle.loads(packed), "train", 8)[0], read_all(source, "train", 8)[0])
+    assert np.array_equal(
+        read_all(pickle.loads(packed), "train", 8)[0], read_all(source, "train", 8)[0]
+    )
 
 
 def test_each_directory_is_listed_once_per_split(root, monkeypatch):
     """Rows of one slide are scattered over the published table."""
     source, listed = open_named("camelyon", root), []
     original = files._list
-    monkeypatch.setattr(files, "_list", lambda folder: listed.append(folder.name) or original(folder))
+    monkeypatch.setattr(
+        files, "_list", lambda folder: listed.append(folder.name) or original(folder)
+    )
     source.verify()
     folders = [patch_path(PATCHES[i]).split("/")[1] for i in (*TRAIN_PATCHES, *TEST_PATCHES)]
     assert sorted(listed) == sorted(set(folders)) and len(folders) > len(listed)
@@ -64,7 +68,9 @@ def test_verify_opens_a_bounded_sample(root, monkeypatch):
     monkeypatch.setattr(files.evenly_spread, "__defaults__", (2,))
     open_named("camelyon", root).verify()
     first_and_last = [rows[i] for rows in (TRAIN_PATCHES, TEST_PATCHES) for i in (0, -1)]
-    assert sorted(opened) == sorted(patch_path(PATCHES[i]).rsplit("/", 1)[1] for i in first_and_last)
+    assert sorted(opened) == sorted(
+        patch_path(PATCHES[i]).rsplit("/", 1)[1] for i in first_and_last
+    )
     assert len(files.evenly_spread(300_000, 1024)) == 1024
 
 
@@ -73,14 +79,17 @@ def test_published_sizes(root, monkeypatch):
     assert "published are 302436 and 85054" in refusal("camelyon", root)
 
 
-@pytest.mark.parametrize(("old", "new", "words"), [
-    ("tumor", "tumour", "tumor"),
-    (",patient", ",patients", "patient"),
-    ("3328", "x", "not the published table"),
-    (",4,3328,", ",,3328,", "empty cells"),
-    ("21792,1,", "21792,2,", "column tumor"),
-    ("21792,1,0,0,0", "21792,1,0", "not the published table"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("tumor", "tumour", "tumor"),
+        (",patient", ",patients", "patient"),
+        ("3328", "x", "not the published table"),
+        (",4,3328,", ",,3328,", "empty cells"),
+        ("21792,1,", "21792,2,", "column tumor"),
+        ("21792,1,0,0,0", "21792,1,0", "not the published table"),
+    ],
+)
 def test_a_damaged_table(root, old, new, words):
     path = root / "metadata.csv"
     text = path.read_text()
@@ -92,7 +101,13 @@ def test_a_damaged_table(root, old, new, words):
 
 def test_a_hospital_that_is_missing(root):
     path = root / "metadata.csv"
-    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.split(",")[1:2] or line[-3] != "2"))
+    path.write_text(
+        "\n".join(
+            line
+            for line in path.read_text().splitlines()
+            if not line.split(",")[1:2] or line[-3] != "2"
+        )
+    )
     assert "no test image (rows of center 2)" in refusal("camelyon", root)
 
 

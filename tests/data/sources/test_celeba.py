@@ -44,7 +44,9 @@ def check(source):
     assert (source.n_train, source.n_test) == (len(TRAIN), len(TEST))
     for split, rows in (("train", TRAIN), ("test", TEST)):
         images, labels = read_all(source, split, 16)
-        assert labels.tolist() == [int(MALE[i] == 1) for i in rows] and np.array_equal(labels, source.labels(split))
+        assert labels.tolist() == [int(MALE[i] == 1) for i in rows] and np.array_equal(
+            labels, source.labels(split)
+        )
         for image, i in zip(images.astype(int), rows, strict=True):  # the dropped rows are white
             assert np.abs(image[2:-2] - 10 * i).max() <= 3
             assert np.abs(image - 10 * i).max() <= 40  # JPEG blocks at the cut
@@ -58,7 +60,11 @@ def test_text_lists(root, tmp_path):
 def test_sub_folder_and_the_publisher_s_folders(tmp_path):
     write_celeba(tmp_path / "celeba")
     check(open_named("celeba", tmp_path))
-    for folder, name in (("Anno", "list_attr_celeba.txt"), ("Eval", "list_eval_partition.txt"), ("Img", "img_align_celeba")):
+    for folder, name in (
+        ("Anno", "list_attr_celeba.txt"),
+        ("Eval", "list_eval_partition.txt"),
+        ("Img", "img_align_celeba"),
+    ):
         (tmp_path / "celeba" / folder).mkdir()
         (tmp_path / "celeba" / name).rename(tmp_path / "celeba" / folder / name)
     check(open_named("celeba", tmp_path))
@@ -117,16 +123,19 @@ def edit(path, old, new):
 ATTR, EVAL = "list_attr_celeba.txt", "list_eval_partition.txt"
 
 
-@pytest.mark.parametrize(("name", "old", "new", "words"), [
-    (ATTR, "12\n", "13\n", "announces 13 rows, has 12"),
-    (ATTR, "12\n", "", "first line must be the number of rows"),
-    (ATTR, "Male", "Female", "no column Male"),
-    (ATTR, "000003.jpg", "000002.jpg", ""),
-    (ATTR, "000003.jpg -1", "000003.jpg -1\n", "line 5"),
-    (EVAL, "000012.jpg 0\n", "", "(11)"),
-    (EVAL, "000012.jpg 0", "000012.jpg 5", "must be among 0, 1, 2"),
-    (EVAL, " 2\n", " 1\n", "partition 2 (test)"),
-])
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        (ATTR, "12\n", "13\n", "announces 13 rows, has 12"),
+        (ATTR, "12\n", "", "first line must be the number of rows"),
+        (ATTR, "Male", "Female", "no column Male"),
+        (ATTR, "000003.jpg", "000002.jpg", ""),
+        (ATTR, "000003.jpg -1", "000003.jpg -1\n", "line 5"),
+        (EVAL, "000012.jpg 0\n", "", "(11)"),
+        (EVAL, "000012.jpg 0", "000012.jpg 5", "must be among 0, 1, 2"),
+        (EVAL, " 2\n", " 1\n", "partition 2 (test)"),
+    ],
+)
 def test_damaged_lists(root, name, old, new, words):
     edit(root / name, old, new)
     message = refusal("celeba", root)
@@ -148,7 +157,9 @@ def test_images_that_are_missing_empty_or_cut_off(root, monkeypatch):
     assert f"{path}: cannot be read as an image" in refusal("celeba", root)
     with pytest.raises(DataError, match=r"000012\.jpg"):
         read_all(open_named("celeba", root), "train", 8)
-    monkeypatch.setattr(files, "evenly_spread", lambda n: np.array([0]))  # as if 000012 were outside the sample
+    monkeypatch.setattr(
+        files, "evenly_spread", lambda n: np.array([0])
+    )  # as if 000012 were outside the sample
     open_named("celeba", root).verify()
     path.write_bytes(b"")
     assert f"{path}: empty file" in refusal("celeba", root)

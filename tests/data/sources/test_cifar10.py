@@ -40,7 +40,9 @@ def test_reads_what_was_written_from_the_folder_or_the_one_above(published):
         for split, rows in (("train", slice(0, 35)), ("test", slice(35, 42))):
             images, found = read_all(source, split, 32)
             assert np.array_equal(images, pixels[rows]) and images.dtype == np.uint8
-            assert np.array_equal(found, labels[rows]) and np.array_equal(source.labels(split), found)
+            assert np.array_equal(found, labels[rows]) and np.array_equal(
+                source.labels(split), found
+            )
         source.verify()
 
 
@@ -101,7 +103,9 @@ def test_prompts_and_a_small_pickle(published):
     assert source.prompts[9] == "An image of a truck"
     packed = pickle.dumps(source)
     assert len(packed) < 2000
-    assert np.array_equal(read_all(pickle.loads(packed), "test", 32)[0], read_all(source, "test", 32)[0])
+    assert np.array_equal(
+        read_all(pickle.loads(packed), "test", 32)[0], read_all(source, "test", 32)[0]
+    )
 
 
 def test_fingerprint_follows_the_pixels(published):
@@ -118,7 +122,10 @@ def test_fingerprint_follows_the_pixels(published):
 def test_protocol_3_and_either_order_of_axes(published, order):
     folder, pixels, labels = published
     batch = cifar_batch(labels[:7], pixels[:7])
-    batch = {key.decode(): np.asarray(v, order=order) if key == b"data" else v for key, v in batch.items()}
+    batch = {
+        key.decode(): np.asarray(v, order=order) if key == b"data" else v
+        for key, v in batch.items()
+    }
     (folder / "data_batch_1").write_bytes(pickle.dumps(batch, protocol=3))
     assert np.array_equal(read_all(open_named("cifar10", folder), "train", 32)[0], pixels[:35])
 
@@ -143,7 +150,11 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(published, tmp_path
 def test_a_full_batch_must_have_the_published_checksum(published, monkeypatch):
     monkeypatch.setattr(cifar10, "RECORDS_PER_FILE", 7)
     message = refusal("cifar10", published[0])
-    assert "data_batch_1" in message and "c99cafc152244af753f735de768cd75f" in message and "cs.toronto.edu" in message
+    assert (
+        "data_batch_1" in message
+        and "c99cafc152244af753f735de768cd75f" in message
+        and "cs.toronto.edu" in message
+    )
     own = {name: file_digest(published[0] / name, "md5") for name in cifar10._MD5}
     monkeypatch.setattr(cifar10, "_MD5", own)
     open_named("cifar10", published[0]).verify()
@@ -174,17 +185,30 @@ def damage(folder, pixels, labels, kind):
         path.write_bytes(python2_pickle({b"labels": [1]}))
 
 
-@pytest.mark.parametrize("kind", [
-    "missing", "truncated in the pixels", "truncated at the end", "empty", "text", "protocol", "labels", "range",
-    "width", "no data",
-])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing",
+        "truncated in the pixels",
+        "truncated at the end",
+        "empty",
+        "text",
+        "protocol",
+        "labels",
+        "range",
+        "width",
+        "no data",
+    ],
+)
 def test_a_damaged_batch_is_named(published, kind):
     damage(*published, kind)
     assert "data_batch_2" in refusal("cifar10", published[0])
 
 
 def test_other_class_names(published):
-    (published[0] / "batches.meta").write_bytes(python2_pickle({b"label_names": [b"apple", b"fish"]}))
+    (published[0] / "batches.meta").write_bytes(
+        python2_pickle({b"label_names": [b"apple", b"fish"]})
+    )
     message = refusal("cifar10", published[0])
     assert "batches.meta" in message and "airplane" in message
 
@@ -204,8 +228,12 @@ def test_path(published, tmp_path):
 
 def test_latent_cache_in_ray_tasks(published, ray_cluster, tiny_pipeline, tmp_path):
     source = open_named("cifar10", published[0])
-    cache = build_latent_cache(tmp_path / "latents", source, ModelConfig(str(tiny_pipeline)), "cpu", 20, {"num_cpus": 1})
-    assert cache.complete and np.array_equal(np.load(tmp_path / "latents" / "labels.npy"), published[2][:35])
+    cache = build_latent_cache(
+        tmp_path / "latents", source, ModelConfig(str(tiny_pipeline)), "cpu", 20, {"num_cpus": 1}
+    )
+    assert cache.complete and np.array_equal(
+        np.load(tmp_path / "latents" / "labels.npy"), published[2][:35]
+    )
     assert cache.read(np.arange(35))[0].shape == (35, 8, 4, 4)
 
 

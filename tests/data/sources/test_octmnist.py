@@ -31,8 +31,12 @@ def test_reads_what_was_written(published):
         source.verify()
         for split in ("train", "test"):
             images, labels = read_all(source, split, 28)
-            assert np.array_equal(images, np.repeat(arrays[f"{split}_images"][..., None], 3, axis=-1))
-            assert np.array_equal(labels, arrays[f"{split}_labels"][:, 0]) and labels.dtype == np.int64
+            assert np.array_equal(
+                images, np.repeat(arrays[f"{split}_images"][..., None], 3, axis=-1)
+            )
+            assert (
+                np.array_equal(labels, arrays[f"{split}_labels"][:, 0]) and labels.dtype == np.int64
+            )
     assert source.prompts[3] == "An optical coherence tomography (OCT) image for retinal disease 4"
 
 
@@ -43,7 +47,11 @@ def test_any_order(published, monkeypatch):
     path, arrays = published
     source = open_named("octmnist", path)
     rng = np.random.default_rng(2)
-    for indices in (np.array([39, 0, 7, 7]), np.array([], int), *(rng.integers(0, 40, 9) for _ in range(30))):
+    for indices in (
+        np.array([39, 0, 7, 7]),
+        np.array([], int),
+        *(rng.integers(0, 40, 9) for _ in range(30)),
+    ):
         images, labels = source.read("train", indices, 28)
         assert np.array_equal(images[..., 1], arrays["train_images"][indices])
         assert np.array_equal(labels, arrays["train_labels"][indices, 0])
@@ -55,7 +63,9 @@ def test_colour_images_and_the_paper_size_first(tmp_path):
     arrays = octmnist_arrays(channels=(3,))
     np.savez_compressed(tmp_path / "octmnist_224.npz", **octmnist_arrays())
     np.savez_compressed(tmp_path / "octmnist_128.npz", **arrays)
-    assert np.array_equal(read_all(open_named("octmnist", tmp_path), "test", 28)[0], arrays["test_images"])
+    assert np.array_equal(
+        read_all(open_named("octmnist", tmp_path), "test", 28)[0], arrays["test_images"]
+    )
 
 
 def test_opening_inflates_no_image(published, monkeypatch):
@@ -135,7 +145,10 @@ def test_other_content(tmp_path):
     for changes, words in (
         ({"train_images": None}, ["no array train_images", "val_images"]),
         ({"test_labels": None}, ["no array test_labels"]),
-        ({"train_labels": arrays["train_labels"][:-1]}, ["40 train_images", "39 train_labels", "zenodo"]),
+        (
+            {"train_labels": arrays["train_labels"][:-1]},
+            ["40 train_images", "39 train_labels", "zenodo"],
+        ),
         ({"train_labels": np.full((40, 1), 4, np.uint8)}, ["train_labels", "[0, 4)"]),
         ({"train_labels": arrays["train_labels"].astype(float)}, ["train_labels", "float64"]),
         ({"train_images": arrays["train_images"].astype(np.float32)}, ["train_images", "float32"]),

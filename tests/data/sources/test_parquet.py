@@ -31,7 +31,11 @@ def test_reads_what_was_written(tmp_path, place):
         assert values(images) == list(range(first, first + len(images)))
         assert labels.tolist() == [v % 2 for v in values(images)] == source.labels(split).tolist()
     images, labels = source.read("train", np.array([39, 5, 24, 25, 5]), 9)
-    assert images.shape == (5, 9, 9, 3) and values(images) == [39, 5, 24, 25, 5] and labels.tolist() == [1, 1, 0, 1, 1]
+    assert (
+        images.shape == (5, 9, 9, 3)
+        and values(images) == [39, 5, 24, 25, 5]
+        and labels.tolist() == [1, 1, 0, 1, 1]
+    )
     assert source.read("train", np.array([], int), 9)[0].shape == (0, 9, 9, 3)
     with pytest.raises(IndexError):
         source.read("test", np.array([6]), 9)
@@ -71,7 +75,11 @@ def test_only_the_row_groups_asked_for_are_read(tmp_path, monkeypatch):
     write_parquet(tmp_path)
     source, read, decoded = open_named("parquet", tmp_path), [], []
     group, decode = parquet._decode_group, parquet.decode
-    monkeypatch.setattr(parquet, "_decode_group", lambda path, g, *a: read.append((path.name[:11], g)) or group(path, g, *a))
+    monkeypatch.setattr(
+        parquet,
+        "_decode_group",
+        lambda path, g, *a: read.append((path.name[:11], g)) or group(path, g, *a),
+    )
     monkeypatch.setattr(parquet, "decode", lambda *a: decoded.append(a[2]) or decode(*a))
     source.read("train", np.array([36, 22, 21]), 6)
     assert read == [("train-00000", 2), ("train-00001", 1)] and len(decoded) == 3
@@ -86,14 +94,23 @@ def test_fingerprint_follows_the_files(tmp_path):
 
 def test_without_test_files_a_record_s_own_path_decides(tmp_path):
     def members(rows):
-        pq.write_table(hf_table(rows, [v % 2 for v in rows]), tmp_path / "train.parquet", row_group_size=16)
+        pq.write_table(
+            hf_table(rows, [v % 2 for v in rows]), tmp_path / "train.parquet", row_group_size=16
+        )
         source = open_named("parquet", tmp_path, test_fraction=0.4)
         source.verify()
         return {split: set(values(read_all(source, split, 6)[0])) for split in ("train", "test")}
 
-    before, after = members(list(range(1, 100))), members(list(range(100)))  # one more record, at the start
+    before, after = (
+        members(list(range(1, 100))),
+        members(list(range(100))),
+    )  # one more record, at the start
     assert before["train"] <= after["train"] and before["test"] <= after["test"]
-    assert not after["train"] & after["test"] and len(after["train"] | after["test"]) == 100 and 20 < len(after["test"]) < 60
+    assert (
+        not after["train"] & after["test"]
+        and len(after["train"] | after["test"]) == 100
+        and 20 < len(after["test"]) < 60
+    )
     one_file = open_named("parquet", tmp_path / "train.parquet", test_fraction=0.4)
     assert set(values(read_all(one_file, "test", 6)[0])) == after["test"]
 
@@ -106,7 +123,9 @@ def test_without_test_files_and_paths(tmp_path):
 def test_own_synthetic_shards(tmp_path):
     plan = SamplingPlan(n_images=24, n_classes=2, shard_size=10, seed=3)
     for shard in plan.shards:
-        images = np.stack([np.full((6, 6, 3), shard.start + i, np.uint8) for i in range(shard.rows)])
+        images = np.stack(
+            [np.full((6, 6, 3), shard.start + i, np.uint8) for i in range(shard.rows)]
+        )
         write_shard(tmp_path, plan, shard, images, ("a", "b"), ("an a", "a b"), "spec")
     source = open_named("parquet", tmp_path, test_fraction=0.3)
     found = [values(read_all(source, split, 6)[0]) for split in ("train", "test")]
@@ -138,7 +157,11 @@ def test_a_damaged_file_is_named(tmp_path, kind):
 def test_damaged_pages_and_images(tmp_path):
     write_parquet(tmp_path)
     path = tmp_path / "test-00000-of-00001.parquet"
-    rows = [{"bytes": png(1), "path": "a"}, {"bytes": b"no image", "path": "b"}, {"bytes": None, "path": "c.png"}]
+    rows = [
+        {"bytes": png(1), "path": "a"},
+        {"bytes": b"no image", "path": "b"},
+        {"bytes": None, "path": "c.png"},
+    ]
     schema = hf_table([1], [0]).schema
     for count, words in ((2, "cannot be read as an image"), (3, "row 2: no image bytes")):
         shown = rows[:2] if count == 2 else [rows[0], rows[0], rows[2]]
@@ -148,17 +171,26 @@ def test_damaged_pages_and_images(tmp_path):
             read_all(open_named("parquet", tmp_path), "test", 6)
 
 
-@pytest.mark.parametrize(("table", "words"), [
-    (hf_table([1, 2], [0, 2]), "labels must lie in [0, 2)"),
-    (hf_table([1, 2], [0, -1]), "labels must lie in [0, 2)"),
-    (hf_table([1, 2], [0, 1], names=("cat", "dog")), "other columns or class names"),
-    (pa.table({"image": ["a", "b"], "label": [0, 1]}), "must be binary"),
-    (pa.table({"image": [b"a", b"b"], "label": ["x", "y"]}), "must be integers"),
-    (pa.table({"picture": [b"a"], "label": [0]}), "columns are picture, label"),
-    (pa.table({"image": [b"a", b"b"], "kind": [0, 1]}), "expected a ClassLabel column called label"),
-    (hf_table([1, 2], [0, None]), "1 empty cells"),
-    (hf_table([1], [0]).replace_schema_metadata({"huggingface": "{"}), "metadata key huggingface"),
-])
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (hf_table([1, 2], [0, 2]), "labels must lie in [0, 2)"),
+        (hf_table([1, 2], [0, -1]), "labels must lie in [0, 2)"),
+        (hf_table([1, 2], [0, 1], names=("cat", "dog")), "other columns or class names"),
+        (pa.table({"image": ["a", "b"], "label": [0, 1]}), "must be binary"),
+        (pa.table({"image": [b"a", b"b"], "label": ["x", "y"]}), "must be integers"),
+        (pa.table({"picture": [b"a"], "label": [0]}), "columns are picture, label"),
+        (
+            pa.table({"image": [b"a", b"b"], "kind": [0, 1]}),
+            "expected a ClassLabel column called label",
+        ),
+        (hf_table([1, 2], [0, None]), "1 empty cells"),
+        (
+            hf_table([1], [0]).replace_schema_metadata({"huggingface": "{"}),
+            "metadata key huggingface",
+        ),
+    ],
+)
 def test_other_columns(tmp_path, table, words):
     write_parquet(tmp_path)
     path = tmp_path / "test-00000-of-00001.parquet"

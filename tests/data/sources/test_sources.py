@@ -39,7 +39,9 @@ def folder_config(path, **kwargs):
 
 
 def read_all(source, split, resolution=8):
-    return source.read(split, np.arange(source.n_train if split == "train" else source.n_test), resolution)
+    return source.read(
+        split, np.arange(source.n_train if split == "train" else source.n_test), resolution
+    )
 
 
 @pytest.fixture
@@ -62,7 +64,11 @@ class TestDigits:
 
     def test_images_are_light_ink_on_dark_in_the_full_range(self):
         images, labels = self.source.read("train", np.arange(100), 32)
-        assert images.shape == (100, 32, 32, 3) and images.dtype == np.uint8 and labels.dtype == np.int64
+        assert (
+            images.shape == (100, 32, 32, 3)
+            and images.dtype == np.uint8
+            and labels.dtype == np.int64
+        )
         assert images.max() == 255 and images.min() == 0 and images.mean() < 110
         assert (images[..., 0] == images[..., 2]).all()
         assert images[:, :4, :4].mean() < 20  # corners are ground
@@ -197,7 +203,9 @@ class TestBadInput:
         return caught.value
 
     def test_unknown_source(self):
-        error = self.refused(DataConfig(source="imagenet"), "data.source", "imagenet", "digits, image_folder")
+        error = self.refused(
+            DataConfig(source="imagenet"), "data.source", "imagenet", "digits, image_folder"
+        )
         assert isinstance(error, ConfigError)
 
     def test_path_not_given_missing_or_a_file(self, tmp_path):
@@ -215,14 +223,20 @@ class TestBadInput:
         self.refused(folder_config(folder), folder, "only one class (brown_bear)")
 
     def test_a_split_without_images(self, folder):
-        self.refused(folder_config(folder, test_fraction=1e-9), folder, "test split", "data.test_fraction")
+        self.refused(
+            folder_config(folder, test_fraction=1e-9), folder, "test split", "data.test_fraction"
+        )
 
     @pytest.mark.parametrize("name", ["000.png", "001.jpg", "003.bmp", "004.webp"])
     @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
     def test_unreadable_image_is_found_before_and_at_reading(self, folder, name, damage):
         path = folder / "owl" / name
         content = path.read_bytes()
-        path.write_bytes({"truncated": content[: len(content) * 2 // 3], "text": b"not an image", "empty": b""}[damage])
+        path.write_bytes(
+            {"truncated": content[: len(content) * 2 // 3], "text": b"not an image", "empty": b""}[
+                damage
+            ]
+        )
         self.refused(folder_config(folder), path, "cannot be read as an image")
         source = open_source(folder_config(folder))
         with pytest.raises(DataError, match=name) as caught:
