@@ -32,7 +32,7 @@ SCHEDULING = "scheduling"
 GROUPS = (*figures.GROUPS, *ray_stages.GROUPS, SCHEDULING)
 
 
-def _names(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:
+def _names(option: str, text: str, *, allowed: tuple[str, ...]) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in allowed:
@@ -46,14 +46,16 @@ def _log(text: str) -> None:
 
 def _gemm_rate(base: Case) -> float | None:
     """GFLOP/s of one contender's best matrix product."""
-    measured, _ = measure([Entry("gemm", "gemm", base, True)], 5, _log, flops=("gemm",))
+    measured, _ = measure(
+        [Entry(label="gemm", contender="gemm", case=base, tuned=True)], 5, log=_log, flops=("gemm",)
+    )
     if "gemm" not in measured or not measured["gemm"].flops:
         return None
     return measured["gemm"].flops / min(measured["gemm"].seconds) / 1e9
 
 
 def _group(
-    group: str, size: str, base: Case, repeats: int, only: list[str], results: dict[str, Any]
+    group: str, size: str, *, base: Case, repeats: int, only: list[str], results: dict[str, Any]
 ) -> None:
     """Measures one group on one size and adds it to the results."""
     with tempfile.TemporaryDirectory() as directory:
@@ -67,7 +69,11 @@ def _group(
         _log(f"{group} on {size}: {case.n} images a step, {case.batch} a forward pass")
         rows = [row for row in figures.entries(group, case) if not only or row.label in only]
         measured, failures = measure(
-            rows, repeats, _log, figures.FLOPS_OF[group], figures.RESULTS_OF[group]
+            rows,
+            repeats,
+            log=_log,
+            flops=figures.FLOPS_OF[group],
+            results=figures.RESULTS_OF[group],
         )
     prefix = figures.prefix(group, size)
     for name, value in figures.ratios(group, measured).items():
@@ -84,11 +90,11 @@ def _group(
         results["agreement"][f"{group}/{size}/{label}"] = row
     for label, text in failures.items():
         results["failures"][f"{group}/{size}/{label}"] = text
-    _check_agreement(group, size, measured, results)
+    _check_agreement(group, size, measured=measured, results=results)
 
 
 def _check_agreement(
-    group: str, size: str, measured: dict[str, Measured], results: dict[str, Any]
+    group: str, size: str, *, measured: dict[str, Measured], results: dict[str, Any]
 ) -> None:
     """A rival that computes something else is no rival: it counts as a failure."""
     for label, row in figures.agreement(group, measured).items():
@@ -127,14 +133,14 @@ def main(
         curves: Also sweep pool size, batch, tokens, rank and N; writes curves.csv and curves.png.
         quick: Tiny model and one round: shows that everything runs, not how fast.
     """
-    chosen = _names("groups", groups, GROUPS)
+    chosen = _names("groups", groups, allowed=GROUPS)
     default = (
         "tiny" if quick else "sd15-256,sd15-512" if device.startswith("cuda") else "sd,embedded"
     )
-    sizes = _names("size", size or default, tuple(SIZES))
+    sizes = _names("size", size or default, allowed=tuple(SIZES))
     if quick:
         repeats = ray_repeats = 1
-    base = Case(sizes[0], 1, device=device, dtype=dtype, threads=threads)
+    base = Case(size=sizes[0], batch=1, device=device, dtype=dtype, threads=threads)
     results: dict[str, Any] = {
         "machine": report.machine(device, threads),
         "absolute": {},
@@ -147,7 +153,7 @@ def main(
     for group in chosen:
         for name in sizes if group in figures.GROUPS else ():
             if (group, name) in figures.CASES:
-                _group(group, name, base, repeats, only, results)
+                _group(group, name, base=base, repeats=repeats, only=only, results=results)
                 report.write(results, Path(out))
     on_ray = [group for group in chosen if group in ray_stages.GROUPS]
     if on_ray:

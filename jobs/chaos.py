@@ -65,7 +65,7 @@ PATIENCE = 120.0  # seconds without progress after which a kill is dealt all the
 MOST_STARTS = 60  # of one run: a run that needs more does not come forward
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Kill:
     """One SIGKILL: what it hit, how many seconds after the command's start, and which release the
     ledger showed last.
@@ -141,7 +141,7 @@ class Chaos:
     """
 
     def __init__(
-        self, out: Path, kills: int, seed: int, gap: int, overrides: dict[str, str]
+        self, out: Path, kills: int, *, seed: int, gap: int, overrides: dict[str, str]
     ) -> None:
         self.out, self.kills, self.gap, self.options = out, kills, gap, {**RUN, **overrides}
         self.random = random.Random(seed)
@@ -228,7 +228,7 @@ class Chaos:
         else:
             name = "driver"
             process.kill()
-        self.dealt.append(Kill(name, round(seconds, 1), last_release(run)))
+        self.dealt.append(Kill(victim=name, seconds=round(seconds, 1), after=last_release(run)))
         print(f"kill {len(self.dealt)}: {self.dealt[-1]}, progress {progress(run)}", flush=True)
 
     def report(self) -> dict[str, object]:
@@ -316,7 +316,9 @@ def main() -> int:
     if any(arguments.out.glob("run*")):
         parser.error(f"--out {arguments.out}: holds the runs of another chaos; give another folder")
     overrides = dict(pair.split("=", 1) for pair in arguments.set)
-    chaos = Chaos(arguments.out, arguments.kills, arguments.seed, arguments.gap, overrides)
+    chaos = Chaos(
+        arguments.out, arguments.kills, seed=arguments.seed, gap=arguments.gap, overrides=overrides
+    )
     report = chaos.report()
     (arguments.out / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps({key: value for key, value in report.items() if key != "dealt"}, indent=2))

@@ -52,7 +52,7 @@ SERIFS = tuple(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PublicModel:
     """One row.
 
@@ -81,25 +81,27 @@ def _letters(out: Path) -> Any:
         CLIPTextModel.from_pretrained(out / DONOR / "text_encoder").requires_grad_(False).eval()
     )
     tokenizer = CLIPTokenizer.from_pretrained(out / DONOR / "tokenizer")
-    return text_pipeline(build_unet((24, 40, 40)), _vae(out), text_encoder, tokenizer)
+    return text_pipeline(
+        build_unet((24, 40, 40)), _vae(out), text_encoder=text_encoder, tokenizer=tokenizer
+    )
 
 
 MODELS: dict[str, PublicModel] = {
     DONOR: PublicModel(
-        "A tiny Stable Diffusion pipeline that draws single characters of 32 x 32 pixels. "
+        about="A tiny Stable Diffusion pipeline that draws single characters of 32 x 32 pixels. "
         "Use guidance 2: at 1 noticeably more digits are misread (rates below).",
-        lambda _: build_pipeline(), steps=3600,
+        build=lambda _: build_pipeline(), steps=3600,
     ),
     "letters-tiny": PublicModel(
-        "A tiny Stable Diffusion pipeline that learnt letters in serif fonts and next to no digits: another prior than "
+        about="A tiny Stable Diffusion pipeline that learnt letters in serif fonts and next to no digits: another prior than "
         "glyphs-tiny, whose VAE, text encoder and tokenizer it shares (as links).",
-        _letters, steps=2000, digit_share=0.03, fonts=SERIFS, shared=("vae", "text_encoder", "tokenizer"),
+        build=_letters, steps=2000, digit_share=0.03, fonts=SERIFS, shared=("vae", "text_encoder", "tokenizer"),
     ),
     "glyphs-dit-tiny": PublicModel(
-        "A tiny class-conditional diffusion transformer (diffusers `DiTPipeline`) over the 62 characters, with the VAE of "
+        about="A tiny class-conditional diffusion transformer (diffusers `DiTPipeline`) over the 62 characters, with the VAE of "
         "glyphs-tiny (a link). Label 62 means no label, which is what guidance subtracts; the stock pipeline writes 1000 "
         "for it whatever the model, so call it with guidance 1.",
-        lambda out: build_dit(_vae(out), width=64, layers=6), steps=6000, shared=("vae",),
+        build=lambda out: build_dit(_vae(out), width=64, layers=6), steps=6000, shared=("vae",),
     ),
 }  # fmt: skip
 
@@ -124,7 +126,9 @@ def trained_part(
     return pipe.unet, lambda noisy, t, label: pipe.unet(noisy, t, states[label]).sample
 
 
-def recognition(pipe: Any, net: GlyphFeatures, seed: int, per_digit: int = 20) -> dict[str, float]:
+def recognition(
+    pipe: Any, net: GlyphFeatures, *, seed: int, per_digit: int = 20
+) -> dict[str, float]:
     """Share of generated digits that the classifier, choosing among digits, reads as asked."""
     labels = torch.arange(10).repeat_interleave(per_digit)
     conditions = encode_conditions(pipe, [prompt_for(str(d)) for d in range(10)])[labels]
@@ -132,7 +136,14 @@ def recognition(pipe: Any, net: GlyphFeatures, seed: int, per_digit: int = 20) -
     rates = {}
     for guidance in (1.0, 2.0):
         images = torch.from_numpy(
-            sample_images(pipe, conditions, null_condition(pipe), seeds, 20, guidance)
+            sample_images(
+                pipe,
+                conditions,
+                null=null_condition(pipe),
+                seeds=seeds,
+                steps=20,
+                guidance_scale=guidance,
+            )
         )
         with torch.no_grad():
             read = net.eval()(images.permute(0, 3, 1, 2) / 255)[:, :10].argmax(1)
@@ -141,11 +152,11 @@ def recognition(pipe: Any, net: GlyphFeatures, seed: int, per_digit: int = 20) -
     return rates
 
 
-def held_out_accuracy(net: GlyphFeatures, corpus: GlyphCorpus, seed: int) -> dict[str, float]:
+def held_out_accuracy(net: GlyphFeatures, corpus: GlyphCorpus, *, seed: int) -> dict[str, float]:
     """On fresh glyphs: among all 62 classes (c/C/0/O/o overlap), and among digits for digits."""
     generator = torch.Generator().manual_seed(seed)
     images, labels = corpus.render(
-        4000, generator, draw_labels(4000, generator, MODELS[DONOR].digit_share)
+        4000, generator, draw_labels(4000, generator, digit_share=MODELS[DONOR].digit_share)
     )
     with torch.no_grad():
         logits = torch.cat([net.eval()(to_rgb(part)) for part in images.split(500)])
@@ -156,14 +167,16 @@ def held_out_accuracy(net: GlyphFeatures, corpus: GlyphCorpus, seed: int) -> dic
     }
 
 
-def pretrain(name: str, args: argparse.Namespace, command: str) -> None:
+def pretrain(name: str, args: argparse.Namespace, *, command: str) -> None:
     """Trains and publishes one row, and the classifier together with ``glyphs-tiny``."""
     row, start = MODELS[name], time.perf_counter()
     torch.manual_seed(args.seed)
-    trace = Trace(torch.Generator().manual_seed(args.seed))
-    corpus = GlyphCorpus(row.fonts, CHARACTERS, args.seed)
+    trace = Trace(generator=torch.Generator().manual_seed(args.seed))
+    corpus = GlyphCorpus(row.fonts, CHARACTERS, seed=args.seed)
     images, labels = corpus.render(
-        args.images, trace.generator, draw_labels(args.images, trace.generator, row.digit_share)
+        args.images,
+        trace.generator,
+        draw_labels(args.images, trace.generator, digit_share=row.digit_share),
     )
     log.info(
         "%s: %d images of corpus %s, %.0f s",
@@ -184,8 +197,8 @@ def pretrain(name: str, args: argparse.Namespace, command: str) -> None:
         net = load_glyph_features(args.out / FEATURES)
     else:
         net = GlyphFeatures()
-        train_features(net, images, labels, args.feature_steps, trace)
-        accuracy = held_out_accuracy(net, corpus, args.seed + 1)
+        train_features(net, images, labels=labels, steps=args.feature_steps, trace=trace)
+        accuracy = held_out_accuracy(net, corpus, seed=args.seed + 1)
         log.info("classifier on fresh glyphs: %s", accuracy)
         about = "A classifier of 62 characters; its 96 penultimate features serve `fid_glyph`."
         more = (
@@ -196,19 +209,19 @@ def pretrain(name: str, args: argparse.Namespace, command: str) -> None:
         publish(
             partial(save_features, net), args.out / FEATURES, card(FEATURES, about, command, more)
         )
-        train_vae(pipe.vae, images, args.vae_steps, trace)
-    latents = encode_corpus(pipe.vae.eval(), images, trace, set_scale=not row.shared)
+        train_vae(pipe.vae, images, steps=args.vae_steps, trace=trace)
+    latents = encode_corpus(pipe.vae.eval(), images, trace=trace, set_scale=not row.shared)
     trained, predict = trained_part(pipe, row.shared)
     train_denoiser(
         "denoiser",
         trained,
-        predict,
-        pipe.scheduler,
-        latents,
-        labels,
-        args.steps or row.steps,
-        trace,
-        BATCH,
+        predict=predict,
+        scheduler=pipe.scheduler,
+        latents=latents,
+        labels=labels,
+        steps=args.steps or row.steps,
+        trace=trace,
+        batch=BATCH,
     )
     denoiser = denoiser_of(pipe)
     modules = {"denoiser": denoiser, "VAE": pipe.vae}
@@ -219,7 +232,9 @@ def pretrain(name: str, args: argparse.Namespace, command: str) -> None:
     facts["q, k, v matrices"] = sum(
         n.endswith(("to_q", "to_k", "to_v")) for n, _ in denoiser.named_modules()
     )
-    facts["digits recognised as asked (DPM-Solver++, 20 steps)"] = recognition(pipe, net, args.seed)
+    facts["digits recognised as asked (DPM-Solver++, 20 steps)"] = recognition(
+        pipe, net, seed=args.seed
+    )
     facts["seconds in all"] = round(time.perf_counter() - start)
     save = partial(save_pipeline, pipe, shared=row.shared, donor=DONOR)
     publish(save, args.out / name, card(name, row.about, command, facts))
@@ -277,7 +292,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     command = "python -m jobs.pretrain_public " + " ".join(sys.argv[1:] if argv is None else argv)
     for name in args.models:
-        pretrain(name, args, command)
+        pretrain(name, args, command=command)
 
 
 if __name__ == "__main__":

@@ -33,12 +33,14 @@ def main(
     real = open_source(DataConfig(source=source))
     n_classes = len(real.class_names)
     images, labels = real.read("test", np.arange(real.n_test), 32)
-    panels = {"real (test set)": class_rows(images, labels, n_classes, per_class)}
+    panels = {
+        "real (test set)": class_rows(images, labels, n_classes=n_classes, per_class=per_class)
+    }
     for title, directory in runs.items():
         panels[title] = class_rows(
-            *read_synthetic(Path(directory) / "synthetic"), n_classes, per_class
+            *read_synthetic(Path(directory) / "synthetic"), n_classes=n_classes, per_class=per_class
         )
-    print(save_grid(panels, Path(out), real.class_names))
+    print(save_grid(panels, Path(out), row_names=real.class_names))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The ``sapf`` command on a cluster's head node: what ``ray job submit`` starts.
+r"""The ``sapf`` command on a cluster's head node: what ``ray job submit`` starts.
 
 Example::
 

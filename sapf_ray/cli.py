@@ -292,7 +292,10 @@ def _plan(namespace: jsonargparse.Namespace, console: Console) -> None:
     from sapf_ray.privacy.planner import make_plan, plan_table
 
     cluster = open_cluster(
-        namespace.cluster_devices, config, namespace.cluster_costs, namespace.cluster_price
+        namespace.cluster_devices,
+        config,
+        costs_file=namespace.cluster_costs,
+        price=namespace.cluster_price,
     )
     n_records = config.data.n_records or open_source(config.data).n_train
     plan = make_plan(config, n_records)
@@ -331,7 +334,12 @@ def _open_grid(name: str, namespace: jsonargparse.Namespace) -> Grid:
             raise ConfigError(f"--{option}", namespace[option], f"must be at least {lowest}")
     overrides = {key: namespace[key] for key in namespace.given}
     return open_grid(
-        name, namespace.out, namespace.smoke, overrides, only, strict=not namespace.dry_run
+        name,
+        namespace.out,
+        smoke=namespace.smoke,
+        overrides=overrides,
+        only=only,
+        strict=not namespace.dry_run,
     )
 
 
@@ -342,7 +350,9 @@ def _tune(namespace: jsonargparse.Namespace, console: Console) -> None:
     if namespace.dry_run:
         console.print(dry_run_table(grid))
         return
-    report, outcome = run_grid(grid, console, namespace.max_concurrent or None, namespace.retries)
+    report, outcome = run_grid(
+        grid, console, max_concurrent=namespace.max_concurrent or None, retries=namespace.retries
+    )
     console.print(report)
     raise_failures(outcome)
 
@@ -362,9 +372,14 @@ def _reproduce(namespace: jsonargparse.Namespace, console: Console) -> None:
             console.print(dry_run_table(grid))
             return
         progress = console if namespace.format == "text" else Console(stderr=True)
-        _, outcome = run_grid(grid, progress, namespace.max_concurrent or None, namespace.retries)
-        report = paper_report(namespace.table, grid, outcome.failed)
-        for path in write_plots(namespace.table, report, grid):
+        _, outcome = run_grid(
+            grid,
+            progress,
+            max_concurrent=namespace.max_concurrent or None,
+            retries=namespace.retries,
+        )
+        report = paper_report(namespace.table, grid, failed=outcome.failed)
+        for path in write_plots(namespace.table, report, grid=grid):
             progress.print(str(path))
     if namespace.format == "text":
         console.print(report)

@@ -156,7 +156,7 @@ def result(reference: ray.ObjectRef) -> Any:
 
 
 def as_finished(
-    submit: Callable[[T], ray.ObjectRef], items: Iterable[T], window: int, ordered: bool = False
+    submit: Callable[[T], ray.ObjectRef], items: Iterable[T], *, window: int, ordered: bool = False
 ) -> Iterator[tuple[T, Any]]:
     """Every item with the result of its task, as they come or, where ``ordered``, in the order of
     the items.
@@ -213,7 +213,7 @@ def in_background(call: Callable[[], Any], name: str) -> Future[Any]:
     return outcome
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Want:
     """``count`` equal units (tasks, workers, actors) that a stage runs at the same time, each on
     one node.
@@ -229,11 +229,11 @@ class Want:
 def finetune_want(config: FinetuneConfig) -> Want:
     """What training's workers ask for; each of them at least one core."""
     return Want(
-        "finetune",
-        "worker",
-        config.num_workers,
-        max(1.0, config.cpus_per_worker),
-        config.gpus_per_worker,
+        section="finetune",
+        unit="worker",
+        count=config.num_workers,
+        cpus=max(1.0, config.cpus_per_worker),
+        gpus=config.gpus_per_worker,
     )
 
 
@@ -298,21 +298,41 @@ def wants(config: RunConfig) -> list[Want]:
         config.evolution,
     )
     learning = [
-        Want("saliency", "task", 1, saliency.cpus_per_task, saliency.gpus_per_task),
+        Want(
+            section="saliency",
+            unit="task",
+            count=1,
+            cpus=saliency.cpus_per_task,
+            gpus=saliency.gpus_per_task,
+        ),
         finetune_want(config.finetune),
         Want(
-            "synthesis",
-            "actor",
-            max(1, synthesis.num_actors),
-            synthesis.cpus_per_actor,
-            synthesis.gpus_per_actor,
+            section="synthesis",
+            unit="actor",
+            count=max(1, synthesis.num_actors),
+            cpus=synthesis.cpus_per_actor,
+            gpus=synthesis.gpus_per_actor,
         ),
     ]
     if evolution.enabled:
-        learning = [Want("evolution", "task", 1, evolution.cpus_per_task, evolution.gpus_per_task)]
+        learning = [
+            Want(
+                section="evolution",
+                unit="task",
+                count=1,
+                cpus=evolution.cpus_per_task,
+                gpus=evolution.gpus_per_task,
+            )
+        ]
     return [
         *learning,
-        Want("evaluation", "task", 1, evaluation.cpus_per_task or 1.0, evaluation.gpus_per_task),
+        Want(
+            section="evaluation",
+            unit="task",
+            count=1,
+            cpus=evaluation.cpus_per_task or 1.0,
+            gpus=evaluation.gpus_per_task,
+        ),
     ]
 
 

@@ -52,7 +52,7 @@ _CAP_HEIGHT = 40  # height of a digit in its field, field pixels; the rest is ro
 _MAX_WIDTH = 52  # field pixels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GlyphStyle:
     """Ranges (low, high) of the uniform draws that turn a glyph into an image."""
 
@@ -99,6 +99,7 @@ class GlyphCorpus:
         self,
         fonts: Sequence[str] | None = None,
         characters: str = CHARACTERS,
+        *,
         seed: int = 0,
         style: GlyphStyle = PUBLIC_STYLE,
     ) -> None:
@@ -202,7 +203,7 @@ class GlyphCorpus:
 
 
 def stand_in_digits(
-    n_train: int, n_test: int, seed: int = 0
+    n_train: int, n_test: int, *, seed: int = 0
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """PUBLIC stand-in for a sensitive digit set: held-out fonts in a style of their own.
 
@@ -212,7 +213,7 @@ def stand_in_digits(
         ``(images, labels)`` for train and for test: uint8 (n, 32, 32, 3), and int64 (n,) in
         0..9, classes balanced to within one image, in random order.
     """
-    corpus = GlyphCorpus(HELD_OUT_FONTS, string.digits, seed, STAND_IN_STYLE)
+    corpus = GlyphCorpus(HELD_OUT_FONTS, string.digits, seed=seed, style=STAND_IN_STYLE)
     generator = torch.Generator().manual_seed(seed)
     splits = []
     for n in (n_train, n_test):

@@ -67,7 +67,7 @@ class LatentCache:
         return torch.from_numpy(condition).repeat(n, *[1] * (condition.ndim - 1))
 
 
-def shared_directory(root: Path, source: ImageSource, model: ModelConfig) -> Path:
+def shared_directory(root: Path, source: ImageSource, *, model: ModelConfig) -> Path:
     """Folder in ``root`` for the latents of these images: the same for all runs that may share
     them.
     """
@@ -101,6 +101,7 @@ def _encode_shard(
 def build_latent_cache(
     directory: Path,
     source: ImageSource,
+    *,
     model: ModelConfig,
     device: str,
     shard_size: int,
@@ -116,13 +117,22 @@ def build_latent_cache(
     cache = LatentCache(str(directory))
     with only_one(directory):
         if not cache.complete:
-            _build(directory, source, model, device, shard_size, resources, on_progress)
+            _build(
+                directory,
+                source,
+                model=model,
+                device=device,
+                shard_size=shard_size,
+                resources=resources,
+                on_progress=on_progress,
+            )
     return cache
 
 
 def _build(
     directory: Path,
     source: ImageSource,
+    *,
     model: ModelConfig,
     device: str,
     shard_size: int,
@@ -131,7 +141,9 @@ def _build(
 ) -> None:
     with worktime.working():
         pipe = load_pipeline(model.path, model.dtype)
-        conditions = encode_conditions(pipe, source.prompts, model.class_labels).numpy()
+        conditions = encode_conditions(
+            pipe, source.prompts, class_labels=model.class_labels
+        ).numpy()
         save_array(directory / "conditions.npy", conditions, mode=0o600)
         del pipe
     shards = np.array_split(np.arange(source.n_train), max(1, -(-source.n_train // shard_size)))
@@ -141,7 +153,7 @@ def _build(
     encoded = cluster.as_finished(
         lambda shard: task.remote(source_ref, model, device, shard),
         shards,
-        cluster.in_flight(resources.get("num_cpus", 1.0), resources.get("num_gpus", 0.0)),
+        window=cluster.in_flight(resources.get("num_cpus", 1.0), resources.get("num_gpus", 0.0)),
     )
     moments: np.memmap | None = None
     labels = np.empty(source.n_train, np.int64)

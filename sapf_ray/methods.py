@@ -16,7 +16,7 @@ from rich.table import Table
 from sapf_ray.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One row.
 
@@ -56,49 +56,87 @@ _AUG_PE = {
 
 METHODS: dict[str, Method] = {
     "dp-sapf": Method(
-        "DP-SAPF, per-sample-norm score (ours)", "default", {"saliency.score": "per_sample_norm"}
+        title="DP-SAPF, per-sample-norm score (ours)",
+        source="default",
+        overrides={"saliency.score": "per_sample_norm"},
     ),
-    "dp-sapf-paper": Method("DP-SAPF, paper's score", "Table 5", _PAPER),
-    "dp-lora": Method("DP-LoRA", "Tables 2, 5", _ALL),
+    "dp-sapf-paper": Method(title="DP-SAPF, paper's score", source="Table 5", overrides=_PAPER),
+    "dp-lora": Method(title="DP-LoRA", source="Tables 2, 5", overrides=_ALL),
     "dp-lora-no-middle": Method(
-        "DP-LoRA w/o middle block", "Table 2", {"saliency.pool": "qkv_no_middle", **_ALL}
+        title="DP-LoRA w/o middle block",
+        source="Table 2",
+        overrides={"saliency.pool": "qkv_no_middle", **_ALL},
     ),
     "dp-ldm": Method(
-        "DP-LDM: attention weights directly",
-        "Table 5",
-        {"saliency.pool": "qkvo", **_ALL, **_DIRECT},
+        title="DP-LDM: attention weights directly",
+        source="Table 5",
+        overrides={"saliency.pool": "qkvo", **_ALL, **_DIRECT},
     ),
     "dp-finetune": Method(
-        "DP-Finetune: all U-Net weights", "Table 5", {**_ALL, "finetune.adapter": "full"}
+        title="DP-Finetune: all U-Net weights",
+        source="Table 5",
+        overrides={**_ALL, "finetune.adapter": "full"},
     ),
-    "dp-lora-cross-q": Method("DP-LoRA, cross-attention queries only", "Table 6", _CROSS_Q),
+    "dp-lora-cross-q": Method(
+        title="DP-LoRA, cross-attention queries only", source="Table 6", overrides=_CROSS_Q
+    ),
     "dp-ldm-cross-q": Method(
-        "DP-LDM, cross-attention queries only", "Table 6", {**_CROSS_Q, **_DIRECT}
+        title="DP-LDM, cross-attention queries only",
+        source="Table 6",
+        overrides={**_CROSS_Q, **_DIRECT},
     ),
-    "random": Method("Random selection", "Figure 4", {"saliency.score": "random"}),
-    "noisy": Method("Noisy: unselected matrices random", "Figure 4", {"finetune.randomize": "qkv"}),
-    "without-lora": Method("w/o LoRA: selected matrices directly", "Figure 4", _DIRECT),
+    "random": Method(
+        title="Random selection", source="Figure 4", overrides={"saliency.score": "random"}
+    ),
+    "noisy": Method(
+        title="Noisy: unselected matrices random",
+        source="Figure 4",
+        overrides={"finetune.randomize": "qkv"},
+    ),
+    "without-lora": Method(
+        title="w/o LoRA: selected matrices directly", source="Figure 4", overrides=_DIRECT
+    ),
     "layer-level": Method(
-        "Layer-Level: whole attention layers", "Figure 4", {"saliency.granularity": "layer"}
+        title="Layer-Level: whole attention layers",
+        source="Figure 4",
+        overrides={"saliency.granularity": "layer"},
     ),
     "all-param": Method(
-        "All-Param: from every weight matrix", "Figure 4", {"saliency.pool": "all"}
+        title="All-Param: from every weight matrix",
+        source="Figure 4",
+        overrides={"saliency.pool": "all"},
     ),
-    "snip": Method("SNIP: weight times gradient", "Table 15", {"saliency.score": "snip"}),
-    "force": Method("FORCE: SNIP in five steps", "Table 15", {"saliency.score": "force"}),
-    "synflow": Method("SynFlow: no data", "Table 15", {"saliency.score": "synflow"}),
+    "snip": Method(
+        title="SNIP: weight times gradient", source="Table 15", overrides={"saliency.score": "snip"}
+    ),
+    "force": Method(
+        title="FORCE: SNIP in five steps", source="Table 15", overrides={"saliency.score": "force"}
+    ),
+    "synflow": Method(
+        title="SynFlow: no data", source="Table 15", overrides={"saliency.score": "synflow"}
+    ),
     "exponential": Method(
-        "Exponential mechanism", "Figure 6", {"saliency.mechanism": "exponential"}
+        title="Exponential mechanism",
+        source="Figure 6",
+        overrides={"saliency.mechanism": "exponential"},
     ),
-    "ptr": Method("Propose-test-release", "Figure 6", _PTR),
-    "pe": Method("PE: Private Evolution", "Table 5", _PE),
-    "aug-pe": Method("Aug-PE: ranked parents survive", "Table 5", _AUG_PE),
-    "public": Method("Public model without fine-tuning", "Table 11", {"finetune.steps": 0}),
+    "ptr": Method(title="Propose-test-release", source="Figure 6", overrides=_PTR),
+    "pe": Method(title="PE: Private Evolution", source="Table 5", overrides=_PE),
+    "aug-pe": Method(title="Aug-PE: ranked parents survive", source="Table 5", overrides=_AUG_PE),
+    "public": Method(
+        title="Public model without fine-tuning", source="Table 11", overrides={"finetune.steps": 0}
+    ),
     "lora-no-dp": Method(
-        "LoRA without DP", "Table 2", {**_ALL, "privacy.non_private": True}, private=False
+        title="LoRA without DP",
+        source="Table 2",
+        overrides={**_ALL, "privacy.non_private": True},
+        private=False,
     ),
     "dp-sapf-no-dp": Method(
-        "DP-SAPF without noise", "Table 8", {"privacy.non_private": True}, private=False
+        title="DP-SAPF without noise",
+        source="Table 8",
+        overrides={"privacy.non_private": True},
+        private=False,
     ),
 }
 

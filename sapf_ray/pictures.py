@@ -15,7 +15,7 @@ from sapf_ray.synthesis.writer import read_synthetic
 
 
 def class_rows(
-    images: np.ndarray, labels: np.ndarray, n_classes: int, per_class: int
+    images: np.ndarray, labels: np.ndarray, *, n_classes: int, per_class: int
 ) -> np.ndarray:
     """The first ``per_class`` images of each class as one picture (n_classes*R, per_class*R, 3)
     uint8.
@@ -29,7 +29,7 @@ def class_rows(
 
 
 def save_grid(
-    panels: dict[str, np.ndarray], path: Path, row_names: tuple[str, ...], title: str = ""
+    panels: dict[str, np.ndarray], path: Path, *, row_names: tuple[str, ...], title: str = ""
 ) -> Path:
     """Panels side by side, each a picture of :func:`class_rows`, rows named by class."""
     height, width = next(iter(panels.values())).shape[:2]
@@ -56,9 +56,9 @@ def save_grid(
 
 @worktime.working()
 def save_sample_grid(
-    synthetic: Path, class_names: tuple[str, ...], path: Path, per_class: int = 10
+    synthetic: Path, class_names: tuple[str, ...], *, path: Path, per_class: int = 10
 ) -> Path:
     """A grid of synthetic images only: safe to log anywhere the data set itself may go."""
     images, labels = read_synthetic(synthetic)
-    picture = class_rows(images, labels, len(class_names), per_class)
-    return save_grid({"synthetic": picture}, path, class_names)
+    picture = class_rows(images, labels, n_classes=len(class_names), per_class=per_class)
+    return save_grid({"synthetic": picture}, path, row_names=class_names)

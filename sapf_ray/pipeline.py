@@ -47,7 +47,7 @@ from sapf_ray.synthesis.launcher import synthesize
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Result:
     """What a run leaves behind, for the caller's table."""
 
@@ -86,11 +86,14 @@ def run(
             config.finetune.adapter != "lora" or config.saliency.pool == "all"
         ):  # not every layer can be trained
             add_adapter(
-                denoiser_of(load_pipeline(model_path)), list(pool), config.finetune, config.seed
+                denoiser_of(load_pipeline(model_path)),
+                list(pool),
+                config=config.finetune,
+                seed=config.seed,
             )
     if plan.evolution is not None:
-        check_evolution(config.evolution, config.synthesis, source, plan.evolution)
-        make_parts(config.evolution, config.synthesis, config.model, source.prompts)
+        check_evolution(config.evolution, config.synthesis, source=source, stage=plan.evolution)
+        make_parts(config.evolution, config.synthesis, model=config.model, prompts=source.prompts)
     check_evaluation(config.evaluation)
     directory = RunDirectory(out)
     resumed = directory.claim(config)
@@ -99,9 +102,9 @@ def run(
     tracker = Tracker.open(config, directory)
     try:
         with runlog.start_of_run(
-            runlog.Place(str(directory.log.resolve()), directory.run_id()), resumed
+            runlog.Place(path=str(directory.log.resolve()), run=directory.run_id()), resumed
         ):
-            stage = Stages(directory, since)
+            stage = Stages(run=directory, since=since)
             with cluster.session(config.cluster):
                 cluster.check(config)
                 cluster.check_shared(directory.root)
@@ -117,7 +120,15 @@ def run(
                     return show
 
                 result = _stages(
-                    config, directory, plan, source, model_path, tracker, meter, stage, report
+                    config,
+                    directory,
+                    plan=plan,
+                    source=source,
+                    model_path=model_path,
+                    tracker=tracker,
+                    meter=meter,
+                    stage=stage,
+                    report=report,
                 )
             result.metrics["orchestration"] = (
                 stage.cost()
@@ -139,6 +150,7 @@ def run(
 def _stages(
     config: RunConfig,
     directory: RunDirectory,
+    *,
     plan: PrivacyPlan,
     source: ImageSource,
     model_path: str,
@@ -152,18 +164,23 @@ def _stages(
         tracker.log_plan(plan)
     idle_share = None
     if plan.finetune is not None and not directory.adapter.exists():
-        _learn(config, directory, plan, source, ledger, stage, report)
+        _learn(
+            config, directory, plan=plan, source=source, ledger=ledger, stage=stage, report=report
+        )
         tracker.log_spend(ledger)
     elif plan.evolution is not None:
-        if not _is_evolved(config, directory, source):
+        if not _is_evolved(config, directory, source=source):
             with stage("evolution"):
-                _evolve(config, directory, plan, source, ledger, report)
+                _evolve(config, directory, plan=plan, source=source, ledger=ledger, report=report)
             tracker.log_spend(ledger)
         shutil.rmtree(
             directory.generations, ignore_errors=True
         )  # the last generation is the data set
     if not directory.selection.exists():
-        directory.write_json(directory.selection, Selection([], {}, "none", 0, None).to_dict())
+        directory.write_json(
+            directory.selection,
+            Selection(matrices=[], scores={}, score="none", pool_size=0, event=None).to_dict(),
+        )
     if not config.cluster.keep_cache:
         directory.delete_private()
     spent = ledger.epsilon_spent()
@@ -174,23 +191,23 @@ def _stages(
             idle_share = synthesize(
                 directory.synthetic,
                 config.model,
-                adapter,
-                source.class_names,
-                source.prompts,
-                config.synthesis,
-                config.seed,
-                privacy_note(plan, spent),
+                adapter_dir=adapter,
+                class_names=source.class_names,
+                prompts=source.prompts,
+                config=config.synthesis,
+                seed=config.seed,
+                privacy_note=privacy_note(plan, spent),
                 on_progress=report("synthesis"),
             ).idle_share
     with stage("pictures"):
         grid = save_sample_grid(
-            directory.synthetic, source.class_names, directory.plots / "synthetic.png"
+            directory.synthetic, source.class_names, path=directory.plots / "synthetic.png"
         )
     scores: dict[str, float] = {}
     if config.evaluation.enabled:
         with stage("evaluation"):
             resolution = model_resolution(config.model.path)
-            scores = _evaluate(config, directory, source, resolution)
+            scores = _evaluate(config, directory, source=source, resolution=resolution)
     if idle_share is not None:
         scores["synthesis_idle_share"] = round(idle_share, 4)
     metrics = {
@@ -217,7 +234,7 @@ def _stages(
     if config.cluster.storage:
         Storage(config.cluster.storage, directory).publish()
     tracker.finish(directory, plan, metrics, grid)
-    return Result(directory, plan, metrics, tracker.uri)
+    return Result(directory=directory, plan=plan, metrics=metrics, tracking_uri=tracker.uri)
 
 
 def _finite(epsilon: float) -> float | str:
@@ -227,6 +244,7 @@ def _finite(epsilon: float) -> float | str:
 def _learn(
     config: RunConfig,
     directory: RunDirectory,
+    *,
     plan: PrivacyPlan,
     source: ImageSource,
     ledger: Ledger,
@@ -234,20 +252,23 @@ def _learn(
     report: Callable[[str], Callable[[int, int], None]],
 ) -> None:
     """The stages that read sensitive images to train: latents, selection, fine-tuning."""
-    key, stream = noise_of(config, directory, plan, source, ledger)
+    key, stream = noise_of(config, directory, plan=plan, source=source, ledger=ledger)
     device = pick_device(config.saliency.gpus_per_task)
     with stage("latents"):
         latents, shared = directory.latents, config.cluster.latents_dir
         if shared is not None:
-            latents = shared_directory(Path(shared), source, config.model)
+            latents = shared_directory(Path(shared), source, model=config.model)
         cache = build_latent_cache(
             latents,
             source,
-            config.model,
-            device,
-            config.saliency.shard_size,
-            {"num_cpus": config.saliency.cpus_per_task, "num_gpus": config.saliency.gpus_per_task},
-            report("latents"),
+            model=config.model,
+            device=device,
+            shard_size=config.saliency.shard_size,
+            resources={
+                "num_cpus": config.saliency.cpus_per_task,
+                "num_gpus": config.saliency.gpus_per_task,
+            },
+            on_progress=report("latents"),
         )
     if not directory.selection.exists():
         with stage("selection"):
@@ -281,15 +302,15 @@ def _learn(
     selected = directory.read_json(directory.selection)
     with stage("finetune"):
         job = FinetuneJob(
-            config.model,
-            selected["matrices"],
-            cache,
-            plan,
-            config.finetune,
-            key,
-            stream,
-            str(directory.ledger.resolve()),
-            config.seed,
+            model=config.model,
+            matrices=selected["matrices"],
+            cache=cache,
+            plan=plan,
+            config=config.finetune,
+            key=key,
+            stream=stream,
+            ledger=str(directory.ledger.resolve()),
+            seed=config.seed,
         )
         place = (
             Storage(config.cluster.storage, directory).checkpoints
@@ -299,21 +320,22 @@ def _learn(
         finetune(job, place, directory.adapter, report("finetune"))
 
 
-def _is_evolved(config: RunConfig, directory: RunDirectory, source: ImageSource) -> bool:
+def _is_evolved(config: RunConfig, directory: RunDirectory, *, source: ImageSource) -> bool:
     synthesis, classes = config.synthesis, len(source.class_names)
     return is_written(
         directory.synthetic,
         synthesis.n_images,
-        classes,
-        config_hash(config),
-        config.seed,
-        synthesis.shard_size,
+        n_classes=classes,
+        spec=config_hash(config),
+        seed=config.seed,
+        shard_size=synthesis.shard_size,
     )
 
 
 def _evolve(
     config: RunConfig,
     directory: RunDirectory,
+    *,
     plan: PrivacyPlan,
     source: ImageSource,
     ledger: Ledger,
@@ -321,41 +343,45 @@ def _evolve(
 ) -> None:
     """The one stage of Private Evolution: reads sensitive images and writes the synthetic data set."""
     assert plan.evolution is not None
-    key, stream = noise_of(config, directory, plan, source, ledger)
+    key, stream = noise_of(config, directory, plan=plan, source=source, ledger=ledger)
     last = evolve(
-        make_parts(config.evolution, config.synthesis, config.model, source.prompts),
+        make_parts(config.evolution, config.synthesis, model=config.model, prompts=source.prompts),
         source,
-        model_resolution(config.model.path),
-        config.evolution,
-        config.synthesis,
-        plan.evolution,
-        key,
-        stream,
-        ledger,
-        directory.generations,
-        directory.private / "records",
-        config.seed,
-        report("evolution"),
-        plan.non_private,
+        resolution=model_resolution(config.model.path),
+        config=config.evolution,
+        sampling=config.synthesis,
+        stage=plan.evolution,
+        key=key,
+        stream=stream,
+        ledger=ledger,
+        directory=directory.generations,
+        private_directory=directory.private / "records",
+        seed=config.seed,
+        on_progress=report("evolution"),
+        non_private=plan.non_private,
     )
     write_data_set(
         last,
         directory.synthetic,
-        source.class_names,
-        source.prompts,
-        config_hash(config),
-        privacy_note(plan, ledger.epsilon_spent()),
-        config.seed,
-        config.synthesis.shard_size,
+        class_names=source.class_names,
+        prompts=source.prompts,
+        spec=config_hash(config),
+        privacy_note=privacy_note(plan, ledger.epsilon_spent()),
+        seed=config.seed,
+        shard_size=config.synthesis.shard_size,
     )
 
 
 def _evaluate(
-    config: RunConfig, directory: RunDirectory, source: ImageSource, resolution: int
+    config: RunConfig, directory: RunDirectory, *, source: ImageSource, resolution: int
 ) -> dict[str, float]:
     if directory.metrics.exists():
         saved = directory.read_json(directory.metrics)
         return {k: v for k, v in saved.items() if k.startswith(("fid", "accuracy"))}
     return evaluate_on_cluster(
-        directory.synthetic, source, resolution, config.evaluation, config.seed
+        directory.synthetic,
+        source,
+        resolution=resolution,
+        config=config.evaluation,
+        seed=config.seed,
     )

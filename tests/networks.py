@@ -88,7 +88,12 @@ def unet_case(n: int, k: int = 1, unet: nn.Module | None = None) -> Case:
     x, target = torch.randn(2, n * k, 4, 4, 4, generator=generator)
     states = torch.randn(n * k, 7, 16, generator=generator)
     t = torch.randint(0, 1000, (n * k,), generator=generator)
-    return Case(unet or tiny_unet().eval(), (x, t, states, target), _unet_losses, k)
+    return Case(
+        model=unet or tiny_unet().eval(),
+        batch=(x, t, states, target),
+        row_losses=_unet_losses,
+        rows_per_record=k,
+    )
 
 
 def dit_case(n: int, k: int = 1, dit: nn.Module | None = None) -> Case:
@@ -96,7 +101,12 @@ def dit_case(n: int, k: int = 1, dit: nn.Module | None = None) -> Case:
     x, target = torch.randn(2, n * k, 4, 4, 4, generator=generator)
     t = torch.randint(0, 1000, (n * k,), generator=generator)
     labels = torch.randint(0, 3, (n,), generator=generator).repeat_interleave(k)
-    return Case(dit or tiny_dit().eval(), (x, t, labels, target), _dit_losses, k)
+    return Case(
+        model=dit or tiny_dit().eval(),
+        batch=(x, t, labels, target),
+        row_losses=_dit_losses,
+        rows_per_record=k,
+    )
 
 
 CASES = {"unet": unet_case, "dit": dit_case}

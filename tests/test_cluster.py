@@ -78,7 +78,7 @@ def test_a_unit_must_fit_on_one_node(monkeypatch):
     assert [cluster.room(1, g) for g in (1, 0.5, 0.1, 2)] == [1, 2, 3, 0]
 
     def want(count: int, cpus: float, gpus: float) -> list[cluster.Want]:
-        return [cluster.Want("finetune", "worker", count, cpus, gpus)]
+        return [cluster.Want(section="finetune", unit="worker", count=count, cpus=cpus, gpus=gpus)]
 
     cluster.require(want(2, 3, 0))
     with pytest.raises(

@@ -83,15 +83,15 @@ def test_the_drivers_memory_does_not_follow_the_number_of_shards(ray_cluster):
     def keep_all() -> list:
         return [cluster.result(task.remote()) for _ in range(shards)]
 
-    scheduling.fan_out(100, size, task)
-    few = grown(lambda: scheduling.fan_out(100, size, task))
-    many = grown(lambda: scheduling.fan_out(shards, size, task))
+    scheduling.fan_out(100, size, task=task)
+    few = grown(lambda: scheduling.fan_out(100, size, task=task))
+    many = grown(lambda: scheduling.fan_out(shards, size, task=task))
     kept: list = []
     twin = grown(lambda: kept.append(keep_all()))
     print(
         f"driver grows by {few:.1f} MiB over 100 shards, {many:.1f} over {shards}, {twin:.1f} where it keeps them"
     )
-    assert torch.equal(scheduling.fan_out(50, size, task)[0], torch.full((size,), 50.0))
+    assert torch.equal(scheduling.fan_out(50, size, task=task)[0], torch.full((size,), 50.0))
     assert many - few < bound < twin
 
 

@@ -22,11 +22,11 @@ def built(ray_cluster, tiny_pipeline, tmp_path_factory):
     cache = build_latent_cache(
         directory,
         source,
-        ModelConfig(str(tiny_pipeline)),
-        "cpu",
-        400,
-        {"num_cpus": 1},
-        lambda *p: progress.append(p),
+        model=ModelConfig(path=str(tiny_pipeline)),
+        device="cpu",
+        shard_size=400,
+        resources={"num_cpus": 1},
+        on_progress=lambda *p: progress.append(p),
     )
     return cache, source, directory, progress
 
@@ -83,7 +83,12 @@ def test_an_image_that_breaks_inside_a_task_is_named_in_one_line(
     broken.write_bytes(broken.read_bytes()[:40])
     with pytest.raises(DataError) as caught:
         build_latent_cache(
-            tmp_path / "latents", source, ModelConfig(str(tiny_pipeline)), "cpu", 4, {"num_cpus": 1}
+            tmp_path / "latents",
+            source,
+            model=ModelConfig(path=str(tiny_pipeline)),
+            device="cpu",
+            shard_size=4,
+            resources={"num_cpus": 1},
         )
     assert (
         type(caught.value) is DataError

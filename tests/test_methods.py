@@ -72,14 +72,14 @@ def test_ledger_composes_to_the_planned_epsilon(name, tiny_pipeline, cache, tmp_
     key = NoiseKey.create(1)
     selection = select(config.model, cache, plan, config.saliency, key, "stream", ledger, seed=4)
     job = FinetuneJob(
-        config.model,
-        selection.matrices,
-        cache,
-        plan,
-        config.finetune,
-        key,
-        "stream",
-        str(tmp_path / "ledger.jsonl"),
+        model=config.model,
+        matrices=selection.matrices,
+        cache=cache,
+        plan=plan,
+        config=config.finetune,
+        key=key,
+        stream="stream",
+        ledger=str(tmp_path / "ledger.jsonl"),
         seed=0,
     )
     (state,) = run_ranks(1, tmp_path / "ranks", train, job)
@@ -96,8 +96,8 @@ def test_ledger_composes_to_the_planned_epsilon(name, tiny_pipeline, cache, tmp_
     pipe = load_pipeline(str(tiny_pipeline))
     before = {n: p.clone() for n, p in pipe.unet.named_parameters()}
     trained = load_pipeline(str(tiny_pipeline)).unet
-    add_adapter(trained, selection.matrices, config.finetune, seed=0)
-    save_weights(trained, tmp_path / "adapter", state.average, config.finetune)
+    add_adapter(trained, selection.matrices, config=config.finetune, seed=0)
+    save_weights(trained, tmp_path / "adapter", values=state.average, config=config.finetune)
     load_adapter(pipe, tmp_path / "adapter")
     changed = {n for n, p in pipe.unet.named_parameters() if not torch.equal(p, before[n])}
     made = (
@@ -175,8 +175,10 @@ def test_broken_whole_weights_are_one_line(tiny_pipeline, tmp_path):
     pipe = load_pipeline(str(tiny_pipeline))
     config = dataclasses.replace(RunConfig().finetune, adapter="direct")
     name = next(iter(candidate_pool(pipe.unet)))
-    values = {n: p.detach() for n, p in add_adapter(pipe.unet, [name], config, 0).items()}
-    save_weights(pipe.unet, tmp_path / "a", values, config)
+    values = {
+        n: p.detach() for n, p in add_adapter(pipe.unet, [name], config=config, seed=0).items()
+    }
+    save_weights(pipe.unet, tmp_path / "a", values=values, config=config)
     assert set(load_file(tmp_path / "a" / WHOLE_WEIGHTS)) == {f"{name}.weight"}
     path = tmp_path / "a" / WHOLE_WEIGHTS
     path.write_bytes(path.read_bytes()[:-7])

@@ -33,7 +33,7 @@ def main(job_file: str, threads: int) -> None:
         )
         train(job, None, checkpoint)
         dist.destroy_process_group()
-        write_adapter(job, states[-1], Path(directory) / "adapter")
+        write_adapter(job, states[-1], directory=Path(directory) / "adapter")
 
 
 if __name__ == "__main__":

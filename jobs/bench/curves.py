@@ -18,7 +18,7 @@ from jobs.bench.process import Entry, Log, measure
 FIELDS = ("group", "curve", "contender", "x", "images_per_s", "peak_mib", "added_mib", "error")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """One field of the case swept, all others as in the group's case.
 
@@ -37,19 +37,55 @@ class Curve:
 
 _SELECTION, _LORA = ("ours", "plain", "opacus_hooks"), ("ours", "nonprivate", "opacus_hooks")
 CURVES = (
-    Curve("selection", "pool", "matrices in the pool", (3, 12, 48, 96), _SELECTION),
-    Curve("selection", "batch", "records per forward pass", (1, 4, 16), _SELECTION),
-    Curve("selection", "side", "side of the latents", (8, 16, 32), _SELECTION),
-    Curve("selection", "records", "records N", (8, 16, 32), _SELECTION),
-    Curve("lora", "rank", "LoRA rank", (1, 4, 16, 64), _LORA),
-    Curve("lora", "batch", "records per forward pass", (1, 4, 16), _LORA),
-    Curve("lora", "side", "side of the latents", (8, 16, 32), _LORA),
     Curve(
-        "full",
-        "batch",
-        "records per forward pass",
-        (1, 2, 4),
-        ("ours", "nonprivate", "opacus_hooks"),
+        group="selection",
+        field="pool",
+        label="matrices in the pool",
+        values=(3, 12, 48, 96),
+        contenders=_SELECTION,
+    ),
+    Curve(
+        group="selection",
+        field="batch",
+        label="records per forward pass",
+        values=(1, 4, 16),
+        contenders=_SELECTION,
+    ),
+    Curve(
+        group="selection",
+        field="side",
+        label="side of the latents",
+        values=(8, 16, 32),
+        contenders=_SELECTION,
+    ),
+    Curve(
+        group="selection",
+        field="records",
+        label="records N",
+        values=(8, 16, 32),
+        contenders=_SELECTION,
+    ),
+    Curve(group="lora", field="rank", label="LoRA rank", values=(1, 4, 16, 64), contenders=_LORA),
+    Curve(
+        group="lora",
+        field="batch",
+        label="records per forward pass",
+        values=(1, 4, 16),
+        contenders=_LORA,
+    ),
+    Curve(
+        group="lora",
+        field="side",
+        label="side of the latents",
+        values=(8, 16, 32),
+        contenders=_LORA,
+    ),
+    Curve(
+        group="full",
+        field="batch",
+        label="records per forward pass",
+        values=(1, 2, 4),
+        contenders=("ours", "nonprivate", "opacus_hooks"),
     ),
 )
 
@@ -81,9 +117,10 @@ def run(
                     case = replace(case, records=0)
                 case = replace(case, **{curve.field: value})  # type: ignore[arg-type]
                 entries = [
-                    Entry(c, f"{curve.group}/{c}", case, c == "ours") for c in curve.contenders
+                    Entry(label=c, contender=f"{curve.group}/{c}", case=case, tuned=c == "ours")
+                    for c in curve.contenders
                 ]
-                measured, failures = measure(entries, repeats, log)
+                measured, failures = measure(entries, repeats, log=log)
             for contender in curve.contenders:
                 row: dict[str, Any] = {
                     "group": curve.group,

@@ -14,7 +14,7 @@ from jobs.bench.process import Entry, Measured
 Spread = dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A contender of a group.
 
@@ -33,31 +33,36 @@ class Row:
     pool: int = 0
 
 
-_RIVALS = (Row("opacus_hooks"), Row("opacus_ghost"), Row("functorch"), Row("microbatch1"))
+_RIVALS = (
+    Row(label="opacus_hooks"),
+    Row(label="opacus_ghost"),
+    Row(label="functorch"),
+    Row(label="microbatch1"),
+)
 GROUPS: dict[str, tuple[Row, ...]] = {
     "selection": (
-        Row("ours", tuned=True),
-        Row("ours_pool12", "ours", tuned=True, pool=12),
-        Row("plain"),
-        Row("plain_tuned", "plain", tuned=True),
+        Row(label="ours", tuned=True),
+        Row(label="ours_pool12", contender="ours", tuned=True, pool=12),
+        Row(label="plain"),
+        Row(label="plain_tuned", contender="plain", tuned=True),
         *_RIVALS,
     ),
     "lora": (
-        Row("ours", tuned=True),
-        Row("nonprivate"),
-        Row("nonprivate_tuned", "nonprivate", tuned=True),
+        Row(label="ours", tuned=True),
+        Row(label="nonprivate"),
+        Row(label="nonprivate_tuned", contender="nonprivate", tuned=True),
         *_RIVALS,
     ),
     "full": (
-        Row("ours", tuned=True),
-        Row("nonprivate"),
-        Row("nonprivate_tuned", "nonprivate", tuned=True),
+        Row(label="ours", tuned=True),
+        Row(label="nonprivate"),
+        Row(label="nonprivate_tuned", contender="nonprivate", tuned=True),
         *_RIVALS,
     ),
     "synthesis": (
-        Row("ours", tuned=True),
-        Row("pipeline"),
-        Row("pipeline_tuned", "pipeline", tuned=True),
+        Row(label="ours", tuned=True),
+        Row(label="pipeline"),
+        Row(label="pipeline_tuned", contender="pipeline", tuned=True),
     ),
 }
 # the size whose figures carry the issue's plain names; another size's are prefixed with it
@@ -65,29 +70,29 @@ PRIMARY = {"selection": "sd", "lora": "sd", "full": "sd", "synthesis": EMBEDDED}
 
 # records of a forward pass and, where not the same, of a step
 CASES: dict[tuple[str, str], Case] = {
-    ("selection", "sd"): Case("sd", 8),
-    ("lora", "sd"): Case("sd", 8),
-    ("full", "sd"): Case("sd", 4, records=8),
-    ("selection", EMBEDDED): Case(EMBEDDED, 64),
-    ("lora", EMBEDDED): Case(EMBEDDED, 64),
-    ("full", EMBEDDED): Case(EMBEDDED, 32),
-    ("synthesis", EMBEDDED): Case(EMBEDDED, 50, records=100),
-    ("selection", "tiny"): Case("tiny", 2),
-    ("lora", "tiny"): Case("tiny", 2),
-    ("full", "tiny"): Case("tiny", 2, records=4),
-    ("synthesis", "tiny"): Case("tiny", 2, records=4),
-    ("selection", "sd15-256"): Case("sd15-256", 16),
-    ("lora", "sd15-256"): Case("sd15-256", 16),
-    ("full", "sd15-256"): Case("sd15-256", 2, records=4),
-    ("synthesis", "sd15-256"): Case("sd15-256", 16, records=32),
-    ("selection", "sd15-512"): Case("sd15-512", 8),
-    ("lora", "sd15-512"): Case("sd15-512", 8),
-    ("full", "sd15-512"): Case("sd15-512", 2, records=4),
-    ("synthesis", "sd15-512"): Case("sd15-512", 8, records=16),
+    ("selection", "sd"): Case(size="sd", batch=8),
+    ("lora", "sd"): Case(size="sd", batch=8),
+    ("full", "sd"): Case(size="sd", batch=4, records=8),
+    ("selection", EMBEDDED): Case(size=EMBEDDED, batch=64),
+    ("lora", EMBEDDED): Case(size=EMBEDDED, batch=64),
+    ("full", EMBEDDED): Case(size=EMBEDDED, batch=32),
+    ("synthesis", EMBEDDED): Case(size=EMBEDDED, batch=50, records=100),
+    ("selection", "tiny"): Case(size="tiny", batch=2),
+    ("lora", "tiny"): Case(size="tiny", batch=2),
+    ("full", "tiny"): Case(size="tiny", batch=2, records=4),
+    ("synthesis", "tiny"): Case(size="tiny", batch=2, records=4),
+    ("selection", "sd15-256"): Case(size="sd15-256", batch=16),
+    ("lora", "sd15-256"): Case(size="sd15-256", batch=16),
+    ("full", "sd15-256"): Case(size="sd15-256", batch=2, records=4),
+    ("synthesis", "sd15-256"): Case(size="sd15-256", batch=16, records=32),
+    ("selection", "sd15-512"): Case(size="sd15-512", batch=8),
+    ("lora", "sd15-512"): Case(size="sd15-512", batch=8),
+    ("full", "sd15-512"): Case(size="sd15-512", batch=2, records=4),
+    ("synthesis", "sd15-512"): Case(size="sd15-512", batch=8, records=16),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """``numerator / denominator - minus`` of one quantity, round by round.
 
@@ -106,44 +111,89 @@ class Figure:
 
 def _figures() -> list[Figure]:
     rows = [
-        Figure("selection_time_vs_plain", "selection", "ours", "plain"),
-        Figure("selection_time_vs_plain_same_allocator", "selection", "ours", "plain_tuned"),
-        *(Figure(f"selection_speedup_vs_{r.label}", "selection", r.label, "ours") for r in _RIVALS),
         Figure(
-            "selection_memory_growth_12_to_96", "selection", "ours", "ours_pool12", "memory", 1.0
+            name="selection_time_vs_plain", group="selection", numerator="ours", denominator="plain"
         ),
         Figure(
-            "selection_added_memory_growth_12_to_96",
-            "selection",
-            "ours",
-            "ours_pool12",
-            "added",
-            1.0,
+            name="selection_time_vs_plain_same_allocator",
+            group="selection",
+            numerator="ours",
+            denominator="plain_tuned",
         ),
-        Figure("selection_memory_vs_plain", "selection", "ours", "plain", "memory"),
+        *(
+            Figure(
+                name=f"selection_speedup_vs_{r.label}",
+                group="selection",
+                numerator=r.label,
+                denominator="ours",
+            )
+            for r in _RIVALS
+        ),
+        Figure(
+            name="selection_memory_growth_12_to_96",
+            group="selection",
+            numerator="ours",
+            denominator="ours_pool12",
+            quantity="memory",
+            minus=1.0,
+        ),
+        Figure(
+            name="selection_added_memory_growth_12_to_96",
+            group="selection",
+            numerator="ours",
+            denominator="ours_pool12",
+            quantity="added",
+            minus=1.0,
+        ),
+        Figure(
+            name="selection_memory_vs_plain",
+            group="selection",
+            numerator="ours",
+            denominator="plain",
+            quantity="memory",
+        ),
     ]
     for group, stem in (("lora", "dp_lora"), ("full", "full_dp")):
         for quantity in ("time", "memory", "added_memory"):
             field = {"time": "seconds", "memory": "memory", "added_memory": "added"}[quantity]
             rows += [
-                Figure(f"{stem}_{quantity}_vs_nonprivate", group, "ours", "nonprivate", field),
                 Figure(
-                    f"{stem}_{quantity}_vs_nonprivate_same_allocator",
-                    group,
-                    "ours",
-                    "nonprivate_tuned",
-                    field,
+                    name=f"{stem}_{quantity}_vs_nonprivate",
+                    group=group,
+                    numerator="ours",
+                    denominator="nonprivate",
+                    quantity=field,
+                ),
+                Figure(
+                    name=f"{stem}_{quantity}_vs_nonprivate_same_allocator",
+                    group=group,
+                    numerator="ours",
+                    denominator="nonprivate_tuned",
+                    quantity=field,
                 ),
             ]
-        rows += [Figure(f"{stem}_speedup_vs_{r.label}", group, r.label, "ours") for r in _RIVALS]
+        rows += [
+            Figure(
+                name=f"{stem}_speedup_vs_{r.label}",
+                group=group,
+                numerator=r.label,
+                denominator="ours",
+            )
+            for r in _RIVALS
+        ]
     return [
         *rows,
-        Figure("synthesis_speedup_vs_plain_pipeline", "synthesis", "pipeline", "ours"),
         Figure(
-            "synthesis_speedup_vs_plain_pipeline_same_allocator",
-            "synthesis",
-            "pipeline_tuned",
-            "ours",
+            name="synthesis_speedup_vs_plain_pipeline",
+            group="synthesis",
+            numerator="pipeline",
+            denominator="ours",
+        ),
+        Figure(
+            name="synthesis_speedup_vs_plain_pipeline_same_allocator",
+            group="synthesis",
+            numerator="pipeline_tuned",
+            denominator="ours",
         ),
     ]
 
@@ -171,10 +221,10 @@ TARGETS: dict[str, tuple[str, float]] = {
 def entries(group: str, case: Case) -> list[Entry]:
     return [
         Entry(
-            row.label,
-            f"{group}/{row.contender or row.label}",
-            replace(case, pool=row.pool),
-            row.tuned,
+            label=row.label,
+            contender=f"{group}/{row.contender or row.label}",
+            case=replace(case, pool=row.pool),
+            tuned=row.tuned,
         )
         for row in GROUPS[group]
     ]

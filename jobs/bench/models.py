@@ -25,7 +25,7 @@ from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.saliency.scores import n_selected
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Size:
     """A U-Net with Stable Diffusion 1.5's layout: four levels, two layers each, 96 q/k/v matrices.
 
@@ -53,15 +53,29 @@ EMBEDDED = "embedded"
 SIZES: dict[str, Size | None] = {
     EMBEDDED: None,  # the bundled model with its trained weights
     "tiny": Size(
-        (8, 8, 16, 16), 16, 8, 8, heads=2, groups=4, vae=(8, 8, 8, 8), text_layers=1
+        channels=(8, 8, 16, 16),
+        context=16,
+        tokens=8,
+        side=8,
+        heads=2,
+        groups=4,
+        vae=(8, 8, 8, 8),
+        text_layers=1,
     ),  # smoke tests
-    "sd": Size((96, 192, 384, 384), 768, 77, 16, vae=(64, 128, 256, 256), text_layers=2),
-    "sd15-256": Size((320, 640, 1280, 1280), 768, 77, 32),
-    "sd15-512": Size((320, 640, 1280, 1280), 768, 77, 64),
+    "sd": Size(
+        channels=(96, 192, 384, 384),
+        context=768,
+        tokens=77,
+        side=16,
+        vae=(64, 128, 256, 256),
+        text_layers=2,
+    ),
+    "sd15-256": Size(channels=(320, 640, 1280, 1280), context=768, tokens=77, side=32),
+    "sd15-512": Size(channels=(320, 640, 1280, 1280), context=768, tokens=77, side=64),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """What one contender is asked to do.
 
@@ -193,7 +207,7 @@ class Workload:
             else (spec.tokens, spec.context)
         )
         side = case.side or (pipe.unet.config.sample_size if spec is None else spec.side)
-        self.cache = _random_cache(case, side, tokens, context)
+        self.cache = _random_cache(case, side, tokens=tokens, context=context)
         self.key = NoiseKey.create(0)
         self.step = 0
 
@@ -224,11 +238,16 @@ class Workload:
         """(n,) losses with their graph."""
         moments, embeddings, draws = self.inputs(records)
         return per_record_loss(
-            denoiser or self.unet, self.scheduler, moments, self.scaling_factor, embeddings, draws
+            denoiser or self.unet,
+            self.scheduler,
+            moments=moments,
+            scaling_factor=self.scaling_factor,
+            conditions=embeddings,
+            draws=draws,
         )
 
 
-def _random_cache(case: Case, side: int, tokens: int, context: int) -> LatentCache:
+def _random_cache(case: Case, side: int, *, tokens: int, context: int) -> LatentCache:
     directory = Path(tempfile.mkdtemp(dir=case.directory or None))
     generator = np.random.default_rng(0)
     np.save(

@@ -88,7 +88,7 @@ class Process:
         self.log.close()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Entry:
     """One row of a group: a contender and the case it gets; ``label`` is its name in figures and
     tables.
@@ -123,6 +123,7 @@ class Measured:
 def measure(
     entries: list[Entry],
     repeats: int,
+    *,
     log: Log,
     flops: tuple[str, ...] = (),
     results: tuple[str, ...] = (),
@@ -142,13 +143,22 @@ def measure(
     failures: dict[str, str] = {}
     together = [entries] if all(e.case.device == "cpu" for e in entries) else [[e] for e in entries]
     for group in together:
-        _measure_together(group, repeats, log, flops, results, measured, failures)
+        _measure_together(
+            group,
+            repeats,
+            log=log,
+            flops=flops,
+            results=results,
+            measured=measured,
+            failures=failures,
+        )
     return measured, failures
 
 
 def _measure_together(
     entries: list[Entry],
     repeats: int,
+    *,
     log: Log,
     flops: tuple[str, ...],
     results: tuple[str, ...],

@@ -64,7 +64,7 @@ QUICK = {
 }
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Bench:
     """What the stages are run on."""
 
@@ -86,14 +86,14 @@ class Bench:
         pool = list(candidate_pool(load_pipeline(self.config.model.path).unet))
         config = replace(self.config.finetune, num_workers=workers)
         return FinetuneJob(
-            self.config.model,
-            evenly_spread(pool, n_selected(len(pool), self.config.saliency.ratio)),
-            self.cache,
-            plan,
-            config,
-            NoiseKey.create(0),
-            "benchmark",
-            str(directory / "ledger.jsonl"),
+            model=self.config.model,
+            matrices=evenly_spread(pool, n_selected(len(pool), self.config.saliency.ratio)),
+            cache=self.cache,
+            plan=plan,
+            config=config,
+            key=NoiseKey.create(0),
+            stream="benchmark",
+            ledger=str(directory / "ledger.jsonl"),
             seed=0,
         )
 
@@ -101,7 +101,7 @@ class Bench:
 Progress = Callable[[int, int], None]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Timeline:
     """Wall time of a stage, and its progress, which tells the rate once all workers are at work."""
 
@@ -114,7 +114,7 @@ class Timeline:
         events: list[tuple[float, int]] = []
         start = time.monotonic()
         stage(lambda done, total: events.append((time.monotonic(), done)))
-        return cls(start, time.monotonic(), events)
+        return cls(start=start, end=time.monotonic(), events=events)
 
     @property
     def seconds(self) -> float:
@@ -165,17 +165,17 @@ def synthesis(bench: Bench, workers: int, report: Progress) -> None:
     synthesize(
         bench.directory(),
         bench.config.model,
-        None,
-        source.class_names,
-        source.prompts,
-        config,
-        0,
-        "",
-        report,
+        adapter_dir=None,
+        class_names=source.class_names,
+        prompts=source.prompts,
+        config=config,
+        seed=0,
+        privacy_note="",
+        on_progress=report,
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """Attributes:
     run: (bench, workers, progress) runs the stage once.
@@ -189,14 +189,16 @@ class Stage:
 
 
 STAGES = {
-    "selection": Stage(selection, lambda c, n: n * c.saliency.sample_rate, None),
+    "selection": Stage(run=selection, images=lambda c, n: n * c.saliency.sample_rate, settled=None),
     "finetune": Stage(
-        finetuning, lambda c, n: c.finetune.steps * c.finetune.batch_size, lambda c, workers: 1
+        run=finetuning,
+        images=lambda c, n: c.finetune.steps * c.finetune.batch_size,
+        settled=lambda c, workers: 1,
     ),
     "synthesis": Stage(
-        synthesis,
-        lambda c, n: c.synthesis.n_images,
-        lambda c, workers: workers * c.synthesis.shard_size,
+        run=synthesis,
+        images=lambda c, n: c.synthesis.n_images,
+        settled=lambda c, workers: workers * c.synthesis.shard_size,
     ),
 }
 
@@ -350,12 +352,26 @@ def run(
     with tempfile.TemporaryDirectory() as temporary, cluster.session(config.cluster):
         root = Path(temporary)
         cache = build_latent_cache(
-            root / "latents", source, config.model, "cpu", 512, {"num_cpus": 1}
+            root / "latents",
+            source,
+            model=config.model,
+            device="cpu",
+            shard_size=512,
+            resources={"num_cpus": 1},
         )
         for group in groups:
             log(f"{group}: stages of the digits preset, {CPUS} cores")
             try:
-                part = GROUPS[group](Bench(config_of(group), source, cache, root, repeats, log))
+                part = GROUPS[group](
+                    Bench(
+                        config=config_of(group),
+                        source=source,
+                        cache=cache,
+                        root=root,
+                        repeats=repeats,
+                        log=log,
+                    )
+                )
             except Exception as error:
                 failures[group] = (
                     f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

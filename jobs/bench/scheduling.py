@@ -54,7 +54,7 @@ def empty_task(size: int) -> Any:
 
 
 def fan_out(
-    shards: int, size: int = 60, task: Any = None, on_shard: Callable[[], None] = lambda: None
+    shards: int, size: int = 60, *, task: Any = None, on_shard: Callable[[], None] = lambda: None
 ) -> Release:
     """Selection's sum over ``shards`` shards of one record each.
 
@@ -75,14 +75,14 @@ def fan_out(
     return _exact_sum(
         ModelConfig(),
         LatentCache("none"),
-        make_plan(config, shards),
-        config.saliency,
-        NoiseKey.create(0),
-        pool,
-        0,
-        [],
-        lambda done, total: on_shard(),
-        empty_task(size) if task is None else task,
+        plan=make_plan(config, shards),
+        config=config.saliency,
+        key=NoiseKey.create(0),
+        pool=pool,
+        number=0,
+        closed=[],
+        on_progress=lambda done, total: on_shard(),
+        task=empty_task(size) if task is None else task,
     )
 
 
@@ -100,9 +100,20 @@ class EmptyActor:
 def queue(chunks: int) -> list[float]:
     """``time.monotonic()`` at which each of ``chunks`` chunks came back from the actors, in order."""
     config = SynthesisConfig(n_images=chunks, shard_size=1)
-    plan = SamplingPlan(chunks, 1, 1, 0)
-    job = Job("none", ModelConfig(), None, ("a",), ("a",), config, plan, "")
-    return [time.monotonic() for _ in _run_queue(job, list(plan.shards), CPUS, EmptyActor)]
+    plan = SamplingPlan(n_images=chunks, n_classes=1, shard_size=1, seed=0)
+    job = Job(
+        out_dir="none",
+        model=ModelConfig(),
+        adapter_dir=None,
+        class_names=("a",),
+        prompts=("a",),
+        config=config,
+        plan=plan,
+        spec="",
+    )
+    return [
+        time.monotonic() for _ in _run_queue(job, list(plan.shards), count=CPUS, kind=EmptyActor)
+    ]
 
 
 def run(repeats: int, quick: bool, log: Log) -> dict[str, Spread]:

@@ -35,7 +35,7 @@ def ours(case: Case) -> Step:
         for records in work.micro_batches():
             with PoolCapture(pool, keep=score.keep_gradients) as capture:
                 work.losses(records).sum().backward()
-                total += clipped_contribution(score, capture, CONFIG)[0]
+                total += clipped_contribution(score, capture, config=CONFIG)[0]
         return total.numpy()
 
     return step
@@ -72,7 +72,10 @@ def _by_norms(work: Workload, norms: Callable[[np.ndarray], Tensor]) -> Step:
         for records in work.micro_batches():
             v = norms(records).float()
             factors = clip_factors(
-                v.norm(dim=1), CONFIG.clipping_norm, CONFIG.clipping, CONFIG.clipping_gamma
+                v.norm(dim=1),
+                CONFIG.clipping_norm,
+                mode=CONFIG.clipping,
+                gamma=CONFIG.clipping_gamma,
             )
             total += clipped_sum(v, factors).cpu()
         return total.numpy()
@@ -138,14 +141,14 @@ def functorch(case: Case) -> Step:
     work.unet.requires_grad_(False)
 
     def norms(records: np.ndarray) -> Tensor:
-        gradients = vmap_gradients(work, weights, records)
+        gradients = vmap_gradients(work, weights, records=records)
         return torch.stack([gradients[name].flatten(1).norm(dim=1) for name in weights], dim=1)
 
     return _by_norms(work, norms)
 
 
 def vmap_gradients(
-    work: Workload, weights: dict[str, Tensor], records: np.ndarray
+    work: Workload, weights: dict[str, Tensor], *, records: np.ndarray
 ) -> dict[str, Tensor]:
     """Name to (n, *shape) per-sample gradients of the named parameters."""
     moments, embeddings, draws = work.inputs(records)
@@ -164,10 +167,15 @@ def vmap_gradients(
         def denoiser(*inputs: Any, **options: Any) -> Any:
             return torch.func.functional_call(work.unet, weights, inputs, options)
 
-        one = Draws(posterior[None], noise[None], t[None])
+        one = Draws(posterior=posterior[None], noise=noise[None], timesteps=t[None])
         return per_record_loss(
-            denoiser, work.scheduler, m[None], work.scaling_factor, e[None], one
-        ).sum()  # type: ignore[arg-type]
+            denoiser,  # type: ignore[arg-type]
+            work.scheduler,
+            moments=m[None],
+            scaling_factor=work.scaling_factor,
+            conditions=e[None],
+            draws=one,
+        ).sum()
 
     inputs = (moments, embeddings, draws.posterior, draws.noise, draws.timesteps)
     per_record = torch.func.vmap(

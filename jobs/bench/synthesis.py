@@ -60,9 +60,18 @@ def ours(case: Case) -> Step:
         cpus_per_actor=case.threads,
         gpus_per_actor=float(case.device == "cuda"),
     )
-    model = ModelConfig(files.model, case.dtype)
+    model = ModelConfig(path=files.model, dtype=case.dtype)
     actor = SamplingActor(
-        Job(str(files.out), model, files.adapter, CLASSES, PROMPTS, config, plan, "benchmark")
+        Job(
+            out_dir=str(files.out),
+            model=model,
+            adapter_dir=files.adapter,
+            class_names=CLASSES,
+            prompts=PROMPTS,
+            config=config,
+            plan=plan,
+            spec="benchmark",
+        )
     )
     (shard,) = plan.shards
 

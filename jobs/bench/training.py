@@ -38,7 +38,7 @@ class _Gradients(Protocol):
 
 def lora_factors(work: Workload) -> dict[str, nn.Parameter]:
     """Factors on as many evenly spread matrices as a selection keeps."""
-    factors = add_lora(work.unet, work.selected(), work.case.rank, seed=0)
+    factors = add_lora(work.unet, work.selected(), rank=work.case.rank, seed=0)
     work.unet.to(work.case.device)
     return factors
 
@@ -125,7 +125,7 @@ def ghost_gradients(model: nn.Module, parameters: dict[str, nn.Parameter]) -> _G
     return GhostGradients(model, parameters)
 
 
-def _dp_step(work: Workload, optimizer: Any, backward: Callable[[np.ndarray], None]) -> Step:
+def _dp_step(work: Workload, optimizer: Any, *, backward: Callable[[np.ndarray], None]) -> Step:
     """Opacus's way to spread a logical batch over micro-batches."""
 
     def step() -> None:
@@ -158,7 +158,7 @@ def opacus_hooks(prepare: Prepare) -> Callable[[Case], Step]:
         module = GradSampleModule(work.unet.train(), strict=False)  # hooks sleep in eval mode
         optimizer = DPOptimizer(_adamw(parameters), **_opacus_options(work))
         return _dp_step(
-            work, optimizer, lambda records: work.losses(records, module).mean().backward()
+            work, optimizer, backward=lambda records: work.losses(records, module).mean().backward()
         )
 
     return setup
@@ -180,7 +180,7 @@ def opacus_ghost(prepare: Prepare) -> Callable[[Case], Step]:
                 module, optimizer, work.losses(records, module), "mean"
             ).backward()
 
-        return _dp_step(work, optimizer, backward)
+        return _dp_step(work, optimizer, backward=backward)
 
     return setup
 
@@ -195,12 +195,12 @@ def functorch(prepare: Prepare) -> Callable[[Case], Step]:
 
         def backward(records: np.ndarray) -> None:
             gradients = vmap_gradients(
-                work, {name: p.detach() for name, p in parameters.items()}, records
+                work, {name: p.detach() for name, p in parameters.items()}, records=records
             )
             for name, p in parameters.items():
                 p.grad_sample = gradients[name]  # type: ignore[attr-defined]
 
-        return _dp_step(work, optimizer, backward)
+        return _dp_step(work, optimizer, backward=backward)
 
     return setup
 

@@ -82,7 +82,9 @@ def build_pipeline() -> StableDiffusionPipeline:
         norm_num_groups=8,
         sample_size=32,
     )
-    return text_pipeline(build_unet((32, 64, 64)), vae, text_encoder, tokenizer)
+    return text_pipeline(
+        build_unet((32, 64, 64)), vae, text_encoder=text_encoder, tokenizer=tokenizer
+    )
 
 
 def build_unet(widths: tuple[int, int, int]) -> UNet2DConditionModel:
@@ -106,7 +108,7 @@ def build_unet(widths: tuple[int, int, int]) -> UNet2DConditionModel:
 
 
 def text_pipeline(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: Any, tokenizer: Any
+    unet: UNet2DConditionModel, vae: AutoencoderKL, *, text_encoder: Any, tokenizer: Any
 ) -> StableDiffusionPipeline:
     """The parts as a pipeline with the scheduler that all bundled models share."""
     return StableDiffusionPipeline(
@@ -135,7 +137,7 @@ def build_scheduler() -> DDPMScheduler:
     )
 
 
-def build_dit(vae: AutoencoderKL, width: int, layers: int) -> DiTPipeline:
+def build_dit(vae: AutoencoderKL, width: int, *, layers: int) -> DiTPipeline:
     """A diffusion transformer over 16 patches of 2 x 2 latents, conditioned on one of 62 labels or
     on none (label 62).
     """

@@ -25,7 +25,7 @@ UNCONDITIONAL_SHARE = (
 NO_LABEL = len(CHARACTERS)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trace:
     """The randomness of a run and what its model cards tell about each stage."""
 
@@ -41,7 +41,7 @@ class Trace:
         }
 
 
-def draw_labels(n: int, generator: torch.Generator, digit_share: float) -> Tensor:
+def draw_labels(n: int, generator: torch.Generator, *, digit_share: float) -> Tensor:
     """``n`` labels, a share ``digit_share`` of them digits (the first ten of ``CHARACTERS``)."""
     digits = torch.randint(10, (n,), generator=generator)
     letters = torch.randint(10, len(CHARACTERS), (n,), generator=generator)
@@ -87,7 +87,13 @@ def fit(
 
 
 def train_features(
-    net: GlyphFeatures, images: Tensor, labels: Tensor, steps: int, trace: Trace, batch: int = 128
+    net: GlyphFeatures,
+    images: Tensor,
+    *,
+    labels: Tensor,
+    steps: int,
+    trace: Trace,
+    batch: int = 128,
 ) -> None:
     def loss_of_batch() -> Tensor:
         rows = torch.randint(len(images), (batch,), generator=trace.generator)
@@ -97,7 +103,7 @@ def train_features(
 
 
 def train_vae(
-    vae: AutoencoderKL, images: Tensor, steps: int, trace: Trace, batch: int = 64
+    vae: AutoencoderKL, images: Tensor, *, steps: int, trace: Trace, batch: int = 64
 ) -> None:
     def loss_of_batch() -> Tensor:
         rows = torch.randint(len(images), (batch,), generator=trace.generator)
@@ -123,7 +129,7 @@ def encode(vae: AutoencoderKL, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def encode_corpus(
-    vae: AutoencoderKL, images: Tensor, trace: Trace, set_scale: bool = True
+    vae: AutoencoderKL, images: Tensor, *, trace: Trace, set_scale: bool = True
 ) -> Tensor:
     """Latents float32 (n, 4, 8, 8) times the VAE's scaling factor; ``set_scale`` first sets it so
     that they have std 1.
@@ -148,7 +154,7 @@ def encode_corpus(
 
 
 def train_denoiser(
-    name: str, trained: nn.Module, predict: Callable[[Tensor, Tensor, Tensor], Tensor], scheduler: DDPMScheduler,
+    name: str, trained: nn.Module, *, predict: Callable[[Tensor, Tensor, Tensor], Tensor], scheduler: DDPMScheduler,
     latents: Tensor, labels: Tensor, steps: int, trace: Trace, batch: int = 96,
 ) -> None:  # fmt: skip
     """Trains ``trained`` to predict noise; leaves its moving average in it.

@@ -77,7 +77,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run. ``seed`` seeds everything that is not privacy noise: LoRA init, sampling prompts,
     classifiers.

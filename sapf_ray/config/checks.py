@@ -33,5 +33,5 @@ def not_negative(prefix: str, obj: object, *names: str) -> None:
         )
 
 
-def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: object, *, allowed: tuple[str, ...]) -> None:
     require(value in allowed, name, value, "must be one of " + ", ".join(allowed))

@@ -17,7 +17,7 @@ EVOLUTION_SELECTIONS = ("sample", "rank")
 EVOLUTION_EMBEDDINGS = ("vae", "glyph", "inception")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvolutionConfig:
     """Private Evolution: the public model's images, steered by the private records' noisy votes.
 
@@ -80,7 +80,7 @@ class EvolutionConfig:
             )
         positive_int("evolution", self, "iterations", "population", "variations")
         positive_int("evolution", self, "lookahead", minimum=0)
-        one_of("evolution.selection", self.selection, EVOLUTION_SELECTIONS)
+        one_of("evolution.selection", self.selection, allowed=EVOLUTION_SELECTIONS)
         require(
             0 <= self.threshold < float("inf"),
             "evolution.threshold",
@@ -99,7 +99,7 @@ class EvolutionConfig:
             self.strength_end,
             f"must lie in (0, {self.strength_start:g}], not above strength_start",
         )
-        one_of("evolution.embedding", self.embedding, EVOLUTION_EMBEDDINGS)
+        one_of("evolution.embedding", self.embedding, allowed=EVOLUTION_EMBEDDINGS)
         require(
             self.embedding != "inception" or self.inception_weights is not None,
             "evolution.inception_weights",

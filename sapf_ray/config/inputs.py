@@ -10,7 +10,7 @@ DTYPES = ("float32", "bfloat16")
 ACCOUNTANTS = ("pld", "rdp")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The sensitive images.
 
@@ -51,7 +51,7 @@ class DataConfig:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The public model.
 
@@ -74,7 +74,7 @@ class ModelConfig:
             self.path,
             "must name a bundled model, a directory or a hub id",
         )
-        one_of("model.dtype", self.dtype, DTYPES)
+        one_of("model.dtype", self.dtype, allowed=DTYPES)
         if self.class_labels is not None:
             object.__setattr__(
                 self, "class_labels", tuple(self.class_labels)
@@ -84,7 +84,7 @@ class ModelConfig:
             require(bool(ids) and whole, "model.class_labels", ids, "must be label ids from 0 on")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:
     """The budget. Adjacency is add/remove one image.
 
@@ -113,4 +113,4 @@ class PrivacyConfig:
         )
         if self.delta is not None:
             require(0 < self.delta < 1, "privacy.delta", self.delta, "must lie in (0, 1)")
-        one_of("privacy.accountant", self.accountant, ACCOUNTANTS)
+        one_of("privacy.accountant", self.accountant, allowed=ACCOUNTANTS)

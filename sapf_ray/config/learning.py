@@ -20,7 +20,7 @@ POOLS = ("qkv", "qkvo", "qkv_no_middle", "cross_q", "all")
 ADAPTERS = ("lora", "direct", "full")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SaliencyConfig:
     """Private selection of weight matrices (paper section 3.2).
 
@@ -73,10 +73,10 @@ class SaliencyConfig:
     gpus_per_task: float = 0.0
 
     def __post_init__(self) -> None:
-        one_of("saliency.score", self.score, SCORES)
-        one_of("saliency.pool", self.pool, POOLS)
-        one_of("saliency.mechanism", self.mechanism, MECHANISMS)
-        one_of("saliency.granularity", self.granularity, GRANULARITIES)
+        one_of("saliency.score", self.score, allowed=SCORES)
+        one_of("saliency.pool", self.pool, allowed=POOLS)
+        one_of("saliency.mechanism", self.mechanism, allowed=MECHANISMS)
+        one_of("saliency.granularity", self.granularity, allowed=GRANULARITIES)
         require(0 < self.ratio <= 1, "saliency.ratio", self.ratio, "must lie in (0, 1]")
         above_zero("saliency", self, "noise_multiplier")
         require(
@@ -85,7 +85,7 @@ class SaliencyConfig:
             self.sample_rate,
             "must lie in (0, 1]",
         )
-        one_of("saliency.clipping", self.clipping, CLIPPINGS)
+        one_of("saliency.clipping", self.clipping, allowed=CLIPPINGS)
         above_zero("saliency", self, "clipping_norm", "clipping_gamma", "cpus_per_task")
         not_negative("saliency", self, "gpus_per_task")
         positive_int("saliency", self, "shard_size", "micro_batch_size", "rounds")
@@ -114,7 +114,7 @@ class SaliencyConfig:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """DP-SGD on LoRA factors of the selected matrices (paper section 3.3).
 
@@ -190,15 +190,15 @@ class FinetuneConfig:
         )
         above_zero("finetune", self, "learning_rate", "clipping_norm", "clipping_gamma")
         not_negative("finetune", self, "weight_decay", "cpus_per_worker", "gpus_per_worker")
-        one_of("finetune.adapter", self.adapter, ADAPTERS)
-        one_of("finetune.randomize", self.randomize, ("none", *POOLS))
+        one_of("finetune.adapter", self.adapter, allowed=ADAPTERS)
+        one_of("finetune.randomize", self.randomize, allowed=("none", *POOLS))
         require(
             self.adapter != "full" or self.randomize == "none",
             "finetune.randomize",
             self.randomize,
             "must be none where finetune.adapter is full: no matrix is left untrained",
         )
-        one_of("finetune.clipping", self.clipping, CLIPPINGS)
+        one_of("finetune.clipping", self.clipping, allowed=CLIPPINGS)
         require(
             0 <= self.timestep_start < 1,
             "finetune.timestep_start",

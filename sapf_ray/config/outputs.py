@@ -11,7 +11,7 @@ FID_FEATURES = ("auto", "glyph", "inception")
 FID_REFERENCES = ("test", "train")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SynthesisConfig:
     """Sampling the synthetic data set; post-processing, costs no privacy.
 
@@ -48,7 +48,7 @@ class SynthesisConfig:
         not_negative("synthesis", self, "gpus_per_actor")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Scores against the real test images: a non-private measurement of research runs.
 
@@ -84,14 +84,14 @@ class EvaluationConfig:
     gpus_per_task: float = 0.0
 
     def __post_init__(self) -> None:
-        one_of("evaluation.fid_features", self.fid_features, FID_FEATURES)
+        one_of("evaluation.fid_features", self.fid_features, allowed=FID_FEATURES)
         require(
             self.fid_features != "inception" or self.inception_weights is not None,
             "evaluation.inception_weights",
             self.inception_weights,
             "must be a path when fid_features is inception",
         )
-        one_of("evaluation.fid_reference", self.fid_reference, FID_REFERENCES)
+        one_of("evaluation.fid_reference", self.fid_reference, allowed=FID_REFERENCES)
         require(
             len(self.classifiers) > 0,
             "evaluation.classifiers",
@@ -99,7 +99,7 @@ class EvaluationConfig:
             "must name at least one",
         )
         for name in self.classifiers:
-            one_of("evaluation.classifiers", name, CLASSIFIERS)
+            one_of("evaluation.classifiers", name, allowed=CLASSIFIERS)
         positive_int("evaluation", self, "epochs", "batch_size")
         above_zero("evaluation", self, "learning_rate")
         not_negative("evaluation", self, "cpus_per_task", "gpus_per_task")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sapf_ray.config.checks import positive_int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """MLflow.
 
@@ -25,7 +25,7 @@ class TrackingConfig:
     parent_run_id: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
     """Where the work runs.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 
-def save_array(path: Path, array: np.ndarray, mode: int = 0o644) -> None:
+def save_array(path: Path, array: np.ndarray, *, mode: int = 0o644) -> None:
     """Writes a .npy file, on disk before it has its name; any number of processes may write the
     same.
 

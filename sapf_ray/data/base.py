@@ -110,7 +110,7 @@ def open_source(config: DataConfig) -> ImageSource:
     return SOURCES[config.source](config)
 
 
-def check_indices(indices: np.ndarray, n: int, split: str) -> np.ndarray:
+def check_indices(indices: np.ndarray, n: int, *, split: str) -> np.ndarray:
     """``indices`` as an int64 vector, every entry in [0, n).
 
     Raises:

@@ -54,7 +54,7 @@ def required_path(config: DataConfig, row: KnownSet) -> Path:
     return path.resolve()
 
 
-def first_existing(root: Path, names: tuple[str, ...], row: KnownSet) -> Path:
+def first_existing(root: Path, names: tuple[str, ...], *, row: KnownSet) -> Path:
     """The first of several places, relative to root, where a set's file or folder may be.
 
     Raises:
@@ -88,7 +88,9 @@ def evenly_spread(n: int, most: int = VERIFY_SAMPLE) -> np.ndarray:
     )
 
 
-def check_labels(labels: np.ndarray, n_classes: int, where: object, obtain: str = "") -> np.ndarray:
+def check_labels(
+    labels: np.ndarray, n_classes: int, *, where: object, obtain: str = ""
+) -> np.ndarray:
     """``labels`` as an int64 vector; ``where`` they are and how the set is obtained go into the
     message.
 
@@ -152,7 +154,7 @@ class ImageFiles(ImageSource):
         self, split: Split, indices: np.ndarray, resolution: int
     ) -> tuple[np.ndarray, np.ndarray]:
         index = self._unchanged_index()
-        indices = check_indices(indices, len(index.paths[split]), split)
+        indices = check_indices(indices, len(index.paths[split]), split=split)
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
         for row, i in enumerate(indices):
             images[row] = decode(self.root / index.paths[split][int(i)].as_py(), resolution)

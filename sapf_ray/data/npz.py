@@ -33,7 +33,7 @@ _OUTPUT = 1 << 20  # most bytes of output at a time, which bounds memory for ver
 _LOCAL_HEADER = struct.Struct("<26xHH")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _State:
     """An inflater that has given ``out`` bytes and must be fed from the compressed byte ``fed`` on."""
 
@@ -42,7 +42,7 @@ class _State:
     inflater: zlib._Decompress
 
     def copy(self) -> _State:
-        return _State(self.out, self.fed, self.inflater.copy())
+        return _State(out=self.out, fed=self.fed, inflater=self.inflater.copy())
 
 
 class _Stored:
@@ -63,7 +63,7 @@ class _Deflated:
 
     def __init__(self, start: int, size: int) -> None:
         self._start, self._size = start, size
-        self._states = [_State(0, 0, zlib.decompressobj(-zlib.MAX_WBITS))]
+        self._states = [_State(out=0, fed=0, inflater=zlib.decompressobj(-zlib.MAX_WBITS))]
         self._cursor = self._states[0].copy()
         self._lock = threading.Lock()
 
@@ -112,7 +112,7 @@ class NpzImages:
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
         with _zip_errors(path), zipfile.ZipFile(path) as archive:
-            info = _member(archive, path, name)
+            info = _member(archive, path, name=name)
             with archive.open(info) as file:
                 self.shape, fortran, dtype = _header(file)
                 self._skip = file.tell()
@@ -175,7 +175,7 @@ class NpzImages:
 
 
 @lru_cache(maxsize=4)
-def npz_images(path: Path, name: str, _stamp: Stamp) -> NpzImages:
+def npz_images(path: Path, name: str, *, _stamp: Stamp) -> NpzImages:
     """The member's rows, one object per process, so that its kept states serve every shard."""
     return NpzImages(path, name)
 
@@ -187,7 +187,7 @@ def npz_vector(path: Path, name: str) -> np.ndarray:
         DataError: Missing member, other shape or type, damaged.
     """
     with _zip_errors(path), zipfile.ZipFile(path) as archive:
-        with archive.open(_member(archive, path, name)) as file:
+        with archive.open(_member(archive, path, name=name)) as file:
             values = np.lib.format.read_array(file, allow_pickle=False)
     if values.dtype.kind not in "iu" or not (
         values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
@@ -212,12 +212,12 @@ def check_npz(path: Path, names: tuple[str, ...]) -> None:
     """
     with _zip_errors(path), zipfile.ZipFile(path) as archive:
         for name in names:
-            with archive.open(_member(archive, path, name)) as file:
+            with archive.open(_member(archive, path, name=name)) as file:
                 while file.read(_OUTPUT):
                     pass
 
 
-def _member(archive: zipfile.ZipFile, path: Path, name: str) -> zipfile.ZipInfo:
+def _member(archive: zipfile.ZipFile, path: Path, *, name: str) -> zipfile.ZipInfo:
     try:
         return archive.getinfo(f"{name}.npy")
     except KeyError:

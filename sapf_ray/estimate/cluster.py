@@ -37,7 +37,7 @@ from sapf_ray.estimate.costs import (
 from sapf_ray.privacy.planner import PrivacyPlan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cluster:
     """``count`` equal devices; ``price`` is of one for an hour, None where unknown."""
 
@@ -51,7 +51,7 @@ class Cluster:
         return None if hours is None or self.price is None else hours * self.count * self.price
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageEstimate:
     """One stage.
 
@@ -118,7 +118,7 @@ class Estimate:
         """For the terminal."""
         cluster, priced = self.cluster, self.cluster.price is not None
         table = Table(
-            title=f"{cluster.count} x {cluster.costs.title}: about {_span(_time, self.hours, self.hours_at_most)}",
+            title=f"{cluster.count} x {cluster.costs.title}: about {_span(_time, self.hours, high=self.hours_at_most)}",
             caption="\n".join(f"- {note}" for note in self.notes),
             caption_justify="left",
         )
@@ -130,10 +130,12 @@ class Estimate:
             name: str, done: str, each: str, memory: str, hours: float | None, at_most: float | None
         ) -> None:
             time = (
-                "not measured" if hours is None or at_most is None else _span(_time, hours, at_most)
+                "not measured"
+                if hours is None or at_most is None
+                else _span(_time, hours, high=at_most)
             )
             low, high = cluster.cost(hours), cluster.cost(at_most)
-            money = "-" if low is None or high is None else _span("{:,.2f}".format, low, high)
+            money = "-" if low is None or high is None else _span("{:,.2f}".format, low, high=high)
             table.add_row(name, done, each, time, memory, *([money] if priced else []))
 
         for name, stage in self.stages.items():
@@ -157,7 +159,11 @@ class Estimate:
 
 
 def open_cluster(
-    spec: str | None, config: RunConfig, costs_file: str | None = None, price: float | None = None
+    spec: str | None,
+    config: RunConfig,
+    *,
+    costs_file: str | None = None,
+    price: float | None = None,
 ) -> Cluster | None:
     """What ``--cluster``, ``--cluster_costs`` and ``--cluster_price`` ask for; None where no
     cluster is asked for.
@@ -190,7 +196,7 @@ def open_cluster(
         raise ConfigError("--cluster_price", price, "must be a finite number of at least 0")
     costs = known[name] if costs_file is None else read_costs(costs_file, config)
     check_model(costs, config)
-    return Cluster(name, count, costs, price)
+    return Cluster(name=name, count=count, costs=costs, price=price)
 
 
 def estimate(config: RunConfig, plan: PrivacyPlan, cluster: Cluster) -> Estimate:
@@ -203,14 +209,28 @@ def estimate(config: RunConfig, plan: PrivacyPlan, cluster: Cluster) -> Estimate
     for name, units in work(config, plan).items():
         row, busy = costs.of(name, config), min(cluster.count, pieces(name, config, plan))
         if row is None:
-            stages[name] = StageEstimate(UNITS[name], units, None, busy, None, None, None)
+            stages[name] = StageEstimate(
+                unit=UNITS[name],
+                units=units,
+                seconds_per_unit=None,
+                devices=busy,
+                hours=None,
+                hours_at_most=None,
+                memory_gb=None,
+            )
             continue
         each = row.seconds * costs.devices / row.units
         start = row.start_seconds / 3600
         hours = units * each / busy / (efficiency if name == "finetune" else 1.0) / 3600
         more = 1.0 if name == "evaluation" else factor
         stages[name] = StageEstimate(
-            UNITS[name], units, each, busy, start + hours, start + more * hours, row.memory_gb
+            unit=UNITS[name],
+            units=units,
+            seconds_per_unit=each,
+            devices=busy,
+            hours=start + hours,
+            hours_at_most=start + more * hours,
+            memory_gb=row.memory_gb,
         )
     start = costs.start_seconds / 3600
     hours = start + sum(stage.hours or 0.0 for stage in stages.values())
@@ -219,13 +239,14 @@ def estimate(config: RunConfig, plan: PrivacyPlan, cluster: Cluster) -> Estimate
         stages,
         hours,
         start + sum(stage.hours_at_most or 0.0 for stage in stages.values()),
-        _notes(config, cluster, stages, factor, efficiency),
+        _notes(config, cluster, stages=stages, factor=factor, efficiency=efficiency),
     )
 
 
 def _notes(
     config: RunConfig,
     cluster: Cluster,
+    *,
     stages: dict[str, StageEstimate],
     factor: float,
     efficiency: float,
@@ -272,7 +293,7 @@ def _notes(
     return notes
 
 
-def _span(form: Callable[[float], str], low: float, high: float) -> str:
+def _span(form: Callable[[float], str], low: float, *, high: float) -> str:
     return form(low) if form(low) == form(high) else f"{form(low)} to {form(high)}"
 
 

@@ -65,7 +65,7 @@ class Measured:
     start_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceCosts:
     """What is known of one kind of device.
 
@@ -110,18 +110,18 @@ class DeviceCosts:
         if stage != "finetune":
             return rows[0]
         adapter, ratio = config.finetune.adapter, config.saliency.ratio
-        row = _nearest(rows, adapter, ratio)
+        row = _nearest(rows, adapter, ratio=ratio)
         if row.adapter == adapter:
             return row
         paper = shipped_costs()["a6000"].stages[stage]
         more = (
-            _nearest(paper, adapter, ratio).seconds
-            / _nearest(paper, row.adapter, row.ratio).seconds
+            _nearest(paper, adapter, ratio=ratio).seconds
+            / _nearest(paper, row.adapter, ratio=row.ratio).seconds
         )
         return replace(row, seconds=more * row.seconds, memory_gb=None)
 
 
-def _nearest(rows: Iterable[Measured], adapter: str, ratio: float) -> Measured:
+def _nearest(rows: Iterable[Measured], adapter: str, *, ratio: float) -> Measured:
     return min(rows, key=lambda row: (row.adapter != adapter, abs(row.ratio - ratio)))
 
 
@@ -204,7 +204,7 @@ def read_costs(path: str, config: RunConfig) -> DeviceCosts:
         raise ConfigError("--cluster_costs", path, f"is no JSON file ({error})") from error
     try:
         if isinstance(content, dict) and "absolute" in content:
-            return _from_bench(content, path, config)
+            return _from_bench(content, path, config=config)
         if isinstance(content, dict) and "seconds" in content:
             return _from_run(content, Path(path).expanduser())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -299,7 +299,7 @@ _BENCH_STAGES = {
 }
 
 
-def _from_bench(results: Mapping[str, Any], path: str, config: RunConfig) -> DeviceCosts:
+def _from_bench(results: Mapping[str, Any], path: str, *, config: RunConfig) -> DeviceCosts:
     """Our own contenders' rates, of the size that is the configured model."""
     found: dict[str, list[tuple[str, Measured]]] = {}
     types: set[str] = set()

@@ -79,6 +79,7 @@ CLASSIFIERS: dict[str, Callable[[int, int], nn.Module]] = {
 def train_and_score(
     train_images: np.ndarray,
     train_labels: np.ndarray,
+    *,
     test_images: np.ndarray,
     test_labels: np.ndarray,
     n_classes: int,

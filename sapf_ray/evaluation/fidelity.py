@@ -102,6 +102,7 @@ def check_inception_weights(path: str) -> None:
 def frechet_distance(
     images: np.ndarray,
     reference: np.ndarray,
+    *,
     config: EvaluationConfig,
     device: str = "cpu",
     cache_dir: Path | str | None = None,

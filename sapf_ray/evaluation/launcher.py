@@ -54,6 +54,7 @@ def _score(
 def evaluate_on_cluster(
     synthetic_dir: Path | str,
     source: ImageSource,
+    *,
     resolution: int,
     config: EvaluationConfig,
     seed: int,

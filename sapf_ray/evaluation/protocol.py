@@ -79,10 +79,21 @@ def evaluate(
         reference = test[0]
         if config.fid_reference == "train":
             reference, _ = source.read("train", np.arange(source.n_train), resolution)
-        scores |= frechet_distance(images, reference, config, device, cache_dir)
+        scores |= frechet_distance(
+            images, reference, config=config, device=device, cache_dir=cache_dir
+        )
         scores["n_reference"] = len(reference)
     if accuracy:
-        scores |= train_and_score(images, labels, *test, len(names), config, seed, device)
+        scores |= train_and_score(
+            images,
+            labels,
+            test_images=test[0],
+            test_labels=test[1],
+            n_classes=len(names),
+            config=config,
+            seed=seed,
+            device=device,
+        )
     return {**scores, "n_synthetic": len(images), "n_test": len(test[0])}
 
 

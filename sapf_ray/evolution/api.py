@@ -40,7 +40,7 @@ class Api(Protocol):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DiffusionApi:
     """Any text-to-image or class-conditional pipeline that loads; images uint8 (n, R, R, 3) at its
     native resolution R.
@@ -62,17 +62,17 @@ class DiffusionApi:
     gpus: float = 0.0
 
     def random(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        pipe, context, empty = _loaded(self.model, self.prompts, pick_device(self.gpus))
+        pipe, context, empty = _loaded(self.model, self.prompts, device=pick_device(self.gpus))
         return _in_batches(
             self.batch_size,
             len(seeds),
-            lambda rows: sample_images(
+            make=lambda rows: sample_images(
                 pipe,
                 context[labels[rows]],
-                empty,
-                seeds[rows],
-                self.steps,
-                self.guidance_scale,
+                null=empty,
+                seeds=seeds[rows],
+                steps=self.steps,
+                guidance_scale=self.guidance_scale,
             ),
         )
 
@@ -81,19 +81,19 @@ class DiffusionApi:
     ) -> np.ndarray:
         if strength == 1:
             return self.random(labels, seeds)
-        pipe, context, empty = _loaded(self.model, self.prompts, pick_device(self.gpus))
+        pipe, context, empty = _loaded(self.model, self.prompts, device=pick_device(self.gpus))
         return _in_batches(
             self.batch_size,
             len(seeds),
-            lambda rows: vary_images(
+            make=lambda rows: vary_images(
                 pipe,
                 samples[rows],
-                context[labels[rows]],
-                empty,
-                seeds[rows],
-                strength,
-                self.steps,
-                self.guidance_scale,
+                conditions=context[labels[rows]],
+                null=empty,
+                seeds=seeds[rows],
+                strength=strength,
+                steps=self.steps,
+                guidance_scale=self.guidance_scale,
             ),
         )
 
@@ -102,6 +102,7 @@ class DiffusionApi:
 def vary_images(
     pipe: Any,
     images: np.ndarray,
+    *,
     conditions: Tensor,
     null: Tensor,
     seeds: np.ndarray,
@@ -138,7 +139,17 @@ def vary_images(
     clean = latent_means(pipe, images) * pipe.vae.config.scaling_factor
     noise = initial_noise(seeds, tuple(clean.shape[1:])).to(device)  # type: ignore[arg-type]
     latents = noising.add_noise(clean, noise, torch.full((len(clean),), first, device=device))
-    return decode_images(pipe, denoise(pipe, scheduler, latents, conditions, null, guidance_scale))
+    return decode_images(
+        pipe,
+        denoise(
+            pipe,
+            scheduler,
+            latents=latents,
+            conditions=conditions,
+            null=null,
+            guidance_scale=guidance_scale,
+        ),
+    )
 
 
 @torch.no_grad()
@@ -150,11 +161,15 @@ def latent_means(pipe: Any, images: np.ndarray) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _loaded(
-    model: ModelConfig, prompts: tuple[str, ...], device: str
+    model: ModelConfig, prompts: tuple[str, ...], *, device: str
 ) -> tuple[Any, Tensor, Tensor]:
     pipe = kept_pipeline(model, device)
-    return pipe, encode_conditions(pipe, prompts, model.class_labels), null_condition(pipe)
+    return (
+        pipe,
+        encode_conditions(pipe, prompts, class_labels=model.class_labels),
+        null_condition(pipe),
+    )
 
 
-def _in_batches(size: int, n: int, make: Any) -> np.ndarray:
+def _in_batches(size: int, n: int, *, make: Any) -> np.ndarray:
     return np.concatenate([make(slice(start, start + size)) for start in range(0, n, size)])

@@ -21,14 +21,17 @@ from sapf_ray.synthesis.writer import (
 
 
 def is_written(
-    out_dir: Path | str, n_images: int, n_classes: int, spec: str, seed: int, shard_size: int
+    out_dir: Path | str, n_images: int, *, n_classes: int, spec: str, seed: int, shard_size: int
 ) -> bool:
     """Whether :func:`write_data_set` of the same arguments has come to its end there, and all is
     still whole.
     """
-    out, plan = Path(out_dir), SamplingPlan(n_images, n_classes, shard_size, seed)
+    out, plan = (
+        Path(out_dir),
+        SamplingPlan(n_images=n_images, n_classes=n_classes, shard_size=shard_size, seed=seed),
+    )
     return (out / MANIFEST).exists() and all(
-        is_complete(out, plan, shard, spec) for shard in plan.shards
+        is_complete(out, plan, shard=shard, spec=spec) for shard in plan.shards
     )
 
 
@@ -36,6 +39,7 @@ def is_written(
 def write_data_set(
     final: Generation,
     out_dir: Path | str,
+    *,
     class_names: Sequence[str],
     prompts: Sequence[str],
     spec: str,
@@ -62,12 +66,24 @@ def write_data_set(
     """
     out = Path(out_dir).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    plan = SamplingPlan(final.size, final.n_classes, shard_size, seed)
-    remove_foreign(out, plan, spec)
+    plan = SamplingPlan(
+        n_images=final.size, n_classes=final.n_classes, shard_size=shard_size, seed=seed
+    )
+    remove_foreign(out, plan, spec=spec)
     for shard in plan.shards:
-        if not is_complete(out, plan, shard, spec):
+        if not is_complete(out, plan, shard=shard, spec=spec):
             images = final.read(np.arange(shard.start, shard.stop))
-            write_shard(out, plan, shard, images, class_names, prompts, spec)
+            write_shard(
+                out,
+                plan,
+                shard=shard,
+                images=images,
+                class_names=class_names,
+                prompts=prompts,
+                spec=spec,
+            )
         if on_progress:
             on_progress(shard.stop, plan.n_images)
-    return write_manifest(out, plan, class_names, prompts, spec, privacy_note)
+    return write_manifest(
+        out, plan, class_names=class_names, prompts=prompts, spec=spec, privacy_note=privacy_note
+    )

@@ -38,7 +38,7 @@ class Embedding(Protocol):
         """Samples (n, ...) → float32 (n, d)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VaeEmbedding:
     """Latent mean of the public model's VAE, averaged down to at most 16 x 16 positions."""
 
@@ -54,7 +54,7 @@ class VaeEmbedding:
             side = min(MAX_LATENT_SIDE, *latents.shape[-2:])
             return F.adaptive_avg_pool2d(latents, side).flatten(1)
 
-        return _batched(embed, samples, self.batch_size)
+        return _batched(embed, samples, size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class GlyphEmbedding:
         return _batched(
             lambda images: net.features(_pixels(images, device).float() / 255),
             samples,
-            self.batch_size,
+            size=self.batch_size,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InceptionEmbedding:
     """Inception-v3 pool features as torch-fidelity computes them, the same as for FID."""
 
@@ -87,20 +87,24 @@ class InceptionEmbedding:
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         device = pick_device(self.gpus)
         net = _inception_net(self.weights, device)
-        return _batched(lambda images: net(_pixels(images, device))[0], samples, self.batch_size)
+        return _batched(
+            lambda images: net(_pixels(images, device))[0], samples, size=self.batch_size
+        )
 
 
 EMBEDDINGS: dict[str, Callable[[EvolutionConfig, ModelConfig, int], Embedding]] = {
-    "vae": lambda c, model, batch_size: VaeEmbedding(model, batch_size, c.gpus_per_task),
+    "vae": lambda c, model, batch_size: VaeEmbedding(
+        model=model, batch_size=batch_size, gpus=c.gpus_per_task
+    ),
     "glyph": lambda c, model, batch_size: GlyphEmbedding(batch_size, c.gpus_per_task),
     "inception": lambda c, model, batch_size: InceptionEmbedding(
-        str(c.inception_weights), batch_size, c.gpus_per_task
+        weights=str(c.inception_weights), batch_size=batch_size, gpus=c.gpus_per_task
     ),
 }
 """Name in ``evolution.embedding`` → constructor."""
 
 
-def make_embedding(config: EvolutionConfig, model: ModelConfig, batch_size: int) -> Embedding:
+def make_embedding(config: EvolutionConfig, model: ModelConfig, *, batch_size: int) -> Embedding:
     """The embedding that the config names. Reads no record; call it before a run spends anything.
 
     Args:
@@ -122,7 +126,9 @@ def make_embedding(config: EvolutionConfig, model: ModelConfig, batch_size: int)
 
 
 @torch.no_grad()
-def _batched(embed: Callable[[np.ndarray], Tensor], samples: np.ndarray, size: int) -> np.ndarray:
+def _batched(
+    embed: Callable[[np.ndarray], Tensor], samples: np.ndarray, *, size: int
+) -> np.ndarray:
     parts = [embed(samples[start : start + size]) for start in range(0, len(samples), size)]
     return torch.cat(parts).float().cpu().numpy()
 

@@ -52,7 +52,11 @@ class Parts:
 
 
 def make_parts(
-    config: EvolutionConfig, sampling: SynthesisConfig, model: ModelConfig, prompts: Sequence[str]
+    config: EvolutionConfig,
+    sampling: SynthesisConfig,
+    *,
+    model: ModelConfig,
+    prompts: Sequence[str],
 ) -> Parts:
     """A diffusion pipeline and the configured embedding. Loads nothing; checks what can be checked
     early.
@@ -61,19 +65,20 @@ def make_parts(
         DataError: Inception weights that cannot be used.
     """
     api = DiffusionApi(
-        model,
-        tuple(prompts),
-        sampling.steps,
-        sampling.guidance_scale,
-        sampling.batch_size,
-        config.gpus_per_task,
+        model=model,
+        prompts=tuple(prompts),
+        steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        batch_size=sampling.batch_size,
+        gpus=config.gpus_per_task,
     )
-    return Parts(api, make_embedding(config, model, sampling.batch_size))
+    return Parts(api, make_embedding(config, model, batch_size=sampling.batch_size))
 
 
 def evolve(
     parts: Parts,
     source: ImageSource,
+    *,
     resolution: int,
     config: EvolutionConfig,
     sampling: SynthesisConfig,
@@ -111,16 +116,27 @@ def evolve(
         BudgetError: A histogram would pass the planned epsilon; nothing has been released.
         RunDirectoryError: ``directory`` holds an evolution of other settings.
     """
-    check_evolution(config, sampling, source, stage)
+    check_evolution(config, sampling, source=source, stage=stage)
     root, n_classes = Path(directory).resolve(), len(source.class_names)
     root.mkdir(parents=True, exist_ok=True)
-    _same_settings(root, config, sampling, stage, source, resolution, seed)
-    work = Work(parts.api, parts.embedding, config, seed)
+    _same_settings(
+        root,
+        config,
+        sampling=sampling,
+        stage=stage,
+        source=source,
+        resolution=resolution,
+        seed=seed,
+    )
+    work = Work(api=parts.api, embedding=parts.embedding, config=config, seed=seed)
     records = RecordEmbeddings(
-        str(Path(private_directory).resolve()), source.n_train, sampling.shard_size
+        directory=str(Path(private_directory).resolve()),
+        n_records=source.n_train,
+        shard_size=sampling.shard_size,
     )
     generations = [
-        _generation(root, config, sampling, i, n_classes) for i in range(config.iterations + 1)
+        _generation(root, config, sampling=sampling, index=i, n_classes=n_classes)
+        for i in range(config.iterations + 1)
     ]
     read = len(records.shards)  # Ray tasks of one pass over the records
     costs = [
@@ -144,14 +160,29 @@ def evolve(
             for _ in embed_candidates(work, previous):
                 progress(1)
             votes = all_votes(
-                previous.embeddings(), n_classes, records, config, lambda: progress(1)
+                previous.embeddings(),
+                n_classes,
+                records=records,
+                config=config,
+                on_shard=lambda: progress(1),
             )
             noisy = release_histogram(
-                votes, previous.index, stage, key, stream, ledger, non_private
+                votes,
+                previous.index,
+                stage=stage,
+                key=key,
+                stream=stream,
+                ledger=ledger,
+                non_private=non_private,
             )
             weights = threshold_votes(noisy, config.threshold * stage.noise_multiplier)
             parents = next_parents(
-                weights, n_classes, config, sampling.n_images, seed, previous.index
+                weights,
+                n_classes,
+                config=config,
+                n_images=sampling.n_images,
+                seed=seed,
+                iteration=previous.index,
             )
             save_array(generation.parents_file, parents)
         for _ in make_samples(work, generation, previous):
@@ -163,16 +194,20 @@ def evolve(
 
 
 def _generation(
-    root: Path, config: EvolutionConfig, sampling: SynthesisConfig, index: int, n_classes: int
+    root: Path, config: EvolutionConfig, *, sampling: SynthesisConfig, index: int, n_classes: int
 ) -> Generation:
     size = sampling.n_images if index == config.iterations else config.candidates * n_classes
     return Generation(
-        str(root / f"generation-{index:03d}"), index, size, n_classes, sampling.shard_size
+        directory=str(root / f"generation-{index:03d}"),
+        index=index,
+        size=size,
+        n_classes=n_classes,
+        shard_size=sampling.shard_size,
     )
 
 
 def check_evolution(
-    config: EvolutionConfig, sampling: SynthesisConfig, source: ImageSource, stage: StagePlan
+    config: EvolutionConfig, sampling: SynthesisConfig, *, source: ImageSource, stage: StagePlan
 ) -> None:
     """What can be checked before a record is read.
 
@@ -197,6 +232,7 @@ def check_evolution(
 def _same_settings(
     root: Path,
     config: EvolutionConfig,
+    *,
     sampling: SynthesisConfig,
     stage: StagePlan,
     source: ImageSource,

@@ -26,7 +26,7 @@ from sapf_ray.evolution.population import kept_slots, slot_seeds
 from sapf_ray.runs import worktime
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """Where a generation lies and how large it is; opening it reads nothing.
 
@@ -87,7 +87,7 @@ class Generation:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """What the tasks share; public values only."""
 
@@ -104,7 +104,10 @@ def _make_shard(
 ) -> None:
     torch.set_num_threads(max(1, int(work.config.cpus_per_task)))
     slots = generation.shards[shard]
-    labels, seeds = generation.labels(slots), slot_seeds(work.seed, generation.index, 0, slots)
+    labels, seeds = (
+        generation.labels(slots),
+        slot_seeds(work.seed, generation.index, purpose=0, slots=slots),
+    )
     if previous is None:
         samples = work.api.random(labels, seeds)
     else:
@@ -129,7 +132,7 @@ def _embed_shard(work: Work, generation: Generation, shard: int) -> None:
     else:
         total: Any = 0.0
         for k in range(1, lookahead + 1):
-            seeds = slot_seeds(work.seed, generation.index, k, slots)
+            seeds = slot_seeds(work.seed, generation.index, purpose=k, slots=slots)
             strength = work.config.strength(generation.index)
             total = total + work.embedding(work.api.vary(samples, labels, seeds, strength)).astype(
                 np.float64
@@ -144,7 +147,7 @@ def _embed_shard(work: Work, generation: Generation, shard: int) -> None:
 
 def make_samples(work: Work, generation: Generation, previous: Generation | None) -> Iterator[None]:
     """Makes the missing shards; yields once for each shard of the generation, done before or now."""
-    shared, task = ray.put(work), task_options(_make_shard, "vary", work.config)
+    shared, task = ray.put(work), task_options(_make_shard, "vary", config=work.config)
     yield from _missing(
         generation,
         "samples",
@@ -155,7 +158,7 @@ def make_samples(work: Work, generation: Generation, previous: Generation | None
 
 def embed_candidates(work: Work, generation: Generation) -> Iterator[None]:
     """Embeds the missing shards, with lookahead where configured; yields once for each shard."""
-    shared, task = ray.put(work), task_options(_embed_shard, "embed", work.config)
+    shared, task = ray.put(work), task_options(_embed_shard, "embed", config=work.config)
     yield from _missing(
         generation, "embeddings", work.config, lambda shard: task.remote(shared, generation, shard)
     )
@@ -167,12 +170,12 @@ def _missing(
     missing = [i for i in range(len(generation.shards)) if not generation.file(kind, i).exists()]
     yield from [None] * (len(generation.shards) - len(missing))
     for _ in cluster.as_finished(
-        submit, missing, cluster.in_flight(config.cpus_per_task, config.gpus_per_task)
+        submit, missing, window=cluster.in_flight(config.cpus_per_task, config.gpus_per_task)
     ):
         yield None
 
 
-def task_options(task: Any, name: str, config: EvolutionConfig) -> Any:
+def task_options(task: Any, name: str, *, config: EvolutionConfig) -> Any:
     """The task with the resources that the config gives to one that runs a network."""
     return task.options(
         name=name,

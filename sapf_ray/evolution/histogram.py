@@ -39,7 +39,7 @@ SENSITIVITY = 1.0
 STAGE = "evolution"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecordEmbeddings:
     """The records' embeddings and labels: as sensitive as the images, files of mode 0600.
 
@@ -77,13 +77,13 @@ class RecordEmbeddings:
         yield from [None] * (len(self.shards) - len(missing))
         shared, task = (
             ray.put((source, embedding)),
-            task_options(_embed_records, "embed records", config),
+            task_options(_embed_records, "embed records", config=config),
         )
         window = cluster.in_flight(config.cpus_per_task, config.gpus_per_task)
         for _ in cluster.as_finished(
             lambda i: task.remote(shared, self, i, resolution, config.cpus_per_task),
             missing,
-            window,
+            window=window,
         ):
             yield None
 
@@ -109,7 +109,7 @@ def _embed_records(
 
 
 def count_votes(
-    candidates: np.ndarray, n_classes: int, embeddings: np.ndarray, labels: np.ndarray
+    candidates: np.ndarray, n_classes: int, *, embeddings: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
     """Votes of each candidate, by Euclidean distance; equal candidates' votes go to the first of
     them.
@@ -152,12 +152,14 @@ def _vote(
     candidates: np.ndarray, n_classes: int, records: RecordEmbeddings, shard: int, cpus: float
 ) -> np.ndarray:
     torch.set_num_threads(max(1, int(cpus)))
-    return count_votes(candidates, n_classes, *records.read(shard))
+    embeddings, labels = records.read(shard)
+    return count_votes(candidates, n_classes, embeddings=embeddings, labels=labels)
 
 
 def all_votes(
     candidates: np.ndarray,
     n_classes: int,
+    *,
     records: RecordEmbeddings,
     config: EvolutionConfig,
     on_shard: Callable[[], None] = lambda: None,
@@ -173,7 +175,7 @@ def all_votes(
     parts = cluster.as_finished(
         lambda i: task.remote(shared, n_classes, records, i, config.cpus_per_task),
         range(len(records.shards)),
-        cluster.in_flight(config.cpus_per_task),
+        window=cluster.in_flight(config.cpus_per_task),
     )
     for _, part in parts:
         total += part
@@ -184,6 +186,7 @@ def all_votes(
 def release_histogram(
     votes: np.ndarray,
     iteration: int,
+    *,
     stage: StagePlan,
     key: NoiseKey,
     stream: str,

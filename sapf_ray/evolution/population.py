@@ -54,6 +54,7 @@ def threshold_votes(noisy: np.ndarray, threshold: float) -> np.ndarray:
 def next_parents(
     weights: np.ndarray,
     n_classes: int,
+    *,
     config: EvolutionConfig,
     n_images: int,
     seed: int,
@@ -94,7 +95,7 @@ def kept_slots(parents: np.ndarray, config: EvolutionConfig) -> np.ndarray:
     return kept
 
 
-def slot_seeds(seed: int, generation: int, purpose: int, slots: np.ndarray) -> np.ndarray:
+def slot_seeds(seed: int, generation: int, *, purpose: int, slots: np.ndarray) -> np.ndarray:
     """int64 seeds of slots' images. The first generation's are those of :func:`synthesize`'s
     images.
 

@@ -37,7 +37,7 @@ WHOLE_WEIGHTS = "denoiser_weights.safetensors"
 
 
 def add_adapter(
-    denoiser: nn.Module, matrices: list[str], config: FinetuneConfig, seed: int
+    denoiser: nn.Module, matrices: list[str], *, config: FinetuneConfig, seed: int
 ) -> dict[str, nn.Parameter]:
     """Makes what ``config.adapter`` says trainable, all else frozen; trainable parameters by name,
     float32.
@@ -48,7 +48,9 @@ def add_adapter(
         ConfigError: A weight of a layer whose per-sample gradients are not known.
     """
     if config.adapter == "lora":
-        trainable = add_lora(denoiser, matrices, config.lora_rank, seed, config.train_lora_a)
+        trainable = add_lora(
+            denoiser, matrices, rank=config.lora_rank, seed=seed, train_a=config.train_lora_a
+        )
     else:
         denoiser.requires_grad_(False)
         wanted = {f"{name}.weight" for name in matrices}
@@ -89,16 +91,16 @@ def randomize(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def sample_gradients(
-    denoiser: nn.Module, trainable: dict[str, nn.Parameter], config: FinetuneConfig
+    denoiser: nn.Module, trainable: dict[str, nn.Parameter], *, config: FinetuneConfig
 ) -> SampleGradients:
     """The per-sample gradient engine that fits the adapter."""
     if config.adapter == "lora":
-        return LoraGradients(denoiser, trainable.values(), config.draws_per_record)
-    return GhostGradients(denoiser, trainable, config.draws_per_record)
+        return LoraGradients(denoiser, trainable.values(), rows_per_record=config.draws_per_record)
+    return GhostGradients(denoiser, trainable, rows_per_record=config.draws_per_record)
 
 
 def save_weights(
-    denoiser: nn.Module, directory: Path, values: dict[str, Tensor], config: FinetuneConfig
+    denoiser: nn.Module, directory: Path, *, values: dict[str, Tensor], config: FinetuneConfig
 ) -> None:
     """Writes trained values and random ones so that :func:`load_adapter` finds them; the directory
     is replaced as a whole.
@@ -181,7 +183,7 @@ def merge_lora(denoiser: nn.Module, factors: Mapping[str, Tensor]) -> None:
 
 
 def add_lora(
-    denoiser: nn.Module, matrices: list[str], rank: int, seed: int, train_a: bool = True
+    denoiser: nn.Module, matrices: list[str], *, rank: int, seed: int, train_a: bool = True
 ) -> dict[str, nn.Parameter]:
     """Injects LoRA (A Gaussian, B zero, scale 1) and returns the trainable factors by name,
     float32.
@@ -218,10 +220,10 @@ def add_lora(
 
 
 def save_adapter(
-    denoiser: nn.Module, directory: Path, values: dict[str, Tensor] | None = None
+    denoiser: nn.Module, directory: Path, *, values: dict[str, Tensor] | None = None
 ) -> None:
     """:func:`save_weights` of LoRA alone."""
-    save_weights(denoiser, directory, values or {}, FinetuneConfig())
+    save_weights(denoiser, directory, values=values or {}, config=FinetuneConfig())
 
 
 def load_factors(denoiser: nn.Module, values: dict[str, Tensor]) -> None:

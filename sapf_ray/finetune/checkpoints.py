@@ -80,7 +80,7 @@ def repair_snapshot(storage: str) -> None:
         runlog.event("snapshot_removed", runlog.WARNING)
 
 
-def check_paid(state: TrainState | None, ledger: Ledger, stream: str) -> None:
+def check_paid(state: TrainState | None, ledger: Ledger, *, stream: str) -> None:
     """A checkpoint holds only steps that the ledger shows as paid; otherwise the ledger is not the
     one of this training.
 

@@ -51,7 +51,7 @@ def finetune(
     root = str(storage.resolve()) if isinstance(storage, Path) else storage
     checkpoints = below(root, RUN_NAME)
     earlier = latest_state(checkpoints)
-    check_paid(earlier, Ledger.open(job.ledger), job.stream)
+    check_paid(earlier, Ledger.open(job.ledger), stream=job.stream)
     if earlier is not None:
         runlog.event("stage_resumed", step=earlier.step)
     repair_snapshot(checkpoints)
@@ -76,7 +76,7 @@ def finetune(
             callbacks=callbacks,
         ),
     )
-    with _LedgerProgress(Path(job.ledger), job.config.steps, on_progress):
+    with _LedgerProgress(Path(job.ledger), job.config.steps, callback=on_progress):
         try:
             worktime.add(_fit(trainer, replace(cluster.finetune_want(job.config), cpus=cpus)))
         except ray.train.TrainingFailedError as error:
@@ -91,7 +91,7 @@ def finetune(
             f"{checkpoints}: the last checkpoint cannot be read; the same command makes it again"
         )
     with worktime.working():
-        write_adapter(job, state, adapter_dir)
+        write_adapter(job, state, directory=adapter_dir)
 
 
 def _fit(trainer: TorchTrainer, want: cluster.Want) -> list[worktime.Interval]:
@@ -141,7 +141,7 @@ class _LedgerProgress:
     """
 
     def __init__(
-        self, ledger: Path, steps: int, callback: Callable[[int, int], None] | None
+        self, ledger: Path, steps: int, *, callback: Callable[[int, int], None] | None
     ) -> None:
         self.ledger, self.steps, self.callback = ledger, steps, callback
         self._stop = threading.Event()

@@ -40,7 +40,7 @@ from sapf_ray.privacy.planner import PrivacyPlan, plan_events
 from sapf_ray.privacy.sampling import poisson_sample, shard
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinetuneJob:
     """Everything a worker needs; sensitive values are reached through ``cache`` and ``key`` only."""
 
@@ -56,7 +56,7 @@ class FinetuneJob:
     device: str = "cpu"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainState:
     """What a checkpoint holds; all of it is post-processing of noisy releases."""
 
@@ -121,9 +121,9 @@ def train(
     assert job.plan.finetune is not None
     config, rank, world = job.config, dist.get_rank(), dist.get_world_size()
     objective = _Objective.load(job)
-    factors = add_adapter(objective.denoiser, job.matrices, config, job.seed)
+    factors = add_adapter(objective.denoiser, job.matrices, config=config, seed=job.seed)
     objective.denoiser.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    gradients = sample_gradients(objective.denoiser, factors, config)
+    gradients = sample_gradients(objective.denoiser, factors, config=config)
     ledger = Ledger.open(job.ledger) if rank == 0 else None
     (event,) = [event for stage, event, _ in plan_events(job.plan) if stage == "finetune"]
 
@@ -159,17 +159,19 @@ def train(
 
     def state() -> TrainState:
         return TrainState(
-            optimizer.next_step,
-            {n: p.detach().cpu().clone() for n, p in factors.items()},
-            {n: a.cpu().clone() for n, a in average.items()},
-            optimizer.state_dict(),
-            micro,
+            step=optimizer.next_step,
+            factors={n: p.detach().cpu().clone() for n, p in factors.items()},
+            average={n: a.cpu().clone() for n, a in average.items()},
+            optimizer=optimizer.state_dict(),
+            micro_batch_size=micro,
         )
 
     for step in range(optimizer.next_step, config.steps):
         # every rank draws the same whole-data-set Poisson sample and takes its own part of it
         sampled = poisson_sample(
-            job.plan.n_records, job.plan.sample_rate, job.key.stream("finetune/sample", step)
+            job.plan.n_records,
+            job.plan.sample_rate,
+            generator=job.key.stream("finetune/sample", step),
         )
         mine = shard(sampled, rank, world)
         for start in range(0, len(mine), micro):
@@ -188,7 +190,7 @@ def train(
     return state()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Objective:
     """The denoising loss of records, as training and the search for its micro-batch size call it."""
 
@@ -205,7 +207,12 @@ class _Objective:
         pipe = load_pipeline(
             job.model.path, job.model.dtype if job.config.adapter == "lora" else "float32"
         )
-        return cls(job, denoiser_of(pipe), training_scheduler(pipe), pipe.vae.config.scaling_factor)
+        return cls(
+            job=job,
+            denoiser=denoiser_of(pipe),
+            scheduler=training_scheduler(pipe),
+            scaling_factor=pipe.vae.config.scaling_factor,
+        )
 
     def losses(self, records: np.ndarray, step: int) -> Tensor:
         """(n,) losses of the named records with the draws of this step."""
@@ -220,23 +227,30 @@ class _Objective:
             self.scheduler.config.num_train_timesteps,
             (job.config.timestep_start, job.config.timestep_end),
         )
-        return self._losses(*job.cache.read(records), draws)
+        return self._losses(*job.cache.read(records), draws=draws)
 
     def random_losses(self, n: int) -> Tensor:
         """(n,) losses of random numbers in the shape of records; reads none."""
         job, (channels, height, width) = self.job, self.job.cache.latent_shape
         k = job.config.draws_per_record
         noise = torch.zeros(n, k, channels, height, width)
-        draws = Draws(noise[:, 0], noise, torch.zeros(n, k, dtype=torch.int64))
+        draws = Draws(
+            posterior=noise[:, 0], noise=noise, timesteps=torch.zeros(n, k, dtype=torch.int64)
+        )
         return self._losses(
-            torch.zeros(n, 2 * channels, height, width), job.cache.any_conditions(n), draws
+            torch.zeros(n, 2 * channels, height, width), job.cache.any_conditions(n), draws=draws
         )
 
-    def _losses(self, moments: Tensor, conditions: Tensor, draws: Draws) -> Tensor:
+    def _losses(self, moments: Tensor, conditions: Tensor, *, draws: Draws) -> Tensor:
         dtype: torch.dtype = self.denoiser.dtype  # type: ignore[assignment]
-        conditions = to_denoiser(conditions, self.job.device, dtype)
+        conditions = to_denoiser(conditions, self.job.device, dtype=dtype)
         return per_record_loss(
-            self.denoiser, self.scheduler, moments, self.scaling_factor, conditions, draws
+            self.denoiser,
+            self.scheduler,
+            moments=moments,
+            scaling_factor=self.scaling_factor,
+            conditions=conditions,
+            draws=draws,
         )
 
 
@@ -247,15 +261,15 @@ def _common_micro_batch(objective: _Objective, gradients: SampleGradients) -> in
     best = find_micro_batch(
         lambda n: gradients.clipped_sums(objective.random_losses(n), torch.ones_like),
         limit,
-        job.device,
+        device=job.device,
     )
     size = torch.tensor(best, device=job.device)
     dist.all_reduce(size, op=dist.ReduceOp.MIN)
     return int(size)
 
 
-def write_adapter(job: FinetuneJob, state: TrainState, directory: Path) -> None:
+def write_adapter(job: FinetuneJob, state: TrainState, *, directory: Path) -> None:
     """Writes what the stage releases, out of its last state."""
     denoiser = denoiser_of(load_pipeline(job.model.path, job.model.dtype))
-    add_adapter(denoiser, job.matrices, job.config, job.seed)
-    save_weights(denoiser, directory, state.average, job.config)
+    add_adapter(denoiser, job.matrices, config=job.config, seed=job.seed)
+    save_weights(denoiser, directory, values=state.average, config=job.config)

@@ -12,7 +12,7 @@ PATIENCE = 2  # doublings without a gain before the search ends: one may be the 
 SMALLEST = 8
 
 
-def find_micro_batch(run: Callable[[int], object], limit: int, device: str) -> int:
+def find_micro_batch(run: Callable[[int], object], limit: int, *, device: str) -> int:
     """Doubles from 8 until memory or speed stops growing.
 
     Which size comes out depends on the machine, and changes no result beyond rounding: the clipped
@@ -27,12 +27,12 @@ def find_micro_batch(run: Callable[[int], object], limit: int, device: str) -> i
         torch.OutOfMemoryError: Not even the smallest size fits.
     """
     size = best = min(SMALLEST, limit)
-    fastest = _seconds_per_record(run, best, device)
+    fastest = _seconds_per_record(run, best, device=device)
     in_vain = 0
     while size < limit and in_vain < PATIENCE:
         size = min(2 * size, limit)
         try:
-            seconds = _seconds_per_record(run, size, device)
+            seconds = _seconds_per_record(run, size, device=device)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             break
@@ -43,7 +43,7 @@ def find_micro_batch(run: Callable[[int], object], limit: int, device: str) -> i
     return best
 
 
-def _seconds_per_record(run: Callable[[int], object], size: int, device: str) -> float:
+def _seconds_per_record(run: Callable[[int], object], size: int, *, device: str) -> float:
     times = []
     for _ in range(4):  # the first also allocates and picks kernels
         _wait(device)

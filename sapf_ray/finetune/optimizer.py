@@ -61,7 +61,9 @@ class ReleaseOptimizer(DistributedDPOptimizer):
 
     def clip(self, norms: Tensor) -> Tensor:
         """(n,) norms of the records' gradients over all parameters to (n,) clip factors."""
-        return clip_factors(norms, self.max_grad_norm, self.clipping, self.clipping_gamma)
+        return clip_factors(
+            norms, self.max_grad_norm, mode=self.clipping, gamma=self.clipping_gamma
+        )
 
     def accumulate(self, sums: list[Tensor]) -> None:
         """Ends one micro-batch: adds its clipped sums, one per parameter, and takes no step."""

@@ -41,7 +41,9 @@ Pool = Mapping[str, Matrix]
 Layer = nn.Linear | nn.Conv2d
 
 
-def gradient_norms(a: Tensor, g: Tensor, max_temporary_bytes: int = MAX_TEMPORARY_BYTES) -> Tensor:
+def gradient_norms(
+    a: Tensor, g: Tensor, *, max_temporary_bytes: int = MAX_TEMPORARY_BYTES
+) -> Tensor:
     """‖g_bᵀ a_b‖_F for each record b, in float32.
 
     Args:
@@ -52,11 +54,11 @@ def gradient_norms(a: Tensor, g: Tensor, max_temporary_bytes: int = MAX_TEMPORAR
     Returns:
         (B,) norms.
     """
-    return token_squared_norms(a, g, max_temporary_bytes).sqrt()
+    return token_squared_norms(a, g, max_temporary_bytes=max_temporary_bytes).sqrt()
 
 
 def weighted_norms(
-    a: Tensor, g: Tensor, weight: Tensor, max_temporary_bytes: int = MAX_TEMPORARY_BYTES
+    a: Tensor, g: Tensor, *, weight: Tensor, max_temporary_bytes: int = MAX_TEMPORARY_BYTES
 ) -> Tensor:
     """``sum_ij |W_ij (g_bᵀ a_b)_ij|`` for each record b, in float32: what the record's loss says of
     the weights' worth.
@@ -111,6 +113,7 @@ class PoolCapture:
         self,
         pool: Pool,
         keep: bool = False,
+        *,
         rows_per_record: int = 1,
         max_temporary_bytes: int = MAX_TEMPORARY_BYTES,
         weighted: bool = False,
@@ -159,7 +162,7 @@ class PoolCapture:
         output = self._close(layer, output)
         if not output.requires_grad:
             output.requires_grad_(True)  # a leaf: back-propagation starts and ends here
-        output.register_hook(lambda g: self._reduce(layer, a, version, g.detach()))
+        output.register_hook(lambda g: self._reduce(layer, a, version=version, g=g.detach()))
         return output
 
     def _close(self, layer: Layer, output: Tensor) -> Tensor:
@@ -178,7 +181,7 @@ class PoolCapture:
         )
         return torch.where(stays.view(shape), output, bias.view(shape))
 
-    def _reduce(self, layer: Layer, a: Tensor, version: int, g: Tensor) -> None:
+    def _reduce(self, layer: Layer, a: Tensor, *, version: int, g: Tensor) -> None:
         name = next(iter(self._entries[layer]))
         if name in self._norms:
             raise RuntimeError(f"{name}: a second backward pass")
@@ -196,16 +199,19 @@ class PoolCapture:
         with torch.autocast(uses[0][1].device.type, enabled=False):
             for name, rows in self._entries[layer].items():
                 part = [(a, g if isinstance(layer, nn.Conv2d) else g[..., rows]) for a, g in uses]
-                self._norms[name] = self._norm(layer, rows, part)
+                self._norms[name] = self._norm(layer, rows, uses=part)
                 if self.keep:
                     self._captured[name] = part
 
-    def _norm(self, layer: Layer, rows: slice, uses: list[Use]) -> Tensor:
+    def _norm(self, layer: Layer, rows: slice, *, uses: list[Use]) -> Tensor:
         cap = self.max_temporary_bytes
         if self.weighted:
             weight = layer.weight[rows].flatten(1)
             return torch.cat(
-                [weighted_norms(a, g, weight, cap) for a, g in self._tokens(layer, uses)]
+                [
+                    weighted_norms(a, g, weight=weight, max_temporary_bytes=cap)
+                    for a, g in self._tokens(layer, uses)
+                ]
             )
         if isinstance(layer, nn.Conv2d):
             return (
@@ -213,7 +219,9 @@ class PoolCapture:
                 .squared_norms(layer, uses, ("weight",), self.rows_per_record, cap)
                 .sqrt()
             )
-        return torch.cat([gradient_norms(a, g, cap) for a, g in self._tokens(layer, uses)])
+        return torch.cat(
+            [gradient_norms(a, g, max_temporary_bytes=cap) for a, g in self._tokens(layer, uses)]
+        )
 
     def _tokens(self, layer: Layer, uses: list[Use]) -> Iterator[Use]:
         """Inputs (n, T, d_in) and output gradients (n, T, d_out), all records at once or, unfolded,
@@ -236,10 +244,10 @@ class PoolCapture:
         )
         for records in pieces(len(uses[0][1]) // k, each, self.max_temporary_bytes):
             rows = slice(records.start * k, records.stop * k)
-            a = torch.cat([patches(layer, a[rows], slice(None), k) for a, _ in uses], 1)
+            a = torch.cat([patches(layer, a[rows], block=slice(None), k=k) for a, _ in uses], 1)
             yield (
                 a,
-                torch.cat([channel_tokens(g[rows].float().flatten(2), 1, k) for _, g in uses], 1),
+                torch.cat([channel_tokens(g[rows].float().flatten(2), 1, k=k) for _, g in uses], 1),
             )
 
     def norms(self) -> Tensor:
@@ -265,12 +273,12 @@ class PoolCapture:
             layer = entry.layer if isinstance(entry, WeightRows) else entry
             total, start = torch.zeros(entry.weight.shape, device=entry.weight.device).flatten(1), 0
             for a, g in self._tokens(layer, self._captured[name]):
-                self._add_clipped(total, a, g, factors[start : start + len(a)])
+                self._add_clipped(total, a, g=g, factors=factors[start : start + len(a)])
                 start += len(a)
             sums.append(total.view(entry.weight.shape))
         return sums
 
-    def _add_clipped(self, total: Tensor, a: Tensor, g: Tensor, factors: Tensor) -> None:
+    def _add_clipped(self, total: Tensor, a: Tensor, *, g: Tensor, factors: Tensor) -> None:
         (_, tokens, d_in), d_out = a.shape, g.shape[2]
         weights = factors.to(g.device, torch.float32).repeat_interleave(tokens).unsqueeze(1)
         a, g = a.flatten(0, 1), g.flatten(0, 1)

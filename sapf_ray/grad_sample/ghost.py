@@ -108,6 +108,7 @@ class GhostGradients:
         self,
         model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
+        *,
         rows_per_record: int = 1,
         max_temporary_bytes: int = MAX_TEMPORARY_BYTES,
     ) -> None:
@@ -242,7 +243,9 @@ class GhostGradients:
 
     def _squared(self, layer: TrainedLayer, uses: list[Use]) -> Tensor:
         with torch.autocast(uses[0][1].device.type, enabled=False):
-            return layer.squared_norms(uses, self.rows_per_record, self.max_temporary_bytes)
+            return layer.squared_norms(
+                uses, self.rows_per_record, max_temporary_bytes=self.max_temporary_bytes
+            )
 
     def _uses(self, losses: Tensor) -> Counter[int]:
         """Calls of each layer in the graph; every use of a parameter must belong to one of them."""
@@ -285,7 +288,7 @@ class GhostGradients:
         sums = [torch.zeros(p.shape, device=p.device) for p in self.parameters.values()]
 
         def receive(i: int, x: Tensor, g: Tensor) -> Tensor:
-            self._add_weighted(self.layers[i], x, g, weights, sums)
+            self._add_weighted(self.layers[i], x, g=g, weights=weights, sums=sums)
             return g
 
         self._receive = receive
@@ -293,7 +296,7 @@ class GhostGradients:
         return sums
 
     def _add_weighted(
-        self, layer: TrainedLayer, x: Tensor, g: Tensor, weights: Tensor, sums: list[Tensor]
+        self, layer: TrainedLayer, x: Tensor, *, g: Tensor, weights: Tensor, sums: list[Tensor]
     ) -> None:
         """Adds the layer's weighted gradients, from a second call of the layer in float32, piece by
         piece.

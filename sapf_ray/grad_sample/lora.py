@@ -91,7 +91,7 @@ class _Layer:
         """(n, *shape) per-sample gradient, float32; forgotten here."""
         return self.gradients.pop(parameter)
 
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, x: Tensor, weight: Tensor, *, bias: Tensor | None = None) -> Tensor:
         """The layer's map with another weight."""
         return F.linear(x, weight, bias)
 
@@ -111,7 +111,7 @@ class _Layer:
         """(n, T, features) of an output or its gradient."""
         return fold_tokens(g, self.rows_per_record)
 
-    def input_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+    def input_gradient(self, x: Tensor, g: Tensor, *, weight: Tensor) -> Tensor:
         """Gradient with respect to x of :meth:`apply`."""
         return g @ weight
 
@@ -119,7 +119,7 @@ class _Layer:
 class _ConvLayer(_Layer):
     """One adapted convolution."""
 
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, x: Tensor, weight: Tensor, *, bias: Tensor | None = None) -> Tensor:
         return F.conv2d(x, weight, bias, self.base.stride, self.base.padding)
 
     def widen(self, x: Tensor) -> Tensor:
@@ -129,12 +129,12 @@ class _ConvLayer(_Layer):
         return F.conv2d(g, self.b.to(g.dtype).transpose(0, 1))
 
     def inputs(self, x: Tensor) -> Tensor:
-        return patches(self.base, x, slice(None), self.rows_per_record)
+        return patches(self.base, x, block=slice(None), k=self.rows_per_record)
 
     def outputs(self, g: Tensor) -> Tensor:
-        return channel_tokens(g.float().flatten(2), 1, self.rows_per_record)
+        return channel_tokens(g.float().flatten(2), 1, k=self.rows_per_record)
 
-    def input_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+    def input_gradient(self, x: Tensor, g: Tensor, *, weight: Tensor) -> Tensor:
         return conv2d_input(x.shape, weight, g, self.base.stride, self.base.padding)
 
 
@@ -145,7 +145,7 @@ class _LoraFunction(torch.autograd.Function):
         ctx.layer = layer
         ctx.save_for_backward(x, a, *(() if weight is None else (weight,)))
         if weight is not None:
-            return layer.apply(x, weight, layer.base.bias)
+            return layer.apply(x, weight, bias=layer.base.bias)
         return layer.base(x) + layer.scale * layer.widen(layer.apply(x, a.to(x.dtype)))
 
     @staticmethod
@@ -161,10 +161,10 @@ class _LoraFunction(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
         if merged:
-            return layer.input_gradient(x, g, merged[0]), None, None, None
-        through_a = layer.input_gradient(x, thin, a.to(g.dtype))
+            return layer.input_gradient(x, g, weight=merged[0]), None, None, None
+        through_a = layer.input_gradient(x, thin, weight=a.to(g.dtype))
         return (
-            layer.input_gradient(x, g, layer.base.weight) + layer.scale * through_a,
+            layer.input_gradient(x, g, weight=layer.base.weight) + layer.scale * through_a,
             None,
             None,
             None,
@@ -184,7 +184,7 @@ class LoraGradients:
     """
 
     def __init__(
-        self, denoiser: nn.Module, parameters: Iterable[nn.Parameter], rows_per_record: int = 1
+        self, denoiser: nn.Module, parameters: Iterable[nn.Parameter], *, rows_per_record: int = 1
     ) -> None:
         self.parameters = list(parameters)
         self._modules = [m for m in denoiser.modules() if isinstance(m, PeftLinear | PeftConv2d)]

@@ -43,7 +43,7 @@ Use = tuple[Tensor, Tensor]
 GRAM_MARGIN = 4 * torch.finfo(torch.float32).eps
 
 
-def norm_route(tokens: int, d_in: int, d_out: int) -> Literal["gram", "instantiate"]:
+def norm_route(tokens: int, d_in: int, *, d_out: int) -> Literal["gram", "instantiate"]:
     """The cheaper way to ‖gᵀa‖_F for a (T, d_in) and g (T, d_out).
 
     The Gram products cost T²(d_in + d_out) multiplications, the product itself T·d_in·d_out. Where
@@ -74,7 +74,7 @@ def _gram_sum(products: Tensor) -> Tensor:
     return total.clamp_min(0) + GRAM_MARGIN * products.abs_().sum((-2, -1))
 
 
-def _block_squared_norms(a: Tensor, g: Tensor, route: str) -> Tensor:
+def _block_squared_norms(a: Tensor, g: Tensor, *, route: str) -> Tensor:
     a, g = a.float(), g.float()
     if route == "gram":
         return _gram_sum(torch.bmm(a, a.mT).mul_(torch.bmm(g, g.mT)))
@@ -82,7 +82,7 @@ def _block_squared_norms(a: Tensor, g: Tensor, route: str) -> Tensor:
 
 
 def token_squared_norms(
-    a: Tensor, g: Tensor, max_temporary_bytes: int = MAX_TEMPORARY_BYTES
+    a: Tensor, g: Tensor, *, max_temporary_bytes: int = MAX_TEMPORARY_BYTES
 ) -> Tensor:
     """‖g_bᵀ a_b‖_F² for each record b.
 
@@ -95,13 +95,13 @@ def token_squared_norms(
         (n,) float32.
     """
     (n, tokens, d_in), d_out = a.shape, g.shape[2]
-    route = norm_route(tokens, d_in, d_out)
+    route = norm_route(tokens, d_in, d_out=d_out)
     result = 2 * tokens * tokens if route == "gram" else d_in * d_out
     per_record = FLOAT * (tokens * (d_in + d_out) + result)
     if per_record <= max_temporary_bytes:
         return torch.cat(
             [
-                _block_squared_norms(a[rows], g[rows], route)
+                _block_squared_norms(a[rows], g[rows], route=route)
                 for rows in pieces(n, per_record, max_temporary_bytes)
             ]
         )
@@ -115,7 +115,7 @@ def token_squared_norms(
                 total = total + _block_squared_norms(
                     a[row : row + 1, :, i : i + width],
                     g[row : row + 1, :, o : o + width],
-                    "instantiate",
+                    route="instantiate",
                 )
         norms.append(total)
     return torch.cat(norms)
@@ -150,7 +150,7 @@ def _linear(
     total = torch.zeros(len(g), device=g.device)
     if "weight" in trained:
         total = total + token_squared_norms(
-            _side_by_side(fold_tokens(x, k) for x, _ in uses), g, cap
+            _side_by_side(fold_tokens(x, k) for x, _ in uses), g, max_temporary_bytes=cap
         )
     if "bias" in trained:
         total = total + g.sum(1, dtype=torch.float32).square().sum(1)
@@ -180,24 +180,26 @@ def _conv2d(
     for records in pieces(rows // k, FLOAT * (fixed + per_channel * width), cap // 2):
         part = slice(records.start * k, records.stop * k)
         g = _side_by_side(
-            channel_tokens(y[part].float().flatten(2), layer.groups, k) for _, y in uses
+            channel_tokens(y[part].float().flatten(2), layer.groups, k=k) for _, y in uses
         )
         squared = torch.zeros(len(g), device=g.device)
         for c in range(0, channels, width):  # squared norms add up over blocks of input channels
-            a = _side_by_side(patches(layer, x[part], slice(c, c + width), k) for x, _ in uses)
-            squared = squared + token_squared_norms(a, g, cap // 2)
+            a = _side_by_side(
+                patches(layer, x[part], block=slice(c, c + width), k=k) for x, _ in uses
+            )
+            squared = squared + token_squared_norms(a, g, max_temporary_bytes=cap // 2)
             del a
         total[records] += squared.unflatten(0, (-1, layer.groups)).sum(1)
     return total
 
 
-def channel_tokens(x: Tensor, groups: int, k: int) -> Tensor:
+def channel_tokens(x: Tensor, groups: int, *, k: int) -> Tensor:
     """(n·k, groups·d, L) to (n·groups, k·L, d): each group of a record is a matrix of its own."""
     x = x.unflatten(1, (groups, -1)).unflatten(0, (-1, k))  # n k G d L
     return x.permute(0, 2, 1, 4, 3).flatten(0, 1).flatten(1, 2)
 
 
-def patches(layer: nn.Conv2d, x: Tensor, block: slice, k: int) -> Tensor:
+def patches(layer: nn.Conv2d, x: Tensor, *, block: slice, k: int) -> Tensor:
     """(n·groups, k·L, d) patches of a block of each group's input channels, as the convolution sees
     them.
     """
@@ -207,12 +209,13 @@ def patches(layer: nn.Conv2d, x: Tensor, block: slice, k: int) -> Tensor:
         x, layer._reversed_padding_repeated_twice, mode=mode
     )  # also "same", which can be uneven
     x = F.unfold(x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
-    return channel_tokens(x, layer.groups, k)
+    return channel_tokens(x, layer.groups, k=k)
 
 
 def _affine(
     uses: Sequence[Use],
     trained: Collection[str],
+    *,
     k: int,
     cap: int,
     normalize: Callable[[Tensor], Tensor],
@@ -241,10 +244,10 @@ def _group_norm(
     return _affine(
         uses,
         trained,
-        k,
-        cap,
-        lambda x: F.group_norm(x, groups, eps=eps),
-        lambda y: y.flatten(2).sum(2) if y.dim() > 2 else y,
+        k=k,
+        cap=cap,
+        normalize=lambda x: F.group_norm(x, groups, eps=eps),
+        reduce=lambda y: y.flatten(2).sum(2) if y.dim() > 2 else y,
     )
 
 
@@ -256,10 +259,10 @@ def _layer_norm(
     return _affine(
         uses,
         trained,
-        k,
-        cap,
-        lambda x: F.layer_norm(x, shape, eps=eps),
-        lambda y: y.reshape(y.shape[0], -1, prod(shape)).sum(1),
+        k=k,
+        cap=cap,
+        normalize=lambda x: F.layer_norm(x, shape, eps=eps),
+        reduce=lambda y: y.reshape(y.shape[0], -1, prod(shape)).sum(1),
     )
 
 
@@ -330,7 +333,7 @@ def layer_type(layer: nn.Module) -> LayerType | None:
     return None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TrainedLayer:
     """A layer that owns trained parameters.
 
@@ -345,7 +348,7 @@ class TrainedLayer:
     parameters: dict[str, int]
 
     def squared_norms(
-        self, uses: Sequence[Use], rows_per_record: int, max_temporary_bytes: int
+        self, uses: Sequence[Use], rows_per_record: int, *, max_temporary_bytes: int
     ) -> Tensor:
         """(n,) squared norm of each record's gradient of this layer's trained parameters."""
         return self.type.squared_norms(
@@ -388,7 +391,11 @@ def trained_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
                 )
             owner[i] = name
         if local:
-            layers.append(TrainedLayer(name, module, _row(module, name, local, names), local))
+            layers.append(
+                TrainedLayer(
+                    name=name, layer=module, type=_row(module, name, local, names), parameters=local
+                )
+            )
     missing = [name for i, name in enumerate(names) if i not in owner]
     if missing:
         raise _unsupported(missing[0], f"must be a parameter of the {type(model).__name__}")

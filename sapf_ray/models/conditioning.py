@@ -42,7 +42,7 @@ def has_labels(pipe: Any) -> bool:
 
 @torch.no_grad()
 def encode_conditions(
-    pipe: Any, prompts: Sequence[str], class_labels: Sequence[int] | None = None
+    pipe: Any, prompts: Sequence[str], *, class_labels: Sequence[int] | None = None
 ) -> Tensor:
     """The condition of each class; public.
 
@@ -60,7 +60,8 @@ def encode_conditions(
     if has_labels(pipe):
         n_labels = null_label(pipe)
         return torch.tensor(
-            label_ids(pipe_labels(pipe), n_labels, prompts, class_labels), dtype=torch.int64
+            label_ids(pipe_labels(pipe), n_labels, prompts=prompts, class_labels=class_labels),
+            dtype=torch.int64,
         )
     check_text_model(class_labels)
     tokens = pipe.tokenizer(
@@ -106,6 +107,7 @@ def check_text_model(class_labels: Sequence[int] | None) -> None:
 def label_ids(
     id2label: Mapping[int, str],
     n_labels: int,
+    *,
     prompts: Sequence[str],
     class_labels: Sequence[int] | None = None,
 ) -> tuple[int, ...]:
@@ -169,7 +171,7 @@ def _label_in(prompt: str, names: list[tuple[str, int]]) -> int | None:
     return None
 
 
-def to_denoiser(conditions: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+def to_denoiser(conditions: Tensor, device: torch.device | str, *, dtype: torch.dtype) -> Tensor:
     """Moves conditions to the denoiser; states take its precision, label ids stay integers."""
     return conditions.to(
         device, dtype if conditions.is_floating_point() else None, non_blocking=True

@@ -14,7 +14,7 @@ from sapf_ray.models.conditioning import condition_arguments, predict
 from sapf_ray.privacy.keyed_rng import NoiseKey
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Draws:
     """The randomness of one pass over ``n`` records, ``k`` draws each; shapes (n, k, ...)."""
 
@@ -54,7 +54,7 @@ def draw(
         generator.manual_seed(int(seed))
         normal[row] = torch.randn((k + 1) * flat, generator=generator).view(k + 1, *latent_shape)
         t[row] = torch.randint(first, last, (k,), generator=generator)
-    return Draws(normal[:, 0], normal[:, 1:], t)
+    return Draws(posterior=normal[:, 0], noise=normal[:, 1:], timesteps=t)
 
 
 def training_scheduler(pipe: object) -> DDPMScheduler:
@@ -65,6 +65,7 @@ def training_scheduler(pipe: object) -> DDPMScheduler:
 def per_record_loss(
     denoiser: nn.Module,
     scheduler: DDPMScheduler,
+    *,
     moments: Tensor,
     scaling_factor: float,
     conditions: Tensor,

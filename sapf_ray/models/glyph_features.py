@@ -77,7 +77,7 @@ def load_glyph_features(directory: Path = BUNDLED_FEATURES) -> GlyphFeatures:
     return net.eval().requires_grad_(False)
 
 
-def _block(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+def _block(channels_in: int, channels_out: int, *, stride: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
         nn.GroupNorm(8, channels_out),

@@ -120,13 +120,18 @@ def check_model(model: ModelConfig, prompts: Sequence[str]) -> nn.Module:
         raise _unreadable(model.path, error) from error
     if index["_class_name"] == "DiTPipeline":
         names = {int(number): text for number, text in (index.get("id2label") or {}).items()}
-        label_ids(names, denoiser.config.num_embeds_ada_norm, prompts, model.class_labels)
+        label_ids(
+            names,
+            denoiser.config.num_embeds_ada_norm,
+            prompts=prompts,
+            class_labels=model.class_labels,
+        )
     else:
         check_text_model(model.class_labels)
     return denoiser
 
 
-def load_pipeline(path: str, dtype: str = "float32", device: str = "cpu") -> Any:
+def load_pipeline(path: str, dtype: str = "float32", *, device: str = "cpu") -> Any:
     """The public pipeline, in evaluation mode, all weights frozen.
 
     Args:
@@ -159,7 +164,7 @@ def kept_pipeline(model: ModelConfig, device: str) -> Any:
     """:func:`load_pipeline`, kept by a worker process between its tasks; whoever changes it loads
     one of their own.
     """
-    return load_pipeline(model.path, model.dtype, device)
+    return load_pipeline(model.path, model.dtype, device=device)
 
 
 def _family(path: str) -> tuple[dict[str, Any], tuple[Any, str, Any, dict[str, Any]]]:

@@ -35,7 +35,7 @@ SUBSAMPLED_RECORDS = 50_000
 ROUNDING = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """One way to read what the paper's selection and N are.
 
@@ -66,16 +66,30 @@ class Reading:
 
 
 FULL_PASS = Reading(
-    "full pass", "the text to the letter: one release over all N images", False, False
+    name="full pass",
+    description="the text to the letter: one release over all N images",
+    subsampled=False,
+    by_epochs=False,
 )
 SUBSAMPLE = Reading(
-    "50k of N", "a Poisson sample of 50,000 of the N images of Table 3", True, False
+    name="50k of N",
+    description="a Poisson sample of 50,000 of the N images of Table 3",
+    subsampled=True,
+    by_epochs=False,
 )
 BY_EPOCHS = Reading(
-    "50k, N by epochs", "a Poisson sample of 50,000 of N = 4096 * 1000 / epochs images", True, True
+    name="50k, N by epochs",
+    description="a Poisson sample of 50,000 of N = 4096 * 1000 / epochs images",
+    subsampled=True,
+    by_epochs=True,
 )
 READINGS: tuple[Reading, ...] = (FULL_PASS, SUBSAMPLE, BY_EPOCHS)
-OURS = Reading("ours, full pass", "one release of per-sample norms over all N images", False, False)
+OURS = Reading(
+    name="ours, full pass",
+    description="one release of per-sample norms over all N images",
+    subsampled=False,
+    by_epochs=False,
+)
 
 
 @functools.cache
@@ -108,7 +122,7 @@ def composed_epsilon(
         (gaussian_event(sigma_s, reading.selection_rate(setting)), 1),
         (gaussian_event(noise_multiplier, setting.batch_size / n_records), setting.steps),
     ]
-    return compose_epsilon(events, default_delta(n_records), accountant)
+    return compose_epsilon(events, default_delta(n_records), accountant=accountant)
 
 
 def table13(
@@ -243,28 +257,28 @@ def _range(values: Iterable[float], spec: str = ".2f") -> str:
 def _table13_report() -> Report:
     rows = table13()
     columns = (
-        Column("dataset", "data set", labels=DATASET_NAMES),
-        Column("epsilon", "ε", "g"),
-        Column("reading", "selection"),
-        Column("n_records", "N", ",d"),
-        Column("sigma_s", "σ_s", "g"),
-        Column("paper_noise_multiplier", "paper's σ", "g"),
-        Column("epsilon_rdp", "its ε, RDP", ".3f"),
-        Column("epsilon_pld", "its ε, PLD", ".3f"),
-        Column("noise_rdp", "our σ, RDP", "#.4g"),
-        Column("noise_pld", "our σ, PLD", "#.4g"),
+        Column(key="dataset", header="data set", labels=DATASET_NAMES),
+        Column(key="epsilon", header="ε", format="g"),
+        Column(key="reading", header="selection"),
+        Column(key="n_records", header="N", format=",d"),
+        Column(key="sigma_s", header="σ_s", format="g"),
+        Column(key="paper_noise_multiplier", header="paper's σ", format="g"),
+        Column(key="epsilon_rdp", header="its ε, RDP", format=".3f"),
+        Column(key="epsilon_pld", header="its ε, PLD", format=".3f"),
+        Column(key="noise_rdp", header="our σ, RDP", format="#.4g"),
+        Column(key="noise_pld", header="our σ, PLD", format="#.4g"),
     )
     return Report(
-        "table13",
-        "Table 13: the paper's noise multipliers, the ε they compose to, and the smallest that meet ε",
-        columns,
-        rows,
-        tuple(_table13_notes(rows)),
-        ("dataset", "epsilon"),
+        name="table13",
+        caption="Table 13: the paper's noise multipliers, the ε they compose to, and the smallest that meet ε",
+        columns=columns,
+        rows=rows,
+        notes=tuple(_table13_notes(rows)),
+        group_by=("dataset", "epsilon"),
     )
 
 
-def _epsilon_at(row: dict[str, Any], accountant: str, rounding: float) -> float:
+def _epsilon_at(row: dict[str, Any], accountant: str, *, rounding: float) -> float:
     """Epsilon of a full-pass row with the paper's noise multiplier at that edge of its rounding."""
     return composed_epsilon(
         row["dataset"],
@@ -284,9 +298,9 @@ def _table13_notes(rows: list[dict[str, Any]]) -> list[str]:
         f"not {row['epsilon']:g}, when the text is followed to the letter ({FULL_PASS.name})."
         for row in full
         if row["epsilon_pld"] > row["epsilon"]
-        and _epsilon_at(row, "pld", ROUNDING) > row["epsilon"]
+        and _epsilon_at(row, "pld", rounding=ROUNDING) > row["epsilon"]
     ]
-    over = [row for row in full if _epsilon_at(row, "rdp", ROUNDING) > row["epsilon"]]
+    over = [row for row in full if _epsilon_at(row, "rdp", rounding=ROUNDING) > row["epsilon"]]
     if over:
         notes.append(
             f"Under RDP, the accountant that the paper names, {len(over)} of its {len(full)} noise multipliers exceed epsilon "
@@ -300,7 +314,7 @@ def _table13_notes(rows: list[dict[str, Any]]) -> list[str]:
         f"{_label(row)} composes to epsilon {row['epsilon_pld']:.2f} (PLD) of {row['epsilon']:g}: "
         f"far more noise than Table 3's N asks for."
         for row in full
-        if row["epsilon_pld"] < 0.8 * row["epsilon"] > _epsilon_at(row, "pld", -ROUNDING)
+        if row["epsilon_pld"] < 0.8 * row["epsilon"] > _epsilon_at(row, "pld", rounding=-ROUNDING)
     ]
     other_n = [
         row
@@ -360,15 +374,17 @@ def _table13_notes(rows: list[dict[str, Any]]) -> list[str]:
 def _table10_report() -> Report:
     rows = table10()
     columns = [
-        Column("epsilon", "ε", "g"),
-        Column("sigma_s", "σ_s", "g"),
-        Column("paper_selection_percent", "paper select %", ".2f"),
-        Column("paper_finetune_percent", "paper tune %", ".2f"),
+        Column(key="epsilon", header="ε", format="g"),
+        Column(key="sigma_s", header="σ_s", format="g"),
+        Column(key="paper_selection_percent", header="paper select %", format=".2f"),
+        Column(key="paper_finetune_percent", header="paper tune %", format=".2f"),
     ]
     for index, reading in enumerate(READINGS):
         columns += [
-            Column(f"selection_percent_{index}", f"{reading.name}: select %", ".2f"),
-            Column(f"finetune_percent_{index}", f"{reading.name}: tune %", ".2f"),
+            Column(
+                key=f"selection_percent_{index}", header=f"{reading.name}: select %", format=".2f"
+            ),
+            Column(key=f"finetune_percent_{index}", header=f"{reading.name}: tune %", format=".2f"),
         ]
     notes = [
         "Share of a stage = its RDP at order a* over the total RDP at a*, with a* the order that minimises epsilon "
@@ -397,27 +413,34 @@ def _table10_report() -> Report:
         "selection falls with the square of sigma_s."
     )
     return Report(
-        "table10",
-        "Table 10: shares of the privacy budget on CelebA",
-        tuple(columns),
-        rows,
-        tuple(notes),
-        ("epsilon",),
+        name="table10",
+        caption="Table 10: shares of the privacy budget on CelebA",
+        columns=tuple(columns),
+        rows=rows,
+        notes=tuple(notes),
+        group_by=("epsilon",),
     )
 
 
 def _table9_report() -> Report:
     rows = table9()
-    columns = [Column("epsilon", "ε", "g"), Column("sigma_s", "σ_s", "g")]
+    columns = [
+        Column(key="epsilon", header="ε", format="g"),
+        Column(key="sigma_s", header="σ_s", format="g"),
+    ]
     for index, reading in enumerate(READINGS):
         if reading is not SUBSAMPLE:
             columns += [
-                Column(f"noise_{name}_{index}", f"σ, {reading.name}, {name.upper()}", "#.4g")
+                Column(
+                    key=f"noise_{name}_{index}",
+                    header=f"σ, {reading.name}, {name.upper()}",
+                    format="#.4g",
+                )
                 for name in ("rdp", "pld")
             ]
     columns += [
-        Column("paper_fid", "paper's FID", ".1f"),
-        Column("paper_acc", "paper's accuracy %", ".1f"),
+        Column(key="paper_fid", header="paper's FID", format=".1f"),
+        Column(key="paper_acc", header="paper's accuracy %", format=".1f"),
     ]
     index = READINGS.index(FULL_PASS)
     notes = []
@@ -434,12 +457,12 @@ def _table9_report() -> Report:
         "FID and accuracy are the paper's; ours need the paper's models and a GPU and are not computed here."
     )
     return Report(
-        "table9",
-        "Table 9: fine-tuning noise multiplier for each selection noise, CelebA",
-        tuple(columns),
-        rows,
-        tuple(notes),
-        ("epsilon",),
+        name="table9",
+        caption="Table 9: fine-tuning noise multiplier for each selection noise, CelebA",
+        columns=tuple(columns),
+        rows=rows,
+        notes=tuple(notes),
+        group_by=("epsilon",),
     )
 
 

@@ -35,7 +35,7 @@ def _panels(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], l
 
 
 def _figure(
-    panels: Mapping[tuple[Any, ...], Any], rows: Sequence[Row], title: str
+    panels: Mapping[tuple[Any, ...], Any], rows: Sequence[Row], *, title: str
 ) -> tuple[Any, Any]:
     figure, axes = plt.subplots(
         2,
@@ -62,13 +62,13 @@ def save_figure(figure: Any, path: Path) -> Path:
 
 
 def save_bars(
-    rows: Sequence[Row], over: str, panels: Sequence[str], path: Path, title: str
+    rows: Sequence[Row], over: str, *, panels: Sequence[str], path: Path, title: str
 ) -> Path:
     """One bar per value of ``over``; a panel per combination of ``panels``. Missing values have no
     bar.
     """
     parts = _panels(rows, panels)
-    figure, axes = _figure(parts, rows, title)
+    figure, axes = _figure(parts, rows, title=title)
     for column, part in enumerate(parts.values()):
         places = np.arange(len(part))
         for line, (key, paper_key, _) in enumerate(_scores(rows)):
@@ -92,11 +92,11 @@ def save_bars(
 
 
 def save_lines(
-    rows: Sequence[Row], over: str, by: str, panels: Sequence[str], path: Path, title: str
+    rows: Sequence[Row], over: str, *, by: str, panels: Sequence[str], path: Path, title: str
 ) -> Path:
     """A line over the numbers ``over`` per value of ``by``; a panel per combination of ``panels``."""
     parts = _panels(rows, panels)
-    figure, axes = _figure(parts, rows, title)
+    figure, axes = _figure(parts, rows, title=title)
     for column, part in enumerate(parts.values()):
         for line, (key, paper_key, _) in enumerate(_scores(rows)):
             axis = axes[line][column]

@@ -32,7 +32,7 @@ from sapf_ray.tune.summary import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PaperGrid:
     """How a table's columns correspond to a grid's axes.
 
@@ -51,23 +51,23 @@ class PaperGrid:
 
 _MODEL_DATA = {"model": "public_model", "dataset": "dataset"}
 PAPER_GRIDS: Mapping[str, PaperGrid] = {
-    "table2": PaperGrid({"method": "method"}),
-    "table5": PaperGrid({**_MODEL_DATA, "method": "method", "epsilon": "epsilon"}),
-    "table6": PaperGrid({"dataset": "dataset", "method": "method"}),
-    "table7": PaperGrid({"ratio": "ratio_percent"}),
-    "table8": PaperGrid({**_MODEL_DATA, "epsilon": "epsilon"}),
-    "table11": PaperGrid({**_MODEL_DATA, "method": "finetuning"}),
-    "table12": PaperGrid({"method": "method"}),
+    "table2": PaperGrid(axes={"method": "method"}),
+    "table5": PaperGrid(axes={**_MODEL_DATA, "method": "method", "epsilon": "epsilon"}),
+    "table6": PaperGrid(axes={"dataset": "dataset", "method": "method"}),
+    "table7": PaperGrid(axes={"ratio": "ratio_percent"}),
+    "table8": PaperGrid(axes={**_MODEL_DATA, "epsilon": "epsilon"}),
+    "table11": PaperGrid(axes={**_MODEL_DATA, "method": "finetuning"}),
+    "table12": PaperGrid(axes={"method": "method"}),
     "table15": PaperGrid(
-        {"dataset": "dataset", "method": "metric"},
+        axes={"dataset": "dataset", "method": "metric"},
         extra=(("select_hours", "selection hours", ".4f", "hours"),),
     ),
-    "figure4": PaperGrid({**_MODEL_DATA, "method": "method"}, "bars"),
+    "figure4": PaperGrid(axes={**_MODEL_DATA, "method": "method"}, plot="bars"),
     "figure5": PaperGrid(
-        {**_MODEL_DATA, "epsilon": "epsilon", "ratio": "ratio"}, "lines", "epsilon"
+        axes={**_MODEL_DATA, "epsilon": "epsilon", "ratio": "ratio"}, plot="lines", by="epsilon"
     ),
-    "figure6": PaperGrid({**_MODEL_DATA, "method": "method"}, "bars"),
-    "figure7": PaperGrid({**_MODEL_DATA, "ratio": "ratio"}, "lines", "model"),
+    "figure6": PaperGrid(axes={**_MODEL_DATA, "method": "method"}, plot="bars"),
+    "figure7": PaperGrid(axes={**_MODEL_DATA, "ratio": "ratio"}, plot="lines", by="model"),
 }
 _FIGURES_RATIO = (
     0.3  # of the paper's main results (Table 13), so their points in the figures over the ratio
@@ -136,12 +136,12 @@ def paper_rows(name: str) -> list[dict[str, Any]]:
     return [*main, *_IN_TEXT.get(name, [])]
 
 
-def paper_report(name: str, grid: Grid, failed: Mapping[str, str] | None = None) -> Report:
+def paper_report(name: str, grid: Grid, *, failed: Mapping[str, str] | None = None) -> Report:
     """The paper's table with our numbers beside it; written to the grid's directory as CSV,
     Markdown and LaTeX.
     """
     axes = [axis for axis in grid.planned[0].cell.labels if axis != "seed"]
-    ours = over_seeds(collect(grid.planned, grid.out, failed), axes)
+    ours = over_seeds(collect(grid.planned, grid.out, failed=failed), axes)
     make = {"table7": _matrices, "table12": _resources}.get(name, _scores)
     columns, rows = make(name, axes, ours, grid.space)
     notes = privacy_notes(grid.planned, grid.out)
@@ -158,13 +158,15 @@ def paper_report(name: str, grid: Grid, failed: Mapping[str, str] | None = None)
             "FID is Inception's and needs --evaluation.inception_weights; without them its cells stay empty."
         )
     if any(row.get("missing") for row in rows):
-        columns = [*columns, Column("missing", "not done")]
-    report = Report(name, grid.space.title, tuple(columns), rows, tuple(notes))
+        columns = [*columns, Column(key="missing", header="not done")]
+    report = Report(
+        name=name, caption=grid.space.title, columns=tuple(columns), rows=rows, notes=tuple(notes)
+    )
     write_report(report, grid.out)
     return report
 
 
-def _paper_key(name: str, row: Mapping[str, Any], space: Space) -> tuple[Any, ...]:
+def _paper_key(name: str, row: Mapping[str, Any], *, space: Space) -> tuple[Any, ...]:
     """Of the paper's row: our row's labels of the mapped axes, each taken as the one it stands
     beside.
     """
@@ -187,7 +189,7 @@ def _scores(
     pairs = [("fid", "fid"), ("acc", "acc"), *((column, column) for *_, column in spec.extra)]
     rows, used = [], set()
     for row in ours:
-        key = _paper_key(name, row, space)
+        key = _paper_key(name, row, space=space)
         used.add(key)
         found = printed.get(key, {})
         rows.append(row | {f"paper_{key}": found.get(column) for key, column in pairs})
@@ -205,9 +207,10 @@ def _scores(
         ]
     columns = [*axis_columns(axes), *score_columns(rows, paper=True)]
     columns += [
-        Column(key, header, form, f"paper_{paper}") for key, header, form, paper in spec.extra
+        Column(key=key, header=header, format=form, paper_key=f"paper_{paper}")
+        for key, header, form, paper in spec.extra
     ]
-    return [*columns, Column("epsilon_spent", "ε spent", ".4g")], rows
+    return [*columns, Column(key="epsilon_spent", header="ε spent", format=".4g")], rows
 
 
 def _resources(
@@ -216,7 +219,7 @@ def _resources(
     printed = {(row["method"], row["stage"]): row for row in paper_rows(name)}
     rows = []
     for row in ours:
-        (method,) = _paper_key(name, row, space)
+        (method,) = _paper_key(name, row, space=space)
         for stage in STAGES:
             found = printed.get((method, stage), {})
             rows.append(
@@ -232,9 +235,9 @@ def _resources(
             )
     columns = [
         *axis_columns(axes),
-        Column("stage", "stage"),
-        Column("gb", "memory GB", ".2f", "paper_gb"),
-        Column("hours", "hours", ".3f", "paper_hours"),
+        Column(key="stage", header="stage"),
+        Column(key="gb", header="memory GB", format=".2f", paper_key="paper_gb"),
+        Column(key="hours", header="hours", format=".3f", paper_key="paper_hours"),
     ]
     return columns, rows
 
@@ -261,21 +264,33 @@ def _matrices(
             )
     columns = [
         *axis_columns(axes),
-        Column("block", "block"),
-        Column("attn1", "self-attention", paper_key="paper_attn1"),
-        Column("attn2", "cross-attention", paper_key="paper_attn2"),
+        Column(key="block", header="block"),
+        Column(key="attn1", header="self-attention", paper_key="paper_attn1"),
+        Column(key="attn2", header="cross-attention", paper_key="paper_attn2"),
     ]
     return columns, rows
 
 
-def write_plots(name: str, report: Report, grid: Grid) -> list[Path]:
+def write_plots(name: str, report: Report, *, grid: Grid) -> list[Path]:
     """The figure, where the paper has one; of Table 7 a heat map. Returns what was written."""
     spec, path = PAPER_GRIDS[name], grid.out / f"{name}.png"
     if name == "table7":
-        return [save_matrix_map(report.rows, path, grid.space.title)]
+        return [save_matrix_map(report.rows, path, title=grid.space.title)]
     if spec.plot is None or not any(row.get("accuracy") is not None for row in report.rows):
         return []
     if spec.plot == "bars":
-        return [save_bars(report.rows, "method", ("model", "dataset"), path, grid.space.title)]
+        return [
+            save_bars(
+                report.rows,
+                "method",
+                panels=("model", "dataset"),
+                path=path,
+                title=grid.space.title,
+            )
+        ]
     panels = tuple(axis for axis in ("model", "dataset") if axis != spec.by)
-    return [save_lines(report.rows, "ratio", str(spec.by), panels, path, grid.space.title)]
+    return [
+        save_lines(
+            report.rows, "ratio", by=str(spec.by), panels=panels, path=path, title=grid.space.title
+        )
+    ]

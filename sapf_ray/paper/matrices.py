@@ -53,7 +53,7 @@ def block_rows(matrices: Iterable[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def save_matrix_map(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> Path:
+def save_matrix_map(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> Path:
     """Heat map: the smallest ratio at which each matrix is kept, ours beside the paper's; white is
     never.
 

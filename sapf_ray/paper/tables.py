@@ -31,7 +31,7 @@ DATASETS: tuple[str, ...] = tuple(DATASET_NAMES)
 _MISSING = ("", "-", "any")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PaperTable:
     """One printed table.
 
@@ -65,16 +65,16 @@ _SIGMA_S = {"sigma_s": "selection noise std over sensitivity"}
 PAPER_TABLES: Mapping[str, PaperTable] = MappingProxyType(
     {
         "table2": PaperTable(
-            "table02_middle_block.csv",
-            "LoRA and the middle block, CIFAR-10, epsilon 10",
-            _METHOD,
-            _SCORES,
+            file="table02_middle_block.csv",
+            caption="LoRA and the middle block, CIFAR-10, epsilon 10",
+            text=_METHOD,
+            numbers=_SCORES,
         ),
         "table3": PaperTable(
-            "table03_datasets.csv",
-            "Data sets",
-            _DATASET,
-            {
+            file="table03_datasets.csv",
+            caption="Data sets",
+            text=_DATASET,
+            numbers={
                 "train": "images",
                 "val": "images",
                 "test": "images",
@@ -83,44 +83,44 @@ PAPER_TABLES: Mapping[str, PaperTable] = MappingProxyType(
             },
         ),
         "table5": PaperTable(
-            "table05_main.csv",
-            "FID and accuracy of all methods",
-            {**_MODEL, **_METHOD, **_DATASET},
-            {**_EPSILON, **_SCORES},
+            file="table05_main.csv",
+            caption="FID and accuracy of all methods",
+            text={**_MODEL, **_METHOD, **_DATASET},
+            numbers={**_EPSILON, **_SCORES},
         ),
         "table6": PaperTable(
-            "table06_cross_attention_query_only.csv",
-            "Fine-tuning cross-attention queries only",
-            {**_DATASET, **_METHOD},
-            _SCORES,
+            file="table06_cross_attention_query_only.csv",
+            caption="Fine-tuning cross-attention queries only",
+            text={**_DATASET, **_METHOD},
+            numbers=_SCORES,
         ),
         "table7": PaperTable(
-            "table07_selected_matrices.csv",
-            "Matrices selected at each ratio",
-            {
+            file="table07_selected_matrices.csv",
+            caption="Matrices selected at each ratio",
+            text={
                 "block": "block of the U-Net",
                 "attn1": "self-attention: letters of q, k, v",
                 "attn2": "cross-attention, likewise",
             },
-            {"ratio_percent": "% of the matrices"},
+            numbers={"ratio_percent": "% of the matrices"},
         ),
         "table8": PaperTable(
-            "table08_non_private.csv",
-            "DP-SAPF beside the same without privacy",
-            {**_MODEL, **_DATASET},
-            {**_EPSILON, **_SCORES},
+            file="table08_non_private.csv",
+            caption="DP-SAPF beside the same without privacy",
+            text={**_MODEL, **_DATASET},
+            numbers={**_EPSILON, **_SCORES},
         ),
         "table9": PaperTable(
-            "table09_sigma_s.csv",
-            "Selection noise, CelebA",
-            {},
-            {**_EPSILON, **_SIGMA_S, **_SCORES},
+            file="table09_sigma_s.csv",
+            caption="Selection noise, CelebA",
+            text={},
+            numbers={**_EPSILON, **_SIGMA_S, **_SCORES},
         ),
         "table10": PaperTable(
-            "table10_budget_shares.csv",
-            "Shares of the privacy budget, CelebA",
-            _DATASET,
-            {
+            file="table10_budget_shares.csv",
+            caption="Shares of the privacy budget, CelebA",
+            text=_DATASET,
+            numbers={
                 **_EPSILON,
                 **_SIGMA_S,
                 "selection_percent": "% of the total RDP",
@@ -128,40 +128,40 @@ PAPER_TABLES: Mapping[str, PaperTable] = MappingProxyType(
             },
         ),
         "table11": PaperTable(
-            "table11_no_finetuning.csv",
-            "Public models with and without fine-tuning, epsilon 10",
-            {**_MODEL, "finetuning": "none, or the method", **_DATASET},
-            _SCORES,
+            file="table11_no_finetuning.csv",
+            caption="Public models with and without fine-tuning, epsilon 10",
+            text={**_MODEL, "finetuning": "none, or the method", **_DATASET},
+            numbers=_SCORES,
         ),
         "table12": PaperTable(
-            "table12_resources.csv",
-            "Resources on CIFAR-10",
-            {**_METHOD, "stage": "select, finetune or synthesis"},
-            {"memory_gb": "GB of GPU memory", "hours": "hours"},
+            file="table12_resources.csv",
+            caption="Resources on CIFAR-10",
+            text={**_METHOD, "stage": "select, finetune or synthesis"},
+            numbers={"memory_gb": "GB of GPU memory", "hours": "hours"},
         ),
         "table13": PaperTable(
-            "table13_hyperparameters.csv",
-            "Hyperparameters (epsilon is None where one value serves every epsilon)",
-            {"hyperparameter": "name"},
-            {**_EPSILON, **{name: "value on this data set" for name in DATASETS}},
+            file="table13_hyperparameters.csv",
+            caption="Hyperparameters (epsilon is None where one value serves every epsilon)",
+            text={"hyperparameter": "name"},
+            numbers={**_EPSILON, **{name: "value on this data set" for name in DATASETS}},
         ),
         "table14": PaperTable(
-            "table14_prompts.csv",
-            "Prompts",
-            {**_DATASET, "prompt": "text prompt"},
-            {"label": "class index"},
+            file="table14_prompts.csv",
+            caption="Prompts",
+            text={**_DATASET, "prompt": "text prompt"},
+            numbers={"label": "class index"},
         ),
         "table15": PaperTable(
-            "table15_saliency_metrics.csv",
-            "Alternative saliency metrics, epsilon 10",
-            {**_DATASET, "metric": "saliency metric"},
-            {**_SCORES, "hours": "hours of the selection"},
+            file="table15_saliency_metrics.csv",
+            caption="Alternative saliency metrics, epsilon 10",
+            text={**_DATASET, "metric": "saliency metric"},
+            numbers={**_SCORES, "hours": "hours of the selection"},
         ),
     }
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PaperSetting:
     """The public numbers of the paper's runs on one data set (its Tables 3 and 13, section 4).
 

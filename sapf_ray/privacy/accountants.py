@@ -134,9 +134,8 @@ class _QuietRdpAccountant(RdpAccountant):
 
     def compose(self, event: DpEvent, count: int = 1) -> _QuietRdpAccountant:
         if isinstance(event, ApproximateDpEvent):
-            self._rdp = self._rdp + count * _randomized_response_rdp(
-                event.epsilon, np.asarray(RDP_ORDERS)
-            )  # type: ignore[has-type]
+            response = _randomized_response_rdp(event.epsilon, np.asarray(RDP_ORDERS))
+            self._rdp = self._rdp + count * response  # type: ignore[has-type]
             self._revealed += count * event.delta
             return self
         logger = logging.getLogger("absl")
@@ -239,17 +238,17 @@ def group_events(events: Events) -> dict[DpEvent, int]:
 
 
 def compose_epsilon(
-    events: Events, delta: float, accountant: str, pld_interval: float = PLD_INTERVAL
+    events: Events, delta: float, *, accountant: str, pld_interval: float = PLD_INTERVAL
 ) -> float:
     """Epsilon of all events together at ``delta``; ``inf`` when one of them has no noise."""
     # Sorted, so that the same multiset in another order gives the same floating-point result.
     grouped = sorted(group_events(events).items(), key=repr)
-    return _compose_cached(tuple(grouped), delta, accountant, pld_interval)
+    return _compose_cached(tuple(grouped), delta, accountant=accountant, interval=pld_interval)
 
 
 @functools.lru_cache(maxsize=512)
 def _compose_cached(
-    grouped: tuple[tuple[DpEvent, int], ...], delta: float, accountant: str, interval: float
+    grouped: tuple[tuple[DpEvent, int], ...], delta: float, *, accountant: str, interval: float
 ) -> float:
     if not grouped:
         return 0.0

@@ -54,9 +54,9 @@ def privacy_card(
     sections = [
         f"# Privacy card\n\nSensitive data: **{data_name}** ({plan.n_records:,} training images). "
         f"Public model: **{model_name}**.",
-        _verdict(private, reproducible, spent, plan),
-        _guarantee(plan, spent, private),
-        _numbers(plan, ledger, spent),
+        _verdict(private, reproducible, spent=spent, plan=plan),
+        _guarantee(plan, spent, private=private),
+        _numbers(plan, ledger, spent=spent),
         _events(ledger.events()),
         _public(config),
         _not_private(config, diagnostics),
@@ -66,7 +66,7 @@ def privacy_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _verdict(private: bool, reproducible: bool, spent: float, plan: PrivacyPlan) -> str:
+def _verdict(private: bool, reproducible: bool, *, spent: float, plan: PrivacyPlan) -> str:
     if not private:
         return (
             "> **NOT PRIVATE.** This run added no noise. What it made may reveal training images. "
@@ -82,7 +82,7 @@ def _verdict(private: bool, reproducible: bool, spent: float, plan: PrivacyPlan)
     return f"> Differentially private: ε = {spent:.4g} at δ = {plan.delta:.3g}, adding or removing one image."
 
 
-def _guarantee(plan: PrivacyPlan, spent: float, private: bool) -> str:
+def _guarantee(plan: PrivacyPlan, spent: float, *, private: bool) -> str:
     text = "## What the guarantee means\n\n"
     if not private:
         return text + "There is none: ε is infinite."
@@ -103,7 +103,7 @@ def _guarantee(plan: PrivacyPlan, spent: float, private: bool) -> str:
     )
 
 
-def _numbers(plan: PrivacyPlan, ledger: Ledger, spent: float) -> str:
+def _numbers(plan: PrivacyPlan, ledger: Ledger, *, spent: float) -> str:
     def number(value: float) -> str:
         return "infinite" if math.isinf(value) else f"{value:.4f}"
 

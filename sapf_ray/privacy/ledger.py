@@ -64,7 +64,7 @@ _CURVE_INTERVAL = 10 * PLD_INTERVAL
 _FIELDS = {"release", "stage", "event", "stream", "replay"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LedgerEvent:
     """One line: ``event`` was paid for the release named ``release``, noised from ``stream``."""
 
@@ -173,7 +173,9 @@ class Ledger:
             self._take_in(f)
             self._repair(f)
             replay = (release, stream, event) in self._paid
-            entry = LedgerEvent(release, stage, event, stream, replay)
+            entry = LedgerEvent(
+                release=release, stage=stage, event=event, stream=stream, replay=replay
+            )
             if not replay:
                 self._check_budget(entry)
             line = json.dumps(entry.to_dict(), allow_nan=False).encode() + b"\n"
@@ -257,7 +259,10 @@ class Ledger:
     ) -> float:
         plan = self.plan
         return compose_epsilon(
-            charged.items(), delta or plan.delta, accountant or plan.accountant, interval
+            charged.items(),
+            delta or plan.delta,
+            accountant=accountant or plan.accountant,
+            pld_interval=interval,
         )
 
     def _check_budget(self, entry: LedgerEvent) -> None:

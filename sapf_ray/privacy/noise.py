@@ -25,7 +25,7 @@ from sapf_ray.privacy.keyed_rng import NoiseStream
 TensorOrList = TypeVar("TensorOrList", Tensor, list[Tensor])
 
 
-def clip_factors(norms: Tensor, clipping_norm: float, mode: str, gamma: float = 0.0) -> Tensor:
+def clip_factors(norms: Tensor, clipping_norm: float, *, mode: str, gamma: float = 0.0) -> Tensor:
     """The factor of each record, so that ``factor * norm <= clipping_norm``.
 
     A record whose norm is infinite or not a number gets the factor 0. That alone does not keep it
@@ -95,8 +95,8 @@ def add_gaussian_noise(
     if not sensitivity > 0:
         raise ValueError(f"sensitivity = {sensitivity!r}: must be above 0")
     if isinstance(total, Tensor):
-        return _noisy(total, noise_multiplier * sensitivity, generator)
-    return [_noisy(part, noise_multiplier * sensitivity, generator) for part in total]
+        return _noisy(total, noise_multiplier * sensitivity, generator=generator)
+    return [_noisy(part, noise_multiplier * sensitivity, generator=generator) for part in total]
 
 
 def _check_finite(total: Tensor) -> None:
@@ -104,7 +104,7 @@ def _check_finite(total: Tensor) -> None:
         raise ValueError("the sum is not finite: noise would not hide that")
 
 
-def _noisy(total: Tensor, std: float, generator: NoiseStream | torch.Generator) -> Tensor:
+def _noisy(total: Tensor, std: float, *, generator: NoiseStream | torch.Generator) -> Tensor:
     _check_finite(total)
     if std == 0:
         return total.clone()
@@ -130,7 +130,7 @@ def add_gumbel_noise(
         ValueError: The sum is not finite, or a multiplier or sensitivity is not above 0.
     """
     return (
-        _wide(total, noise_multiplier, sensitivity)
+        _wide(total, noise_multiplier, sensitivity=sensitivity)
         - noise_multiplier
         * sensitivity
         * (-stream.uniform(total.numel()).view(total.shape).log()).log()
@@ -147,10 +147,13 @@ def add_laplace_noise(
     """
     centred = stream.uniform(total.numel()).view(total.shape) - 0.5
     noise = -centred.sign() * (1 - 2 * centred.abs()).log()
-    return _wide(total, noise_multiplier, sensitivity) + noise_multiplier * sensitivity * noise
+    return (
+        _wide(total, noise_multiplier, sensitivity=sensitivity)
+        + noise_multiplier * sensitivity * noise
+    )
 
 
-def _wide(total: Tensor, noise_multiplier: float, sensitivity: float) -> Tensor:
+def _wide(total: Tensor, noise_multiplier: float, *, sensitivity: float) -> Tensor:
     if not (noise_multiplier > 0 and sensitivity > 0):
         raise ValueError(
             f"noise_multiplier = {noise_multiplier!r}, sensitivity = {sensitivity!r}: must be above 0"

@@ -47,7 +47,7 @@ MAX_NOISE_MULTIPLIER = 1e5
 _MIN_NOISE_MULTIPLIER = 1e-2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StagePlan:
     """``count`` releases of one kind.
 
@@ -81,7 +81,7 @@ class StagePlan:
         return gaussian_event(self.noise_multiplier, self.sample_rate)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrivacyPlan:
     """All public numbers of the guarantee.
 
@@ -165,7 +165,7 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
         and config.saliency.score not in DATA_FREE_SCORES
     )
     planned = (
-        {"selection": _selection_stage(config.saliency, delta, privacy.non_private)}
+        {"selection": _selection_stage(config.saliency, delta, non_private=privacy.non_private)}
         if selects
         else {}
     )
@@ -194,7 +194,9 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
             )
         composed = _epsilon(before, noise, rate, finetune.steps, delta, privacy.accountant)
     if noise is not None:
-        planned["finetune"] = StagePlan(noise, rate, finetune.steps, None)
+        planned["finetune"] = StagePlan(
+            noise_multiplier=noise, sample_rate=rate, count=finetune.steps, share=None
+        )
     shares = stage_shares(
         {name: [(stage.event(), stage.count)] for name, stage in planned.items()}, delta
     )
@@ -219,7 +221,7 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
 
 
 def evolution_stage(
-    epsilon: float, delta: float, iterations: int, accountant: str, non_private: bool = False
+    epsilon: float, delta: float, *, iterations: int, accountant: str, non_private: bool = False
 ) -> StagePlan:
     """An evolution's noisy histograms: each on the full pass, of L2 sensitivity 1.
 
@@ -253,7 +255,11 @@ def _evolution_stage(config: RunConfig, delta: float) -> tuple[StagePlan, float]
     """The stage and what it composes to."""
     privacy = config.privacy
     stage = evolution_stage(
-        privacy.epsilon, delta, config.evolution.iterations, privacy.accountant, privacy.non_private
+        privacy.epsilon,
+        delta,
+        iterations=config.evolution.iterations,
+        accountant=privacy.accountant,
+        non_private=privacy.non_private,
     )
     if privacy.non_private:
         return stage, math.inf
@@ -305,7 +311,7 @@ def plan_table(plan: PrivacyPlan) -> Table:
 
 
 def _selection_stage(
-    saliency: SaliencyConfig, delta: float, non_private: bool = False
+    saliency: SaliencyConfig, delta: float, *, non_private: bool = False
 ) -> StagePlan:
     """The selection's releases: one, or as many as an iterative score takes."""
     tested = saliency.mechanism == "propose_test_release"
@@ -324,7 +330,7 @@ def _check_selection_fits(config: RunConfig, delta: float) -> None:
 
     def spends(noise: float) -> float:
         stage = _selection_stage(dataclasses.replace(saliency, noise_multiplier=noise), delta)
-        return compose_epsilon([(stage.event(), stage.count)], delta, privacy.accountant)
+        return compose_epsilon([(stage.event(), stage.count)], delta, accountant=privacy.accountant)
 
     spent = spends(saliency.noise_multiplier)
     if spent < privacy.epsilon:
@@ -353,7 +359,10 @@ def _epsilon(
     pld_interval: float = PLD_INTERVAL,
 ) -> float:
     return compose_epsilon(
-        [*before, (gaussian_event(noise, rate), count)], delta, accountant, pld_interval
+        [*before, (gaussian_event(noise, rate), count)],
+        delta,
+        accountant=accountant,
+        pld_interval=pld_interval,
     )
 
 

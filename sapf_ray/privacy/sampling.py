@@ -26,7 +26,7 @@ from sapf_ray.privacy.keyed_rng import NoiseStream
 
 
 def poisson_sample(
-    n_records: int, sample_rate: float, generator: NoiseStream | torch.Generator
+    n_records: int, sample_rate: float, *, generator: NoiseStream | torch.Generator
 ) -> np.ndarray:
     """Sorted indices of the records of one step; each is in with probability ``sample_rate``,
     independently.

@@ -63,7 +63,7 @@ _LATEX = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """How one key of the rows is shown.
 
@@ -112,7 +112,7 @@ class Column:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """A table with its findings.
 

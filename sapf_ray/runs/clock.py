@@ -20,7 +20,7 @@ from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.runs.directory import RunDirectory, keep_fingerprint
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Stages:
     """Time, orchestration and peak memory of stages. Times add up over the starts of a run, as far
     as these ended the stage.
@@ -50,7 +50,7 @@ class Stages:
         with runlog.stage_events(name):
             with peak_memory() as peak, worktime.collecting() as worked:
                 yield
-            self._done(name, time.monotonic() - start, worktime.covered(worked, begun, time.time()), peak)
+            self._done(name, time.monotonic() - start, worktime.covered(worked, begun, end=time.time()), peak)
 
     def _done(self, name: str, seconds: float, compute: float, peak: Peak) -> None:
         self._inside += seconds
@@ -119,7 +119,7 @@ def open_ledger(directory: RunDirectory, plan: PrivacyPlan) -> Ledger:
 
 
 def noise_of(
-    config: RunConfig, directory: RunDirectory, plan: PrivacyPlan, source: ImageSource, ledger: Ledger
+    config: RunConfig, directory: RunDirectory, *, plan: PrivacyPlan, source: ImageSource, ledger: Ledger
 ) -> tuple[NoiseKey, str]:
     """The run's secret key and the fingerprint of all that its noise belongs to, before anything
     sensitive is used.
@@ -141,6 +141,6 @@ def _same_data(directory: RunDirectory, source: ImageSource) -> str:
     fingerprint = source.fingerprint()
     keep_fingerprint(
         directory.data_fingerprint, fingerprint,
-        f"--out {directory.root}: the data set changed since this run began; start a new run in another directory",
+        refusal=f"--out {directory.root}: the data set changed since this run began; start a new run in another directory",
     )
     return fingerprint

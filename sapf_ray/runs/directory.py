@@ -31,7 +31,7 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def keep_fingerprint(path: Path, fingerprint: str, refusal: str) -> None:
+def keep_fingerprint(path: Path, fingerprint: str, *, refusal: str) -> None:
     """Notes the sensitive data's fingerprint in ``path``, mode 0600.
 
     Raises:

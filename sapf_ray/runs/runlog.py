@@ -51,7 +51,7 @@ _LOGGER.setLevel(logging.INFO)
 _LOGGER.propagate = False  # what the user must know is said elsewhere, in words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """A run's log: its file, the run's id, and the stage that is under way."""
 

@@ -93,7 +93,7 @@ class Tracker:
             if run_id is not None:
                 client.update_run(run_id, status="RUNNING")
             else:
-                run_id = cls._create(client, uri, config, directory, flatten(to_dict(config)) if params is None else params)
+                run_id = cls._create(client, uri, config=config, directory=directory, params=flatten(to_dict(config)) if params is None else params)
         except MlflowException as error:
             raise TrackingError(f"tracking.uri = {uri}: {str(error).splitlines()[0]}") from error
         except Exception as error:  # sqlalchemy and requests raise their own families
@@ -105,7 +105,7 @@ class Tracker:
         return tracker
 
     @staticmethod
-    def _create(client: Any, uri: str, config: RunConfig, directory: RunDirectory, params: dict[str, Any]) -> str:
+    def _create(client: Any, uri: str, *, config: RunConfig, directory: RunDirectory, params: dict[str, Any]) -> str:
         found = client.get_experiment_by_name(config.tracking.experiment)
         if found is not None:
             experiment = found.experiment_id

@@ -120,7 +120,7 @@ def working() -> Iterator[None]:
         add([(start, time.time())])
 
 
-def covered(intervals: Iterable[Interval], start: float, end: float) -> float:
+def covered(intervals: Iterable[Interval], start: float, *, end: float) -> float:
     """Seconds of [start, end] that lie in at least one interval."""
     total, reached = 0.0, start
     for begin, finish in sorted(intervals):

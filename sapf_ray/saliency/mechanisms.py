@@ -57,7 +57,7 @@ from sapf_ray.privacy.planner import StagePlan
 from sapf_ray.saliency.scores import Release, Score
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """What a mechanism lets out.
 
@@ -99,7 +99,7 @@ def _gaussian(
     noisy = add_gaussian_noise(
         total, stage.noise_multiplier, bound, stream, non_private=stage.noise_multiplier == 0
     )
-    return Choice(score.rank(noisy), released=True)
+    return Choice(values=score.rank(noisy), released=True)
 
 
 def _exponential(
@@ -113,9 +113,9 @@ def _exponential(
 ) -> Choice:
     (utility,) = total
     if stage.noise_multiplier == 0:
-        return Choice(utility, released=True)
+        return Choice(values=utility, released=True)
     epsilon = draw_epsilon(stage.noise_multiplier, n)
-    return Choice(add_gumbel_noise(utility, 1 / epsilon, bound, stream), released=False)
+    return Choice(values=add_gumbel_noise(utility, 1 / epsilon, bound, stream), released=False)
 
 
 def _propose_test_release(
@@ -129,13 +129,13 @@ def _propose_test_release(
 ) -> Choice:
     (utility,) = total
     if stage.noise_multiplier == 0 or n == len(utility):
-        return Choice(utility, released=stage.noise_multiplier == 0, passed=True)
+        return Choice(values=utility, released=stage.noise_multiplier == 0, passed=True)
     ordered = utility.double().sort(descending=True).values
     gap = ordered[n - 1] - ordered[n]
     threshold = bound * (1 + stage.noise_multiplier * math.log(1 / (2 * stage.delta)))
     passed = bool(add_laplace_noise(gap, stage.noise_multiplier, bound, stream) > threshold)
     values = utility if passed else random_values(len(utility), seed)
-    return Choice(values, released=False, passed=passed)
+    return Choice(values=values, released=False, passed=passed)
 
 
 def draw_epsilon(noise_multiplier: float, n: int) -> float:

@@ -42,7 +42,7 @@ from sapf_ray.privacy.noise import clip_factors, clipped_sum
 Release = list[Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """One saliency score.
 
@@ -98,7 +98,7 @@ SCORES: dict[str, Score] = {
 
 
 def clipped_contribution(
-    score: Score, capture: PoolCapture, config: SaliencyConfig, order: float = 2.0
+    score: Score, capture: PoolCapture, *, config: SaliencyConfig, order: float = 2.0
 ) -> Release:
     """The batch's clipped sum; each record bounded by ``config.clipping_norm`` over the whole pool.
 
@@ -106,7 +106,9 @@ def clipped_contribution(
         order: Of the norm of a record's K values that is bounded: 2 or infinity.
     """
     joint = torch.linalg.vector_norm(capture.norms(), order, dim=1)
-    factors = clip_factors(joint, config.clipping_norm, config.clipping, config.clipping_gamma)
+    factors = clip_factors(
+        joint, config.clipping_norm, mode=config.clipping, gamma=config.clipping_gamma
+    )
     return score.contribution(capture, factors)
 
 
@@ -131,7 +133,7 @@ def schedule(pool_size: int, kept: int, rounds: int) -> list[int]:
 
 
 def top_matrices(
-    names: list[str], scores: Tensor, ratio: float, granularity: str = "matrix"
+    names: list[str], scores: Tensor, *, ratio: float, granularity: str = "matrix"
 ) -> list[str]:
     """Names of the best ``ceil(ratio * K)`` matrices, in the pool's order; ties go to the earlier
     one.
@@ -144,10 +146,10 @@ def top_matrices(
             kept, best first, until they hold at least as many matrices. The paper does not say how
             it counts; this is the smallest set of whole layers.
     """
-    return top_n(names, scores, n_selected(len(names), ratio), granularity)
+    return top_n(names, scores, n=n_selected(len(names), ratio), granularity=granularity)
 
 
-def top_n(names: list[str], scores: Tensor, n: int, granularity: str = "matrix") -> list[str]:
+def top_n(names: list[str], scores: Tensor, *, n: int, granularity: str = "matrix") -> list[str]:
     """As :func:`top_matrices`, for a number instead of a ratio."""
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(names):

@@ -42,7 +42,7 @@ from sapf_ray.saliency.scores import (
 from sapf_ray.saliency.synflow import synflow_scores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """What selection releases; all of it is covered by the ledger's selection events.
 
@@ -82,6 +82,7 @@ def release_names(count: int) -> list[str]:
 def score_records(
     pipe: Any,
     cache: LatentCache,
+    *,
     records: np.ndarray,
     key: NoiseKey,
     config: SaliencyConfig,
@@ -116,14 +117,14 @@ def score_records(
             loss = per_record_loss(
                 denoiser,
                 scheduler,
-                moments,
-                pipe.vae.config.scaling_factor,
-                to_denoiser(conditions, denoiser.device, denoiser.dtype),
-                draws,
+                moments=moments,
+                scaling_factor=pipe.vae.config.scaling_factor,
+                conditions=to_denoiser(conditions, denoiser.device, dtype=denoiser.dtype),
+                draws=draws,
             )
             loss.sum().backward()
             for running, part in zip(
-                total, clipped_contribution(score, capture, config, order), strict=True
+                total, clipped_contribution(score, capture, config=config, order=order), strict=True
             ):
                 running += part
     return total
@@ -142,7 +143,9 @@ def _score_shard(
 ) -> Release:
     torch.set_num_threads(max(1, int(config.cpus_per_task)))
     pipe = kept_pipeline(model, pick_device(config.gpus_per_task))
-    return score_records(pipe, cache, records, key, config, number, closed)
+    return score_records(
+        pipe, cache, records=records, key=key, config=config, number=number, closed=closed
+    )
 
 
 def select(
@@ -174,26 +177,44 @@ def select(
     names, n = list(pool), n_selected(len(pool), config.ratio)
     if plan.selection is None:
         if config.ratio == 1:
-            return Selection(names, {}, "all", len(pool), None)
+            return Selection(
+                matrices=names, scores={}, score="all", pool_size=len(pool), event=None
+            )
         if config.score == "synflow":
             with worktime.working():
-                values = synflow_scores(denoiser, pool, n, config.rounds)
+                values = synflow_scores(denoiser, pool, n=n, rounds=config.rounds)
             scores = dict(zip(names, values.tolist(), strict=True))
             return Selection(
-                top_n(names, values, n, config.granularity), scores, config.score, len(pool), None
+                matrices=top_n(names, values, n=n, granularity=config.granularity),
+                scores=scores,
+                score=config.score,
+                pool_size=len(pool),
+                event=None,
             )
         return Selection(
-            top_n(names, random_values(len(pool), seed), n, config.granularity),
-            {},
-            config.score,
-            len(pool),
-            None,
+            matrices=top_n(
+                names, random_values(len(pool), seed), n=n, granularity=config.granularity
+            ),
+            scores={},
+            score=config.score,
+            pool_size=len(pool),
+            event=None,
         )
     (event,) = [event for stage, event, _ in plan_events(plan) if stage == "selection"]
     kept, releases = names, plan.selection.count
     for number, size in enumerate(schedule(len(pool), n, releases)):
         closed = sorted(set(names) - set(kept))
-        total = _exact_sum(model, cache, plan, config, key, pool, number, closed, on_progress)
+        total = _exact_sum(
+            model,
+            cache,
+            plan=plan,
+            config=config,
+            key=key,
+            pool=pool,
+            number=number,
+            closed=closed,
+            on_progress=on_progress,
+        )
         recorded = ledger.record(release_names(releases)[number], event, stream, "selection")
         choice = MECHANISMS[config.mechanism].choose(
             total,
@@ -204,18 +225,26 @@ def select(
             key.stream("selection/noise", number),
             seed,
         )
-        kept = top_n(names, choice.values, size, config.granularity)
+        kept = top_n(names, choice.values, n=size, granularity=config.granularity)
     scores = (
         dict(zip(names, (choice.values / plan.n_records).tolist(), strict=True))
         if choice.released
         else {}
     )
-    return Selection(kept, scores, config.score, len(pool), recorded, choice.passed)
+    return Selection(
+        matrices=kept,
+        scores=scores,
+        score=config.score,
+        pool_size=len(pool),
+        event=recorded,
+        passed=choice.passed,
+    )
 
 
 def _exact_sum(
     model: ModelConfig,
     cache: LatentCache,
+    *,
     plan: PrivacyPlan,
     config: SaliencyConfig,
     key: NoiseKey,
@@ -232,7 +261,7 @@ def _exact_sum(
     """
     assert plan.selection is not None
     records = poisson_sample(
-        plan.n_records, plan.selection.sample_rate, key.stream("selection/sample", number)
+        plan.n_records, plan.selection.sample_rate, generator=key.stream("selection/sample", number)
     )
     shards = [records[i : i + config.shard_size] for i in range(0, len(records), config.shard_size)]
     task = task.options(
@@ -245,7 +274,7 @@ def _exact_sum(
     parts = cluster.as_finished(
         lambda shard: task.remote(model, cache, shard, key, config, number, closed),
         shards,
-        cluster.in_flight(config.cpus_per_task, config.gpus_per_task),
+        window=cluster.in_flight(config.cpus_per_task, config.gpus_per_task),
         ordered=True,  # the float sum, and so the release, repeats exactly
     )
     for added, (_, part) in enumerate(parts, 1):

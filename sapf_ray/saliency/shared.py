@@ -45,7 +45,7 @@ _SECTIONS = ("data", "model", "saliency")
 Release = Callable[[NoiseKey, str], Selection]
 
 
-def shared_folder(root: Path, config: RunConfig, plan: PrivacyPlan) -> Path:
+def shared_folder(root: Path, config: RunConfig, *, plan: PrivacyPlan) -> Path:
     """Folder in ``root`` of the release that this run would use; the same for all runs that may
     share it.
 
@@ -63,9 +63,9 @@ def shared_folder(root: Path, config: RunConfig, plan: PrivacyPlan) -> Path:
     return root / hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def private_folder(root: Path, config: RunConfig, plan: PrivacyPlan) -> Path:
+def private_folder(root: Path, config: RunConfig, *, plan: PrivacyPlan) -> Path:
     """What has to be deleted once no run needs to check its data against the release's."""
-    return shared_folder(root, config, plan) / _PRIVATE
+    return shared_folder(root, config, plan=plan) / _PRIVATE
 
 
 def released_stream(folder: Path) -> str | None:
@@ -86,7 +86,7 @@ def shared_selection(
         BudgetError: The release would pass this run's planned epsilon.
         RunDirectoryError: The release is of other data, or the folder cannot be written.
     """
-    folder = shared_folder(root, config, plan)
+    folder = shared_folder(root, config, plan=plan)
     try:
         with only_one(folder):
             made = (folder / _RELEASE).exists()
@@ -96,11 +96,11 @@ def shared_selection(
                 keep_fingerprint(
                     folder / _PRIVATE / "data_fingerprint",
                     data,
-                    f"cluster.selection_dir {root}: holds the selection release {folder.name} of other data; "
+                    refusal=f"cluster.selection_dir {root}: holds the selection release {folder.name} of other data; "
                     "use another directory",
                 )
             if not made:
-                _make(folder, config, data, release)
+                _make(folder, config, data=data, release=release)
             (folder / _PRIVATE / "noise_key").unlink(missing_ok=True)
     except OSError as error:
         raise RunDirectoryError(
@@ -120,7 +120,9 @@ def shared_selection(
         torch.tensor(list(found.scores.values()), dtype=torch.float64),
     )
     n = n_selected(len(names), config.saliency.ratio)
-    return replace(found, matrices=top_n(names, values, n, config.saliency.granularity))
+    return replace(
+        found, matrices=top_n(names, values, n=n, granularity=config.saliency.granularity)
+    )
 
 
 def has_own(ledger: Ledger, stream: str) -> bool:
@@ -142,7 +144,7 @@ def _releases_scores(plan: PrivacyPlan) -> bool:
     )
 
 
-def _make(folder: Path, config: RunConfig, data: str, release: Release) -> None:
+def _make(folder: Path, config: RunConfig, *, data: str, release: Release) -> None:
     key = NoiseKey.load_or_create(folder / _PRIVATE / "noise_key", config.privacy.reproducible_seed)
     stream = key.stream_id("shared selection", data, folder.name)
     made = replace(release(key, stream), shared=True)

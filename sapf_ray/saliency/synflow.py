@@ -23,7 +23,7 @@ from sapf_ray.grad_sample.capture import Pool, PoolCapture
 from sapf_ray.saliency.scores import schedule, top_n
 
 
-def synflow_scores(denoiser: nn.Module, pool: Pool, n: int, rounds: int) -> Tensor:
+def synflow_scores(denoiser: nn.Module, pool: Pool, *, n: int, rounds: int) -> Tensor:
     """(K,) scores, 0 for matrices left out before the last round.
 
     Args:
@@ -45,7 +45,7 @@ def synflow_scores(denoiser: nn.Module, pool: Pool, n: int, rounds: int) -> Tens
             flow.backward()
         left = set(kept)
         scores = capture.norms()[0].cpu() * torch.tensor([name in left for name in names])
-        kept = top_n(names, scores, size)
+        kept = top_n(names, scores, n=size)
     return scores
 
 

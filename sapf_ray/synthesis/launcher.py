@@ -41,7 +41,7 @@ from sapf_ray.synthesis.writer import (
 MAX_RESTARTS = 3  # of one actor, and retries of one shard, by Ray itself
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """All an actor needs to know; public values only."""
 
@@ -83,7 +83,7 @@ class SamplingActor:
         if self.pipe is None:
             self.pipe = _pipeline(self.job)
             self.conditions = encode_conditions(
-                self.pipe, self.job.prompts, self.job.model.class_labels
+                self.pipe, self.job.prompts, class_labels=self.job.model.class_labels
             )
             self.null = null_condition(self.pipe)
         job, config = self.job, self.job.config
@@ -97,15 +97,21 @@ class SamplingActor:
             images = sample_images(
                 self.pipe,
                 self.conditions[batch_labels],
-                self.null,
-                batch_seeds.numpy(),
-                config.steps,
-                config.guidance_scale,
+                null=self.null,
+                seeds=batch_seeds.numpy(),
+                steps=config.steps,
+                guidance_scale=config.guidance_scale,
             )
             encoded.append(self.encoder.submit(encode_png, images))
         files = [file for batch in encoded for file in batch.result()]
         write_shard(
-            Path(job.out_dir), job.plan, shard, files, job.class_names, job.prompts, job.spec
+            Path(job.out_dir),
+            job.plan,
+            shard=shard,
+            images=files,
+            class_names=job.class_names,
+            prompts=job.prompts,
+            spec=job.spec,
         )
         return shard.rows, time.monotonic() - start
 
@@ -113,6 +119,7 @@ class SamplingActor:
 def synthesize(
     out_dir: Path | str,
     model: ModelConfig,
+    *,
     adapter_dir: Path | str | None,
     class_names: Sequence[str],
     prompts: Sequence[str],
@@ -145,13 +152,29 @@ def synthesize(
     """
     out = Path(out_dir).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    plan = SamplingPlan(config.n_images, len(class_names), config.shard_size, seed)
+    plan = SamplingPlan(
+        n_images=config.n_images,
+        n_classes=len(class_names),
+        shard_size=config.shard_size,
+        seed=seed,
+    )
     adapter = str(Path(adapter_dir).resolve()) if adapter_dir is not None else None
-    spec = data_set_spec(model, adapter, class_names, prompts, config, seed)
-    job = Job(str(out), model, adapter, tuple(class_names), tuple(prompts), config, plan, spec)
+    spec = data_set_spec(
+        model, adapter, class_names=class_names, prompts=prompts, config=config, seed=seed
+    )
+    job = Job(
+        out_dir=str(out),
+        model=model,
+        adapter_dir=adapter,
+        class_names=tuple(class_names),
+        prompts=tuple(prompts),
+        config=config,
+        plan=plan,
+        spec=spec,
+    )
 
-    remove_foreign(out, plan, spec)
-    missing = [shard for shard in plan.shards if not is_complete(out, plan, shard, spec)]
+    remove_foreign(out, plan, spec=spec)
+    missing = [shard for shard in plan.shards if not is_complete(out, plan, shard=shard, spec=spec)]
     done = plan.n_images - sum(shard.rows for shard in missing)
     report = on_progress or (lambda done, total: None)
     report(done, plan.n_images)
@@ -161,16 +184,26 @@ def synthesize(
             runlog.event("stage_resumed", images=done)
         count = min(_actor_count(config), len(missing))
         busy, start = 0.0, time.monotonic()
-        for rows, seconds in _run_queue(job, missing, count):
+        for rows, seconds in _run_queue(job, missing, count=count):
             done, busy = done + rows, busy + seconds
             report(done, plan.n_images)
         idle = max(0.0, 1 - busy / (count * (time.monotonic() - start)))
     with worktime.working():
-        return Synthesis(write_manifest(out, plan, class_names, prompts, spec, privacy_note), idle)
+        return Synthesis(
+            write_manifest(
+                out,
+                plan,
+                class_names=class_names,
+                prompts=prompts,
+                spec=spec,
+                privacy_note=privacy_note,
+            ),
+            idle,
+        )
 
 
 def _run_queue(
-    job: Job, shards: list[Shard], count: int, kind: type = SamplingActor
+    job: Job, shards: list[Shard], *, count: int, kind: type = SamplingActor
 ) -> Iterator[tuple[int, float]]:
     """Yields (images, seconds of work) of each shard as it is finished.
 
@@ -222,7 +255,7 @@ def _actor_count(config: SynthesisConfig) -> int:
 def _pipeline(job: Job) -> Any:
     """The public pipeline with the adapter merged into its weights."""
     pipe: Any = load_pipeline(
-        job.model.path, job.model.dtype, pick_device(job.config.gpus_per_actor)
+        job.model.path, job.model.dtype, device=pick_device(job.config.gpus_per_actor)
     )
     if job.adapter_dir is not None:
         load_adapter(pipe, Path(job.adapter_dir))
@@ -236,6 +269,7 @@ def _pipeline(job: Job) -> Any:
 def data_set_spec(
     model: ModelConfig,
     adapter_dir: str | None,
+    *,
     class_names: Sequence[str],
     prompts: Sequence[str],
     config: SynthesisConfig,

@@ -18,6 +18,7 @@ from sapf_ray.models.conditioning import condition_arguments, denoiser_of, predi
 def sample_images(
     pipe: Any,
     conditions: Tensor,
+    *,
     null: Tensor,
     seeds: Sequence[int] | np.ndarray,
     steps: int,
@@ -45,13 +46,24 @@ def sample_images(
     scheduler.set_timesteps(steps, device=denoiser.device)
     shape = (denoiser.config.in_channels, denoiser.config.sample_size, denoiser.config.sample_size)
     latents = initial_noise(seeds, shape).to(denoiser.device) * scheduler.init_noise_sigma
-    return decode_images(pipe, denoise(pipe, scheduler, latents, conditions, null, guidance_scale))
+    return decode_images(
+        pipe,
+        denoise(
+            pipe,
+            scheduler,
+            latents=latents,
+            conditions=conditions,
+            null=null,
+            guidance_scale=guidance_scale,
+        ),
+    )
 
 
 @torch.no_grad()
 def denoise(
     pipe: Any,
     scheduler: Any,
+    *,
     latents: Tensor,
     conditions: Tensor,
     null: Tensor,
@@ -63,7 +75,7 @@ def denoise(
     denoiser, guided = denoiser_of(pipe), guidance_scale != 1.0
     if guided:
         conditions = torch.cat([null.to(conditions.device).expand_as(conditions), conditions])
-    arguments = condition_arguments(to_denoiser(conditions, denoiser.device, denoiser.dtype))
+    arguments = condition_arguments(to_denoiser(conditions, denoiser.device, dtype=denoiser.dtype))
     for t in scheduler.timesteps:
         model_input = scheduler.scale_model_input(
             torch.cat([latents, latents]) if guided else latents, t

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shard:
     """Images ``start`` to ``stop`` (exclusive), counted over the whole data set, and the file they
     go to.
@@ -30,7 +30,7 @@ class Shard:
         return self.stop - self.start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingPlan:
     """The synthetic data set, before any image of it is made.
 

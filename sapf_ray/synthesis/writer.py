@@ -52,6 +52,7 @@ def schema(class_names: Sequence[str], spec: str) -> pa.Schema:
 def write_shard(
     directory: Path,
     plan: SamplingPlan,
+    *,
     shard: Shard,
     images: np.ndarray | Sequence[bytes],
     class_names: Sequence[str],
@@ -80,7 +81,7 @@ def write_shard(
     _write_atomically(directory / shard.file, sink.getvalue())
 
 
-def is_complete(directory: Path, plan: SamplingPlan, shard: Shard, spec: str) -> bool:
+def is_complete(directory: Path, plan: SamplingPlan, *, shard: Shard, spec: str) -> bool:
     """Whether the shard's file is readable, belongs to ``spec`` and holds just the images planned
     for it.
     """
@@ -93,7 +94,7 @@ def is_complete(directory: Path, plan: SamplingPlan, shard: Shard, spec: str) ->
         return False
 
 
-def remove_foreign(directory: Path, plan: SamplingPlan, spec: str) -> None:
+def remove_foreign(directory: Path, plan: SamplingPlan, *, spec: str) -> None:
     """Removes shards of another layout or data set, and what an interrupted write left behind.
 
     Else a reader of the directory would see images of two data sets.
@@ -111,6 +112,7 @@ def remove_foreign(directory: Path, plan: SamplingPlan, spec: str) -> None:
 def write_manifest(
     directory: Path,
     plan: SamplingPlan,
+    *,
     class_names: Sequence[str],
     prompts: Sequence[str],
     spec: str,

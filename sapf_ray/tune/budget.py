@@ -45,7 +45,7 @@ class PlannedCell:
     plan: PrivacyPlan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Total:
     """What all cells on one data set spend together.
 
@@ -152,7 +152,7 @@ def selection_names(item: PlannedCell, out: Path) -> set[str]:
         }
         if streams:
             return streams
-    folder = shared_folder(selection_root(item.cell.config, out), item.cell.config, item.plan)
+    folder = shared_folder(selection_root(item.cell.config, out), item.cell.config, plan=item.plan)
     return {released_stream(folder) or str(folder)}
 
 
@@ -169,10 +169,10 @@ def totals(planned: Iterable[PlannedCell], out: Path) -> list[Total]:
             groups.setdefault(data.source + (f" ({data.path})" if data.path else ""), []).append(
                 item
             )
-    return [_total(name, items, out) for name, items in groups.items()]
+    return [_total(name, items, out=out) for name, items in groups.items()]
 
 
-def _total(name: str, items: list[PlannedCell], out: Path) -> Total:
+def _total(name: str, items: list[PlannedCell], *, out: Path) -> Total:
     private = [item for item in items if not item.plan.non_private]
     delta = min(
         (item.plan.delta for item in private), default=default_delta(items[0].plan.n_records)
@@ -191,7 +191,7 @@ def _total(name: str, items: list[PlannedCell], out: Path) -> Total:
         runs=len(private),
         selecting=sum(item.plan.selection is not None for item in private),
         selections=len(selections),
-        epsilon=compose_epsilon(events, delta, "pld"),
+        epsilon=compose_epsilon(events, delta, accountant="pld"),
         delta=delta,
         summed=sum(item.plan.composed_epsilon for item in private),
         summed_delta=sum(item.plan.delta for item in private),
@@ -232,7 +232,9 @@ def guessed_seconds(config: RunConfig, plan: PrivacyPlan) -> float:
     Of two cores where the model is bundled, else of the paper's four A6000s.
     """
     costs = shipped_costs()["cpu2" if (BUNDLED_DIR / config.model.path).is_dir() else "a6000"]
-    return 3600 * estimate_on(config, plan, Cluster("", costs.devices, costs)).hours
+    return (
+        3600 * estimate_on(config, plan, Cluster(name="", count=costs.devices, costs=costs)).hours
+    )
 
 
 # Bytes of (a synthetic image, a record's latent moments): bundled models at 32 px, others at

@@ -33,7 +33,7 @@ from sapf_ray.tune.summary import grid_report, privacy_notes, write_report
 REAL = "real training images"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """A space with all its cells validated and planned.
 
@@ -49,6 +49,7 @@ class Grid:
 def open_grid(
     name: str,
     out: str | None = None,
+    *,
     smoke: bool = False,
     overrides: Overrides | None = None,
     only: Mapping[str, str] | None = None,
@@ -75,10 +76,10 @@ def open_grid(
         raise RunDirectoryError(
             f"--out {directory}: is the directory of a single run; use another one"
         )
-    planned = plan_cells(make_cells(space, overrides, only), strict)
+    planned = plan_cells(make_cells(space, overrides, only=only), strict)
     for item in planned:
         is_finished(item.cell, directory)  # raises where another config's run is there
-    return Grid(space, planned, directory)
+    return Grid(space=space, planned=planned, out=directory)
 
 
 def dry_run_table(grid: Grid) -> Table:
@@ -123,7 +124,7 @@ def dry_run_table(grid: Grid) -> Table:
 
 
 def run_grid(
-    grid: Grid, console: Console, max_concurrent: int | None = None, retries: int = RETRIES
+    grid: Grid, console: Console, *, max_concurrent: int | None = None, retries: int = RETRIES
 ) -> tuple[Report, Outcome]:
     """Runs what is not finished and writes the summary; the same call continues a grid.
 
@@ -145,11 +146,21 @@ def run_grid(
     try:
         with cluster.session(first.cluster) if todo or grid.space.real_data else nullcontext():
             outcome = run_cells(
-                grid.planned, grid.out, console.print, max_concurrent, retries, tracking
+                grid.planned,
+                grid.out,
+                say=console.print,
+                max_concurrent=max_concurrent,
+                retries=retries,
+                tracking=tracking,
             )
             real = _real_data(grid) if grid.space.real_data else {}
         report = grid_report(
-            grid.space.name, grid.space.title, grid.planned, grid.out, outcome.failed, real
+            grid.space.name,
+            grid.space.title,
+            planned=grid.planned,
+            out=grid.out,
+            failed=outcome.failed,
+            real=real,
         )
         files = write_report(report, grid.out)
         try:
@@ -160,7 +171,7 @@ def run_grid(
             )
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        _close_children(tracker, grid, status)
+        _close_children(tracker, grid, status=status)
         tracker.fail(status)
         raise
     for folder in outcome.kept_private:
@@ -221,11 +232,11 @@ def _finish(tracker: Tracker, grid: Grid, outcome: Outcome, files: Sequence[Path
     for path in files:
         tracker.client.log_artifact(tracker.run_id, str(path))
     if outcome.failed:
-        _close_children(tracker, grid, "FAILED")
+        _close_children(tracker, grid, status="FAILED")
     tracker.client.set_terminated(tracker.run_id, status="FAILED" if outcome.failed else "FINISHED")
 
 
-def _close_children(tracker: Tracker, grid: Grid, status: str) -> None:
+def _close_children(tracker: Tracker, grid: Grid, *, status: str) -> None:
     """Runs that were ended with their process could not close their MLflow run themselves."""
     if tracker.client is None:
         return
@@ -245,9 +256,15 @@ def _real_data_accuracy(config: RunConfig) -> float:
     resolution = model_resolution(config.model.path)
     train = source.read("train", np.arange(source.n_train), resolution)
     test = source.read("test", np.arange(source.n_test), resolution)
-    return train_and_score(*train, *test, len(source.class_names), config.evaluation, config.seed)[
-        "accuracy"
-    ]
+    scores = train_and_score(
+        *train,
+        test_images=test[0],
+        test_labels=test[1],
+        n_classes=len(source.class_names),
+        config=config.evaluation,
+        seed=config.seed,
+    )
+    return scores["accuracy"]
 
 
 def _real_data(grid: Grid) -> dict[str, list[float]]:

@@ -26,6 +26,7 @@ class GridProgress(TrialProgressCallback):
         self,
         directories: Mapping[str, Path],
         say: Callable[[str], None],
+        *,
         after: Callable[[], object],
     ) -> None:
         super().__init__()

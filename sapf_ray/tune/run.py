@@ -102,6 +102,7 @@ def check_resources(cells: Sequence[PlannedCell]) -> None:
 def run_cells(
     planned: Sequence[PlannedCell],
     out: Path,
+    *,
     say: Say,
     max_concurrent: int | None = None,
     retries: int = RETRIES,
@@ -132,7 +133,9 @@ def run_cells(
             at_once = max_concurrent or concurrency([item.cell.config for item in todo])
             say(f"up to {min(at_once, len(todo))} at a time")
             jobs = {
-                item.cell.name: _job(item, out, at_once, private.latents, tracking or {})
+                item.cell.name: _job(
+                    item, out, at_once=at_once, latents=private.latents, tracking=tracking or {}
+                )
                 for item in todo
             }
             failed = _tune(jobs, out, say, at_once, retries, private, task)
@@ -142,7 +145,7 @@ def run_cells(
 
 
 def _job(
-    item: PlannedCell, out: Path, at_once: int, latents: Path, tracking: Mapping[str, Any]
+    item: PlannedCell, out: Path, *, at_once: int, latents: Path, tracking: Mapping[str, Any]
 ) -> Job:
     config = _for_cluster(item.cell.config, at_once)
     config = replace(
@@ -169,14 +172,16 @@ class _Private:
         for item in planned:
             config = item.cell.config
             if item.plan.selection is not None and config.cluster.selection_dir is None:
-                folder = private_folder(selection_root(config, out), config, item.plan)
+                folder = private_folder(selection_root(config, out), config, plan=item.plan)
                 self.users.setdefault(folder, []).append(item)
             if (
                 item.plan.finetune is not None
                 and not config.cluster.keep_cache
                 and config.cluster.latents_dir is None
             ):
-                folder = shared_directory(self.latents, open_source(config.data), config.model)
+                folder = shared_directory(
+                    self.latents, open_source(config.data), model=config.model
+                )
                 self.users.setdefault(folder, []).append(item)
 
     def clean(self) -> list[Path]:
@@ -222,7 +227,9 @@ def _tune(
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=retries),
             callbacks=[
-                GridProgress({name: Path(job[1]) for name, job in jobs.items()}, say, private.clean)
+                GridProgress(
+                    {name: Path(job[1]) for name, job in jobs.items()}, say, after=private.clean
+                )
             ],
         ),
     )

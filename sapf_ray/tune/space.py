@@ -73,7 +73,7 @@ _DEFAULTS: Mapping[str, Any] = {
 ROW = "row"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One run of a grid.
 
@@ -90,7 +90,7 @@ class Cell:
     config: RunConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Space:
     """A space file, read and with its common files merged in; see the module's docstring for the
     keys.
@@ -147,7 +147,7 @@ def load_space(name: str, smoke: bool = False) -> Space:
         block = spec["smoke"]
         if not block:
             raise SapfError(f"{path}: has no smoke block; run it without --smoke")
-        _check_keys(path, block, "smoke.")
+        _check_keys(path, block, prefix="smoke.")
         spec = {**spec, **block, "axes": _merged_axes(spec["axes"], block.get("axes", {}))}
     values: dict[str, dict[Any, Any]] = {}
     if spec["from"]:
@@ -165,20 +165,21 @@ def load_space(name: str, smoke: bool = False) -> Space:
     for axis, own in spec["values"].items():
         values[axis] = {**values.get(axis, {}), **own}
     axes = {
-        axis: _axis(path, axis, value, values.get(axis, {})) for axis, value in spec["axes"].items()
+        axis: _axis(path, axis, value=value, named=values.get(axis, {}))
+        for axis, value in spec["axes"].items()
     }
     if spec["rows"]:
-        axes = {ROW: _axis(path, ROW, spec["rows"], {}), **axes}
+        axes = {ROW: _axis(path, ROW, value=spec["rows"], named={}), **axes}
     return Space(
-        path.stem + "-smoke" * smoke,
-        spec["title"],
-        spec["preset"],
-        spec["base"],
-        axes,
-        spec["skip"],
-        spec["beside"],
-        spec["repeatable"],
-        spec["real_data"],
+        name=path.stem + "-smoke" * smoke,
+        title=spec["title"],
+        preset=spec["preset"],
+        base=spec["base"],
+        axes=axes,
+        skip=spec["skip"],
+        beside=spec["beside"],
+        repeatable=spec["repeatable"],
+        real_data=spec["real_data"],
     )
 
 
@@ -202,11 +203,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise SapfError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(spec, dict):
         raise SapfError(f"{path}: must be a mapping with some of the keys {', '.join(_DEFAULTS)}")
-    _check_keys(path, spec, "")
+    _check_keys(path, spec, prefix="")
     return {**_DEFAULTS, **spec}
 
 
-def _check_keys(path: Path, spec: Mapping[str, Any], prefix: str) -> None:
+def _check_keys(path: Path, spec: Mapping[str, Any], *, prefix: str) -> None:
     for key, value in spec.items():
         if key not in _DEFAULTS:
             raise SapfError(f"{path}: {prefix}{key}: unknown key; allowed: {', '.join(_DEFAULTS)}")
@@ -220,7 +221,7 @@ def _merged_axes(full: Mapping[str, Any], smoke: Mapping[str, Any]) -> dict[str,
     return {axis: value for axis, value in {**full, **smoke}.items() if value is not None}
 
 
-def _axis(path: Path, axis: str, value: Any, named: Mapping[Any, Any]) -> dict[Any, Overrides]:
+def _axis(path: Path, axis: str, *, value: Any, named: Mapping[Any, Any]) -> dict[Any, Overrides]:
     """Label to overrides."""
     if not isinstance(value, (list, dict)) or not value:
         raise SapfError(
@@ -239,7 +240,7 @@ def _axis(path: Path, axis: str, value: Any, named: Mapping[Any, Any]) -> dict[A
 
 
 def make_cells(
-    space: Space, overrides: Overrides | None = None, only: Mapping[str, str] | None = None
+    space: Space, overrides: Overrides | None = None, *, only: Mapping[str, str] | None = None
 ) -> list[Cell]:
     """All cells of a grid, validated.
 
@@ -275,7 +276,7 @@ def make_cells(
         ):
             continue
         if all(str(named[axis]) == label for axis, label in (only or {}).items()):
-            cells.append(_cell(space, preset, overrides, named))
+            cells.append(_cell(space, preset, overrides=overrides, labels=named))
     if not cells:
         raise SapfError(f"{space.name}: no cells; give axes or rows")
     _check_distinct(cells)
@@ -283,7 +284,7 @@ def make_cells(
 
 
 def _cell(
-    space: Space, preset: Mapping[str, Any], overrides: Overrides, labels: Mapping[str, Any]
+    space: Space, preset: Mapping[str, Any], *, overrides: Overrides, labels: Mapping[str, Any]
 ) -> Cell:
     name = cell_name(labels)
     own: Overrides = {}
@@ -301,7 +302,7 @@ def _cell(
         config = from_dict(nested)
     except ConfigError as error:
         raise SapfError(f"{space.name}, cell {name}: {error}") from error
-    return Cell(name, labels, method, config)
+    return Cell(name=name, labels=labels, method=method, config=config)
 
 
 def cell_name(labels: Mapping[str, Any]) -> str:

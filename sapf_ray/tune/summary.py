@@ -31,7 +31,7 @@ _HEADERS = {"model": "public model", "dataset": "data set", "epsilon": "ε", "si
 
 
 def collect(
-    planned: Sequence[PlannedCell], out: Path, failed: Mapping[str, str] | None = None
+    planned: Sequence[PlannedCell], out: Path, *, failed: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """One dict per cell: its labels, and ``status``: done, failed or missing.
 
@@ -107,7 +107,11 @@ def _merged(labels: dict[str, Any], cells: list[Mapping[str, Any]]) -> dict[str,
 
 def axis_columns(axes: Iterable[str]) -> list[Column]:
     """The labels, as the first columns of a table."""
-    return [Column(axis, _HEADERS.get(axis, axis), "g") for axis in axes if axis != SEED]
+    return [
+        Column(key=axis, header=_HEADERS.get(axis, axis), format="g")
+        for axis in axes
+        if axis != SEED
+    ]
 
 
 def score_columns(rows: Iterable[Mapping[str, Any]], paper: bool = False) -> list[Column]:
@@ -117,20 +121,31 @@ def score_columns(rows: Iterable[Mapping[str, Any]], paper: bool = False) -> lis
     rows = list(rows)
     columns = [
         Column(
-            "accuracy",
-            "accuracy %",
-            ".1f",
-            "paper_acc" if paper else None,
+            key="accuracy",
+            header="accuracy %",
+            format=".1f",
+            paper_key="paper_acc" if paper else None,
             spread_key="accuracy_sd",
         ),
     ]
     if paper or any("fid" in row for row in rows):
         columns.append(
-            Column("fid", "FID", ".1f", "paper_fid" if paper else None, spread_key="fid_sd")
+            Column(
+                key="fid",
+                header="FID",
+                format=".1f",
+                paper_key="paper_fid" if paper else None,
+                spread_key="fid_sd",
+            )
         )
     if any("fid_glyph" in row for row in rows):
         columns.append(
-            Column("fid_glyph", "glyph FID (not Inception)", ".1f", spread_key="fid_glyph_sd")
+            Column(
+                key="fid_glyph",
+                header="glyph FID (not Inception)",
+                format=".1f",
+                spread_key="fid_glyph_sd",
+            )
         )
     return columns
 
@@ -144,6 +159,7 @@ def privacy_notes(planned: Sequence[PlannedCell], out: Path) -> list[str]:
 def grid_report(
     name: str,
     title: str,
+    *,
     planned: Sequence[PlannedCell],
     out: Path,
     failed: Mapping[str, str] | None = None,
@@ -156,7 +172,7 @@ def grid_report(
             images.
     """
     axes = [axis for axis in planned[0].cell.labels if axis != SEED]
-    rows = over_seeds(collect(planned, out, failed), axes)
+    rows = over_seeds(collect(planned, out, failed=failed), axes)
     for label, accuracies in (real or {}).items():
         values = 100 * np.array(accuracies)
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
@@ -170,14 +186,20 @@ def grid_report(
         )
     columns = [
         *axis_columns(axes),
-        Column("runs", "runs", "d"),
+        Column(key="runs", header="runs", format="d"),
         *score_columns(rows),
-        Column("epsilon_spent", "ε spent", ".4g"),
-        Column("minutes", "minutes a run", ".1f"),
+        Column(key="epsilon_spent", header="ε spent", format=".4g"),
+        Column(key="minutes", header="minutes a run", format=".1f"),
     ]
     if any(row.get("missing") for row in rows):
-        columns.append(Column("missing", "not done"))
-    return Report(name, title or name, tuple(columns), rows, tuple(privacy_notes(planned, out)))
+        columns.append(Column(key="missing", header="not done"))
+    return Report(
+        name=name,
+        caption=title or name,
+        columns=tuple(columns),
+        rows=rows,
+        notes=tuple(privacy_notes(planned, out)),
+    )
 
 
 def write_report(report: Report, out: Path) -> list[Path]:

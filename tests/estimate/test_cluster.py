@@ -130,7 +130,10 @@ def test_work_follows_the_config():
         finetune={"steps": 0},
         evolution={"enabled": True, "iterations": 2, "population": 5, "lookahead": 1},
     )
-    plan = replace(plan_of(public), evolution=StagePlan(0.0, 1.0, 2, None))
+    plan = replace(
+        plan_of(public),
+        evolution=StagePlan(noise_multiplier=0.0, sample_rate=1.0, count=2, share=None),
+    )
     assert work(evolved, plan)["evolution"] == (60_000 + 10 * 2 * 5 * 2) * 50
     assert set(usual) | {"evolution"} == set(UNITS)
 
@@ -209,7 +212,7 @@ def test_a_finished_run_predicts_itself_and_larger_ones(tmp_path):
     )
     config = RunDirectory(path.parent).read_config()
     plan = make_plan(config, 200)
-    cluster = open_cluster("2xmine", config, str(path))
+    cluster = open_cluster("2xmine", config, costs_file=str(path))
     same = estimate(config, plan, cluster)
     seconds = {
         name: 3600 * stage.hours for name, stage in same.stages.items() if stage.hours is not None
@@ -285,7 +288,9 @@ def test_the_benchmark_s_rates_of_the_runs_model(tmp_path):
     plan = make_plan(config, 1000)
     one, two = (
         estimate(
-            config, plan, open_cluster(f"{k}xcore", config, str(tmp_path / "results.json"))
+            config,
+            plan,
+            open_cluster(f"{k}xcore", config, costs_file=str(tmp_path / "results.json")),
         ).stages
         for k in (1, 2)
     )

@@ -24,14 +24,24 @@ def bars(n, seed, side=16):
 
 
 def test_learns_a_separable_set():
-    scores = train_and_score(*bars(150, 0), *bars(90, 1), 3, CONFIG, seed=0)
+    scores = train_and_score(*bars(150, 0), **as_test(90, 1), n_classes=3, config=CONFIG, seed=0)
     assert set(scores) == {"accuracy", "accuracy_cnn"} and 0.95 <= scores["accuracy"] <= 1
+
+
+def as_test(*arguments, **options) -> dict:
+    images, labels = bars(*arguments, **options)
+    return {"test_images": images, "test_labels": labels}
 
 
 def test_shuffled_labels_give_chance():
     images, labels = bars(150, 0)
     labels = np.random.default_rng(2).permutation(labels)
-    assert train_and_score(images, labels, *bars(300, 1), 3, CONFIG, seed=0)["accuracy"] < 0.6
+    assert (
+        train_and_score(images, labels, **as_test(300, 1), n_classes=3, config=CONFIG, seed=0)[
+            "accuracy"
+        ]
+        < 0.6
+    )
 
 
 def test_the_same_seed_gives_the_same_result_whatever_the_global_generator():
@@ -40,19 +50,28 @@ def test_the_same_seed_gives_the_same_result_whatever_the_global_generator():
         noisy[0].astype(int) + np.random.default_rng(0).integers(-190, 190, noisy[0].shape), 0, 255
     )
     config = replace(CONFIG, epochs=2)
-    first = train_and_score(*noisy, *bars(200, 1), 3, config, seed=3)
+    first = train_and_score(*noisy, **as_test(200, 1), n_classes=3, config=config, seed=3)
     torch.manual_seed(77)
     state = torch.get_rng_state()
-    assert train_and_score(*noisy, *bars(200, 1), 3, config, seed=3) == first
+    assert train_and_score(*noisy, **as_test(200, 1), n_classes=3, config=config, seed=3) == first
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_test_images_play_no_part_in_training():
     train, config = bars(60, 0), replace(CONFIG, epochs=2)
     images, labels = bars(100, 1)
-    whole = train_and_score(*train, images, labels, 3, config, seed=0)["accuracy"]
+    whole = train_and_score(
+        *train, test_images=images, test_labels=labels, n_classes=3, config=config, seed=0
+    )["accuracy"]
     halves = [
-        train_and_score(*train, images[i::2], labels[i::2], 3, config, seed=0)["accuracy"]
+        train_and_score(
+            *train,
+            test_images=images[i::2],
+            test_labels=labels[i::2],
+            n_classes=3,
+            config=config,
+            seed=0,
+        )["accuracy"]
         for i in (0, 1)
     ]
     assert whole == pytest.approx(np.mean(halves))
@@ -60,11 +79,13 @@ def test_test_images_play_no_part_in_training():
 
 def test_a_class_may_be_missing_and_sets_may_be_tiny():
     images, labels = bars(5, 0)
-    train_and_score(images, labels * 0, *bars(3, 1), 3, replace(CONFIG, epochs=1), seed=0)
+    train_and_score(
+        images, labels * 0, **as_test(3, 1), n_classes=3, config=replace(CONFIG, epochs=1), seed=0
+    )
     with pytest.raises(DataError, match="at least 4"):
-        train_and_score(images[:3], labels[:3], *bars(3, 1), 3, CONFIG, seed=0)
+        train_and_score(images[:3], labels[:3], **as_test(3, 1), n_classes=3, config=CONFIG, seed=0)
     with pytest.raises(DataError, match="sizes must agree"):
-        train_and_score(images, labels, *bars(3, 1, side=8), 3, CONFIG, seed=0)
+        train_and_score(images, labels, **as_test(3, 1, side=8), n_classes=3, config=CONFIG, seed=0)
 
 
 @pytest.mark.parametrize("name", list(CLASSIFIERS))

@@ -22,26 +22,26 @@ def digits():
 
 
 def test_identical_sets_have_distance_zero(digits):
-    scores = frechet_distance(digits, digits, CONFIG)
+    scores = frechet_distance(digits, digits, config=CONFIG)
     assert list(scores) == ["fid_glyph"] and 0 <= scores["fid_glyph"] < 1e-3
 
 
 def test_noise_is_farther_than_other_digits(digits):
     noise = np.random.default_rng(0).integers(0, 256, digits.shape, dtype=np.uint8)
-    same = frechet_distance(digits[:200], digits[200:], CONFIG)["fid_glyph"]
-    assert 0 < 5 * same < frechet_distance(noise, digits, CONFIG)["fid_glyph"]
+    same = frechet_distance(digits[:200], digits[200:], config=CONFIG)["fid_glyph"]
+    assert 0 < 5 * same < frechet_distance(noise, digits, config=CONFIG)["fid_glyph"]
 
 
 def test_fewer_images_than_features_and_any_size(digits):
     large = np.repeat(np.repeat(digits[:6], 3, axis=1), 3, axis=2)
-    assert np.isfinite(frechet_distance(large, digits[:5], CONFIG)["fid_glyph"])
+    assert np.isfinite(frechet_distance(large, digits[:5], config=CONFIG)["fid_glyph"])
     with pytest.raises(DataError, match="at least 2"):
-        frechet_distance(digits[:1], digits, CONFIG)
+        frechet_distance(digits[:1], digits, config=CONFIG)
 
 
 def test_nothing_is_written_for_glyph_features(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    frechet_distance(digits[:20], digits[20:40], CONFIG, cache_dir=tmp_path / "cache")
+    frechet_distance(digits[:20], digits[20:40], config=CONFIG, cache_dir=tmp_path / "cache")
     assert not list(tmp_path.rglob("*"))
 
 
@@ -94,9 +94,12 @@ def test_inception_features_are_named_fid_and_cached_where_asked(digits, tmp_pat
     monkeypatch.undo()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     config = EvaluationConfig(inception_weights=str(weights))
-    first = frechet_distance(digits[:4], digits[4:8], config, cache_dir=tmp_path / "cache")
+    first = frechet_distance(digits[:4], digits[4:8], config=config, cache_dir=tmp_path / "cache")
     assert list(first) == ["fid"] and np.isfinite(first["fid"])
     cached = sorted((tmp_path / "cache").iterdir())
     assert cached and (tmp_path / "cache").stat().st_mode & 0o077 == 0
-    assert frechet_distance(digits[:4], digits[4:8], config, cache_dir=tmp_path / "cache") == first
+    assert (
+        frechet_distance(digits[:4], digits[4:8], config=config, cache_dir=tmp_path / "cache")
+        == first
+    )
     assert sorted((tmp_path / "cache").iterdir()) == cached and not (tmp_path / "torch").exists()

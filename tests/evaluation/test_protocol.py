@@ -27,9 +27,17 @@ def write_digits(directory, source, names, side):
     images, _ = source.read("train", records, side)
     for shard in plan.shards:
         write_shard(
-            directory, plan, shard, images[shard.start : shard.stop], names, source.prompts, "spec"
+            directory,
+            plan,
+            shard=shard,
+            images=images[shard.start : shard.stop],
+            class_names=names,
+            prompts=source.prompts,
+            spec="spec",
         )
-    write_manifest(directory, plan, names, source.prompts, "spec", "")
+    write_manifest(
+        directory, plan, class_names=names, prompts=source.prompts, spec="spec", privacy_note=""
+    )
 
 
 @pytest.mark.parametrize("side", [32, 20])
@@ -58,14 +66,14 @@ def test_tasks_on_the_cluster_give_the_same_scores(source, tmp_path, ray_cluster
     write_digits(tmp_path, source, source.class_names, 16)
     config = EvaluationConfig(epochs=1, batch_size=16, classifiers=["cnn", "resnet"])
     expected = evaluate(tmp_path, source, 16, config, seed=0)
-    scores = evaluate_on_cluster(tmp_path, source, 16, config, seed=0)
+    scores = evaluate_on_cluster(tmp_path, source, resolution=16, config=config, seed=0)
     assert scores.keys() == expected.keys()
     assert scores == pytest.approx(
         expected, abs=0.02
     )  # threads change rounding, and so a test image or two
     write_digits(tmp_path, source, tuple("abcdefghij"), 16)
     with pytest.raises(DataError, match="a, b, c"):
-        evaluate_on_cluster(tmp_path, source, 16, config, seed=0)
+        evaluate_on_cluster(tmp_path, source, resolution=16, config=config, seed=0)
 
 
 def test_resize_keeps_what_fits_and_changes_the_rest():

@@ -25,7 +25,9 @@ from sapf_ray.privacy.planner import (
 
 
 def noise_for(epsilon: float, iterations: int, accountant: str) -> float:
-    return evolution_stage(epsilon, 1e-5, iterations, accountant).noise_multiplier
+    return evolution_stage(
+        epsilon, 1e-5, iterations=iterations, accountant=accountant
+    ).noise_multiplier
 
 
 def config_of(**privacy) -> RunConfig:
@@ -48,8 +50,10 @@ def table_of(plan: PrivacyPlan) -> str:
 @pytest.mark.parametrize(("epsilon", "iterations"), [(1.0, 7), (10.0, 17)])
 def test_t_histograms_cost_what_one_with_less_noise_costs(accountant, epsilon, iterations):
     noise = noise_for(epsilon, iterations, accountant)
-    together = compose_epsilon([(gaussian_event(noise), iterations)], 1e-5, accountant)
-    one = compose_epsilon(gaussian_event(noise / math.sqrt(iterations)), 1e-5, accountant)
+    together = compose_epsilon([(gaussian_event(noise), iterations)], 1e-5, accountant=accountant)
+    one = compose_epsilon(
+        gaussian_event(noise / math.sqrt(iterations)), 1e-5, accountant=accountant
+    )
     assert together == pytest.approx(one, rel=1e-3)
     assert 0.998 * epsilon < together <= epsilon
 
@@ -69,11 +73,12 @@ def test_the_plan_of_a_run_is_its_histograms_and_nothing_else():
         0,
     )
     assert (
-        plan.evolution == evolution_stage(2.0, plan.delta, 5, "rdp") and plan.evolution.share == 1
+        plan.evolution == evolution_stage(2.0, plan.delta, iterations=5, accountant="rdp")
+        and plan.evolution.share == 1
     )
     assert plan_events(plan) == [("evolution", gaussian_event(plan.evolution.noise_multiplier), 5)]
     assert (
-        compose_epsilon([(e, n) for _, e, n in plan_events(plan)], plan.delta, "rdp")
+        compose_epsilon([(e, n) for _, e, n in plan_events(plan)], plan.delta, accountant="rdp")
         == plan.composed_epsilon
     )
     assert 0.998 * 2 < plan.composed_epsilon <= 2 and plan.reads_images
@@ -112,5 +117,5 @@ def test_what_reads_no_image_still_says_so():
 
 def test_an_epsilon_out_of_reach_is_said():
     with pytest.raises(ConfigError, match=r"evolution\.iterations") as error:
-        evolution_stage(1e-6, 1e-12, 10**6, "rdp")
+        evolution_stage(1e-6, 1e-12, iterations=10**6, accountant="rdp")
     assert error.value.field == "privacy.epsilon" and "\n" not in str(error.value)

@@ -20,7 +20,11 @@ LABELS, SEEDS = np.array([0, 1, 2, 1, 0]), np.array([3, 2**63 - 1, 5, 7, 11])
 @pytest.fixture(scope="module")
 def api(tiny_pipeline):
     return DiffusionApi(
-        ModelConfig(path=str(tiny_pipeline)), PROMPTS, steps=6, guidance_scale=2.0, batch_size=2
+        model=ModelConfig(path=str(tiny_pipeline)),
+        prompts=PROMPTS,
+        steps=6,
+        guidance_scale=2.0,
+        batch_size=2,
     )
 
 
@@ -36,7 +40,7 @@ def apart(a, b):
 def test_random_is_what_synthesis_makes(api):
     pipe = kept_pipeline(api.model, "cpu")
     context, empty = encode_conditions(pipe, PROMPTS)[LABELS], null_condition(pipe)
-    expected = sample_images(pipe, context, empty, SEEDS, steps=6, guidance_scale=2.0)
+    expected = sample_images(pipe, context, null=empty, seeds=SEEDS, steps=6, guidance_scale=2.0)
     assert np.abs(api.random(LABELS, SEEDS).astype(int) - expected).max() <= 1
 
 
@@ -51,10 +55,10 @@ def test_small_strengths_keep_the_parent_and_large_ones_lose_it():
     reconstruction, in grey levels.
     """
     api = DiffusionApi(
-        ModelConfig(),
-        tuple(f"An image of the digit {name}" for name in ("one", "two", "three")),
-        10,
-        2.0,
+        model=ModelConfig(),
+        prompts=tuple(f"An image of the digit {name}" for name in ("one", "two", "three")),
+        steps=10,
+        guidance_scale=2.0,
     )
     pipe, labels = kept_pipeline(api.model, "cpu"), LABELS[:3]
     parents = api.random(labels, np.arange(3))
@@ -89,7 +93,7 @@ def test_an_image_depends_on_its_own_parent_label_and_seed_alone(api, parents):
 
 def test_the_prompt_and_guidance_reach_a_variation(tiny_pipeline, api, parents):
     # a random text encoder hardly moves a random U-Net: look at a guidance strong enough to show
-    strong = DiffusionApi(api.model, PROMPTS, steps=6, guidance_scale=500.0)
+    strong = DiffusionApi(model=api.model, prompts=PROMPTS, steps=6, guidance_scale=500.0)
     base = strong.vary(parents, LABELS, SEEDS, 0.5)
     assert not np.array_equal(base, api.vary(parents, LABELS, SEEDS, 0.5))
     assert not np.array_equal(base, strong.vary(parents, (LABELS + 1) % 3, SEEDS, 0.5))
@@ -98,7 +102,16 @@ def test_the_prompt_and_guidance_reach_a_variation(tiny_pipeline, api, parents):
 def test_variation_is_noising_and_then_the_solver(api, parents):
     pipe = kept_pipeline(api.model, "cpu")
     context, empty = encode_conditions(pipe, PROMPTS)[LABELS], null_condition(pipe)
-    ours = vary_images(pipe, parents, context, empty, SEEDS, 0.5, steps=10, guidance_scale=1.0)
+    ours = vary_images(
+        pipe,
+        parents,
+        conditions=context,
+        null=empty,
+        seeds=SEEDS,
+        strength=0.5,
+        steps=10,
+        guidance_scale=1.0,
+    )
     scheduler = solver(pipe)
     scheduler.set_timesteps(timesteps=[500, 400, 300, 200, 100])
     clean = latent_means(pipe, parents) * pipe.vae.config.scaling_factor

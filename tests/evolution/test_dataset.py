@@ -19,30 +19,32 @@ def test_digits_to_parquet(ray_cluster, tiny_pipeline, tmp_path):
     source, model = open_source(DataConfig()), ModelConfig(path=str(tiny_pipeline))
     config = EvolutionConfig(iterations=2, population=2, lookahead=2, strength_end=0.5)
     sampling = SynthesisConfig(n_images=23, steps=3, batch_size=10, shard_size=400)
-    stage = evolution_stage(10.0, DELTA, 2, "rdp")
+    stage = evolution_stage(10.0, DELTA, iterations=2, accountant="rdp")
     ledger = Ledger.create(tmp_path / "ledger.jsonl", plan_of(10.0, source.n_train))
     final = evolve(
-        make_parts(config, sampling, model, source.prompts),
+        make_parts(config, sampling, model=model, prompts=source.prompts),
         source,
-        8,
-        config,
-        sampling,
-        stage,
-        NoiseKey.create(1),
-        "s",
-        ledger,
-        tmp_path / "evolution",
-        tmp_path / "private",
+        resolution=8,
+        config=config,
+        sampling=sampling,
+        stage=stage,
+        key=NoiseKey.create(1),
+        stream="s",
+        ledger=ledger,
+        directory=tmp_path / "evolution",
+        private_directory=tmp_path / "private",
         seed=0,
     )
-    assert not is_written(tmp_path / "synthetic", 23, 10, "spec", seed=0, shard_size=10)
+    assert not is_written(
+        tmp_path / "synthetic", 23, n_classes=10, spec="spec", seed=0, shard_size=10
+    )
     manifest = write_data_set(
         final,
         tmp_path / "synthetic",
-        source.class_names,
-        source.prompts,
-        "spec",
-        "epsilon = 10",
+        class_names=source.class_names,
+        prompts=source.prompts,
+        spec="spec",
+        privacy_note="epsilon = 10",
         seed=0,
         shard_size=10,
     )
@@ -56,14 +58,14 @@ def test_digits_to_parquet(ray_cluster, tiny_pipeline, tmp_path):
     assert ledger.epsilon_spent() <= 10 and len(ledger.events()) == 2
     first = tmp_path / "synthetic" / manifest["shards"][0]["file"]
     inode = first.stat().st_ino
-    assert is_written(tmp_path / "synthetic", 23, 10, "spec", seed=0, shard_size=10)
+    assert is_written(tmp_path / "synthetic", 23, n_classes=10, spec="spec", seed=0, shard_size=10)
     write_data_set(
         final,
         tmp_path / "synthetic",
-        source.class_names,
-        source.prompts,
-        "spec",
-        "",
+        class_names=source.class_names,
+        prompts=source.prompts,
+        spec="spec",
+        privacy_note="",
         seed=0,
         shard_size=10,
     )
@@ -71,13 +73,15 @@ def test_digits_to_parquet(ray_cluster, tiny_pipeline, tmp_path):
     write_data_set(
         final,
         tmp_path / "synthetic",
-        source.class_names,
-        source.prompts,
-        "other",
-        "",
+        class_names=source.class_names,
+        prompts=source.prompts,
+        spec="other",
+        privacy_note="",
         seed=0,
         shard_size=10,
     )
     assert first.stat().st_ino != inode
     first.write_bytes(first.read_bytes()[:-9])
-    assert not is_written(tmp_path / "synthetic", 23, 10, "other", seed=0, shard_size=10)
+    assert not is_written(
+        tmp_path / "synthetic", 23, n_classes=10, spec="other", seed=0, shard_size=10
+    )

@@ -27,13 +27,13 @@ def test_a_row_depends_on_its_image_alone(tiny_pipeline, name, dimension):
 
 def test_vae_is_the_latent_mean(tiny_pipeline):
     pipe = load_pipeline(str(tiny_pipeline))
-    rows = VaeEmbedding(ModelConfig(path=str(tiny_pipeline)))(IMAGES)
+    rows = VaeEmbedding(model=ModelConfig(path=str(tiny_pipeline)))(IMAGES)
     assert np.allclose(rows, latent_means(pipe, IMAGES).flatten(1).numpy(), atol=1e-5)
 
 
 def test_large_latents_are_averaged_down(tiny_pipeline):
     large = np.repeat(np.repeat(IMAGES, 8, 1), 8, 2)  # 32 x 32 latents
-    assert VaeEmbedding(ModelConfig(path=str(tiny_pipeline)))(large).shape == (7, 4 * 16 * 16)
+    assert VaeEmbedding(model=ModelConfig(path=str(tiny_pipeline)))(large).shape == (7, 4 * 16 * 16)
 
 
 def test_every_name_of_the_config_has_an_embedding():

@@ -48,17 +48,18 @@ def by_brute_force(candidates, embeddings, labels):
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 22])
 def test_votes_are_those_of_brute_force(monkeypatch, chunk):
     monkeypatch.setattr(histogram, "_DISTANCES_PER_CHUNK", chunk)
-    votes = count_votes(case()[0], CLASSES, *case()[1:])
+    candidates, embeddings, labels = case()
+    votes = count_votes(candidates, CLASSES, embeddings=embeddings, labels=labels)
     assert votes.tolist() == by_brute_force(*case()) and votes.sum() == 200
     assert votes[9] == votes[30] == 0 and votes.dtype == np.int64
 
 
 def test_one_record_moves_one_count_by_one():
     candidates, embeddings, labels = case(n=40)
-    votes = count_votes(candidates, CLASSES, embeddings, labels)
+    votes = count_votes(candidates, CLASSES, embeddings=embeddings, labels=labels)
     for i in range(40):
         without = count_votes(
-            candidates, CLASSES, np.delete(embeddings, i, 0), np.delete(labels, i)
+            candidates, CLASSES, embeddings=np.delete(embeddings, i, 0), labels=np.delete(labels, i)
         )
         assert np.linalg.norm(votes - without) == 1 and (votes - without).sum() == 1
 
@@ -66,14 +67,17 @@ def test_one_record_moves_one_count_by_one():
 def test_a_record_of_no_number_has_one_vote_too_and_a_class_without_records_none():
     candidates, embeddings, labels = case(n=3)
     embeddings[1] = np.nan
-    assert count_votes(candidates, CLASSES, embeddings, np.array([0, 1, 1])).sum() == 3
-    assert count_votes(candidates, CLASSES, embeddings[:0], labels[:0]).sum() == 0
+    assert (
+        count_votes(candidates, CLASSES, embeddings=embeddings, labels=np.array([0, 1, 1])).sum()
+        == 3
+    )
+    assert count_votes(candidates, CLASSES, embeddings=embeddings[:0], labels=labels[:0]).sum() == 0
     with pytest.raises(DataError):
-        count_votes(candidates, CLASSES, embeddings, np.array([0, 1, 3]))
+        count_votes(candidates, CLASSES, embeddings=embeddings, labels=np.array([0, 1, 3]))
 
 
 def setup(tmp_path, noise=4.0, count=100, epsilon=1e3):
-    stage = StagePlan(noise, 1.0, count, 1.0)
+    stage = StagePlan(noise_multiplier=noise, sample_rate=1.0, count=count, share=1.0)
     return stage, Ledger.create(tmp_path / "ledger.jsonl", plan_of(epsilon))
 
 
@@ -102,7 +106,12 @@ def check_noise(tmp_path):
     stage, ledger = setup(tmp_path)
     votes = np.random.default_rng(0).integers(0, 30, 400)
     noise = (
-        np.stack([release_histogram(votes, t, stage, KEY, "s", ledger) - votes for t in range(25)])
+        np.stack(
+            [
+                release_histogram(votes, t, stage=stage, key=KEY, stream="s", ledger=ledger) - votes
+                for t in range(25)
+            ]
+        )
         / 4.0
     )
     for statistic, n in (
@@ -153,34 +162,36 @@ def test_the_event_is_on_disk_before_noise_exists(tmp_path, monkeypatch):
 
     patch(monkeypatch, crash)
     with pytest.raises(KeyboardInterrupt):
-        release_histogram(np.arange(5), 2, stage, KEY, "s", ledger)
+        release_histogram(np.arange(5), 2, stage=stage, key=KEY, stream="s", ledger=ledger)
 
 
 def test_same_votes_replay_and_other_votes_are_a_second_release(tmp_path):
     votes = np.arange(50)
-    stage = evolution_stage(2.0, DELTA, 2, "rdp")
+    stage = evolution_stage(2.0, DELTA, iterations=2, accountant="rdp")
     ledger = Ledger.create(tmp_path / "ledger.jsonl", plan_of(2.0))
-    first = release_histogram(votes, 0, stage, KEY, "s", ledger)
-    assert np.array_equal(release_histogram(votes, 0, stage, KEY, "s", ledger), first)
+    first = release_histogram(votes, 0, stage=stage, key=KEY, stream="s", ledger=ledger)
+    assert np.array_equal(
+        release_histogram(votes, 0, stage=stage, key=KEY, stream="s", ledger=ledger), first
+    )
     assert [e.replay for e in ledger.events()] == [False, True]
     other = votes.copy()
     other[3] += 1  # budget is left for it here; it must not reuse the noise
-    second = release_histogram(other, 0, stage, KEY, "s", ledger)
+    second = release_histogram(other, 0, stage=stage, key=KEY, stream="s", ledger=ledger)
     assert (
         not ledger.events()[-1].replay and np.abs((second - other) - (first - votes)).min() > 1e-3
     )
     with pytest.raises(BudgetError):
-        release_histogram(votes, 1, stage, KEY, "s", ledger)
+        release_histogram(votes, 1, stage=stage, key=KEY, stream="s", ledger=ledger)
 
 
 def test_exact_votes_are_not_written(tmp_path):
     stage, ledger = setup(tmp_path)
     votes = np.full(3, 987_654)
-    noisy = release_histogram(votes, 0, stage, KEY, "s", ledger)
+    noisy = release_histogram(votes, 0, stage=stage, key=KEY, stream="s", ledger=ledger)
     assert "98765" not in ledger.path.read_text() and not (noisy == votes).any()
     streams = [e.stream for e in ledger.events()]
     release_histogram(
-        votes, 0, stage, NoiseKey.create(), "s", ledger
+        votes, 0, stage=stage, key=NoiseKey.create(), stream="s", ledger=ledger
     )  # another key: nobody can look votes up by it
     assert ledger.events()[-1].stream not in streams
 
@@ -189,15 +200,20 @@ def test_votes_do_not_depend_on_the_number_of_tasks(ray_cluster, tmp_path):
     source, config = PointSource(300), EvolutionConfig(iterations=1)
     rng = np.random.default_rng(2)
     candidates = rng.normal(size=(30, 2)).astype(np.float32) * 4
-    expected = count_votes(candidates, CLASSES, *_records(source))
+    embeddings, labels = _records(source)
+    expected = count_votes(candidates, CLASSES, embeddings=embeddings, labels=labels)
     for shard_size in (37, 300):
-        records = RecordEmbeddings(str(tmp_path / f"{shard_size}"), 300, shard_size)
+        records = RecordEmbeddings(
+            directory=str(tmp_path / f"{shard_size}"), n_records=300, shard_size=shard_size
+        )
         assert (
             len(list(records.build(source, 8, PointEmbedding(), config)))
             == len(records.shards)
             == math.ceil(300 / shard_size)
         )
-        assert np.array_equal(all_votes(candidates, CLASSES, records, config), expected)
+        assert np.array_equal(
+            all_votes(candidates, CLASSES, records=records, config=config), expected
+        )
 
 
 def _records(source):
@@ -206,7 +222,7 @@ def _records(source):
 
 
 def test_record_embeddings_are_for_the_owner_only_and_made_once(ray_cluster, tmp_path):
-    records = RecordEmbeddings(str(tmp_path / "private"), 300, 100)
+    records = RecordEmbeddings(directory=str(tmp_path / "private"), n_records=300, shard_size=100)
     list(records.build(PointSource(300), 8, PointEmbedding(), EvolutionConfig()))
     assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o700
     files = list((tmp_path / "private").iterdir())

@@ -61,7 +61,9 @@ def test_parents_are_of_the_slots_class_and_as_many_as_planned(selection, keep):
         iterations=3, population=4, variations=2, keep_selected=keep, selection=selection
     )
     weights = RNG(0).exponential(size=config.candidates * 5)
-    middle, last = (next_parents(weights, 5, config, 37, seed=1, iteration=i) for i in (0, 2))
+    middle, last = (
+        next_parents(weights, 5, config=config, n_images=37, seed=1, iteration=i) for i in (0, 2)
+    )
     assert len(middle) == 4 * (2 + keep) * 5 and len(last) == 37
     for parents in (middle, last):
         assert np.array_equal(parents % 5, np.arange(len(parents)) % 5)
@@ -75,13 +77,19 @@ def test_votes_of_one_class_do_not_move_another():
     weights = RNG(0).exponential(size=20)
     other = weights.copy()
     other[1::2] = other[1::2][::-1]
-    first, second = (next_parents(w, 2, config, 60, 1, 0) for w in (weights, other))
+    first, second = (
+        next_parents(w, 2, config=config, n_images=60, seed=1, iteration=0)
+        for w in (weights, other)
+    )
     assert np.array_equal(first[::2], second[::2]) and not np.array_equal(first[1::2], second[1::2])
 
 
 def test_iterations_choose_independently_and_repeatably():
     config = EvolutionConfig(iterations=9, population=30)
-    a, again, b = (next_parents(np.ones(60), 2, config, 60, 1, i) for i in (0, 0, 1))
+    a, again, b = (
+        next_parents(np.ones(60), 2, config=config, n_images=60, seed=1, iteration=i)
+        for i in (0, 0, 1)
+    )
     assert np.array_equal(a, again) and not np.array_equal(a, b)
 
 
@@ -100,10 +108,14 @@ def test_a_parent_is_kept_once_and_only_where_asked():
 
 def test_seeds_are_distinct_and_begin_as_those_of_a_data_set():
     slots = np.arange(50)
-    plan = SamplingPlan(50, 3, 50, seed=9)
-    assert np.array_equal(slot_seeds(9, 0, 0, slots), plan.seeds(plan.shards[0]))
+    plan = SamplingPlan(n_images=50, n_classes=3, shard_size=50, seed=9)
+    assert np.array_equal(slot_seeds(9, 0, purpose=0, slots=slots), plan.seeds(plan.shards[0]))
     seeds = [
-        slot_seeds(9, generation, purpose, slots) for generation in range(4) for purpose in range(3)
+        slot_seeds(9, generation, purpose=purpose, slots=slots)
+        for generation in range(4)
+        for purpose in range(3)
     ]
     assert len(np.unique(seeds)) == 12 * 50 and np.min(seeds) >= 0
-    assert np.array_equal(slot_seeds(9, 2, 1, slots[7:9]), slot_seeds(9, 2, 1, slots)[7:9])
+    assert np.array_equal(
+        slot_seeds(9, 2, purpose=1, slots=slots[7:9]), slot_seeds(9, 2, purpose=1, slots=slots)[7:9]
+    )

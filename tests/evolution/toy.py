@@ -117,7 +117,9 @@ class Toy:
 
     def __post_init__(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        self.stage = evolution_stage(self.epsilon, DELTA, self.config.iterations, "rdp")
+        self.stage = evolution_stage(
+            self.epsilon, DELTA, iterations=self.config.iterations, accountant="rdp"
+        )
         path = self.root / "ledger.jsonl"
         self.ledger = (
             Ledger.open(path) if path.exists() else Ledger.create(path, plan_of(self.epsilon))
@@ -127,17 +129,17 @@ class Toy:
         return evolve(
             Parts(PointApi(), PointEmbedding()),
             self.source or PointSource(),
-            8,
-            self.config,
-            self.sampling,
-            self.stage,
-            self.key,
-            stream,
-            self.ledger,
-            self.root / "evolution",
-            self.root / "private" / "records",
-            seed,
-            on_progress,
+            resolution=8,
+            config=self.config,
+            sampling=self.sampling,
+            stage=self.stage,
+            key=self.key,
+            stream=stream,
+            ledger=self.ledger,
+            directory=self.root / "evolution",
+            private_directory=self.root / "private" / "records",
+            seed=seed,
+            on_progress=on_progress,
         )
 
 

@@ -64,10 +64,10 @@ def test_a_killed_encoding_task_is_done_again(ray_cluster, tiny_pipeline, tmp_pa
         return build_latent_cache(
             directory,
             source,
-            ModelConfig(str(tiny_pipeline)),
-            "cpu",
-            100,
-            {"num_cpus": 1.0, "num_gpus": 0.0},
+            model=ModelConfig(path=str(tiny_pipeline)),
+            device="cpu",
+            shard_size=100,
+            resources={"num_cpus": 1.0, "num_gpus": 0.0},
         )
 
     whole = build(tmp_path / "whole")
@@ -194,14 +194,14 @@ def test_a_torn_checkpoint_is_passed_over_and_a_torn_snapshot_removed(
         assert snapshot.exists() == stays
 
     ledger = Ledger.open(job.ledger)
-    check_paid(kept[1], ledger, job.stream)
+    check_paid(kept[1], ledger, stream=job.stream)
     other = Ledger.create(
         tmp_path / "fresh.jsonl", job.plan
     )  # a new ledger beside old checkpoints understates
     with pytest.raises(RunDirectoryError, match=r"does not show finetune/step/0"):
-        check_paid(kept[0], other, job.stream)
+        check_paid(kept[0], other, stream=job.stream)
     with pytest.raises(RunDirectoryError, match=r"does not show"):
-        check_paid(kept[0], ledger, "another key's stream")
+        check_paid(kept[0], ledger, stream="another key's stream")
 
 
 def goes_on(job: FinetuneJob, folder: str, until: int) -> TrainState:

@@ -48,7 +48,7 @@ def test_saved_directory_gives_back_the_same_model(
     trained = load_pipeline(str(tiny_pipeline)).unet
     public = predicted(trained)
     matrices = list(candidate_pool(trained, pool))[1::4]
-    parameters = add_adapter(trained, matrices, config, seed=3)
+    parameters = add_adapter(trained, matrices, config=config, seed=3)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in parameters.values():
@@ -57,8 +57,8 @@ def test_saved_directory_gives_back_the_same_model(
     save_weights(
         trained,
         tmp_path / "adapter",
-        {name: p.detach().clone() for name, p in parameters.items()},
-        config,
+        values={name: p.detach().clone() for name, p in parameters.items()},
+        config=config,
     )
     assert (tmp_path / "adapter" / WEIGHTS).exists() == (adapter == "lora")
     assert (tmp_path / "adapter" / WHOLE_WEIGHTS).exists() == (
@@ -82,7 +82,7 @@ def test_unselected_matrices_alone_become_random_with_their_own_scale(adapter):
     public, first, again, other = (tiny_unet() for _ in range(4))
     names = list(candidate_pool(public))
     for unet, seed in ((first, 1), (again, 1), (other, 2)):
-        add_adapter(unet, names[::3], config, seed)
+        add_adapter(unet, names[::3], config=config, seed=seed)
     random = untrained(first, "qkv")
     assert list(random) == [name for name in names if name not in names[::3]]
     for name, entry in random.items():
@@ -108,8 +108,8 @@ def test_random_weights_are_in_the_directory_not_in_the_seed(tiny_pipeline, tmp_
     config = dataclasses.replace(CONFIG, randomize="qkv")
     unet = load_pipeline(str(tiny_pipeline)).unet
     names = list(candidate_pool(unet))
-    add_adapter(unet, names[:2], config, seed=3)
-    save_weights(unet, tmp_path / "adapter", {}, config)
+    add_adapter(unet, names[:2], config=config, seed=3)
+    save_weights(unet, tmp_path / "adapter", values={}, config=config)
     saved = load_file(tmp_path / "adapter" / WHOLE_WEIGHTS)
     assert set(saved) == {f"{name}.weight" for name in names[2:]}
     (tmp_path / "adapter" / WHOLE_WEIGHTS).unlink()
@@ -125,15 +125,17 @@ def test_transformers_are_saved_and_loaded_alike(tmp_path, adapter):
     x = torch.randn(2, 4, 4, 4, generator=generator)
     inputs = {"timestep": torch.tensor([3, 700]), "class_labels": torch.tensor([0, 2])}
     trained, loaded = tiny_dit().eval(), tiny_dit().eval()
-    parameters = add_adapter(trained, list(candidate_pool(trained, "all"))[1::3], config, seed=3)
+    parameters = add_adapter(
+        trained, list(candidate_pool(trained, "all"))[1::3], config=config, seed=3
+    )
     with torch.no_grad():
         for p in parameters.values():
             p.add_(0.1 * torch.randn(p.shape, generator=generator))
     save_weights(
         trained,
         tmp_path / "adapter",
-        {name: p.detach().clone() for name, p in parameters.items()},
-        config,
+        values={name: p.detach().clone() for name, p in parameters.items()},
+        config=config,
     )
     load_adapter(SimpleNamespace(transformer=loaded), tmp_path / "adapter")
     expected, public = trained(x, **inputs).sample, tiny_dit().eval()(x, **inputs).sample
@@ -145,5 +147,5 @@ def test_transformers_are_saved_and_loaded_alike(tmp_path, adapter):
 
 def test_names_select_exactly_not_by_their_end():
     unet = tiny_unet()
-    trainable = add_adapter(unet, ["conv_in"], CONFIG, seed=0)
+    trainable = add_adapter(unet, ["conv_in"], config=CONFIG, seed=0)
     assert set(trainable) == {"conv_in.lora_A.default.weight", "conv_in.lora_B.default.weight"}

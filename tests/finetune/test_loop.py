@@ -54,14 +54,14 @@ def make_job(tiny_pipeline: Path, cache: LatentCache, directory: Path, **finetun
         Ledger.create(ledger, plan)
     matrices = list(candidate_pool(load_pipeline(str(tiny_pipeline)).unet))[::4]
     return FinetuneJob(
-        ModelConfig(path=str(tiny_pipeline)),
-        matrices,
-        cache,
-        plan,
-        config.finetune,
-        NoiseKey.create(3),
-        "stream",
-        str(ledger),
+        model=ModelConfig(path=str(tiny_pipeline)),
+        matrices=matrices,
+        cache=cache,
+        plan=plan,
+        config=config.finetune,
+        key=NoiseKey.create(3),
+        stream="stream",
+        ledger=str(ledger),
         seed=0,
     )
 
@@ -102,10 +102,12 @@ def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, dra
     )
     ((state,),) = [[s for s in run_ranks(1, tmp_path / "r", train, job)]]
     pipe = load_pipeline(str(tiny_pipeline))
-    factors = add_lora(pipe.unet, job.matrices, job.config.lora_rank, 0)
+    factors = add_lora(pipe.unet, job.matrices, rank=job.config.lora_rank, seed=0)
     scheduler = training_scheduler(pipe)
     total = {name: torch.zeros_like(p) for name, p in factors.items()}
-    sampled = poisson_sample(N, job.plan.sample_rate, job.key.stream("finetune/sample", 0))
+    sampled = poisson_sample(
+        N, job.plan.sample_rate, generator=job.key.stream("finetune/sample", 0)
+    )
     assert 0 < len(sampled) < N
     for record in sampled:
         moments, embeddings = cache.read(np.array([record]))
@@ -113,11 +115,16 @@ def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, dra
             job.key, "finetune/loss", 0, np.array([record]), draws, (4, 4, 4), 1000, (0.2, 0.8)
         )
         loss = per_record_loss(
-            pipe.unet, scheduler, moments, pipe.vae.config.scaling_factor, embeddings, draws_
+            pipe.unet,
+            scheduler,
+            moments=moments,
+            scaling_factor=pipe.vae.config.scaling_factor,
+            conditions=embeddings,
+            draws=draws_,
         )
         grads = torch.autograd.grad(loss.sum(), list(factors.values()))
         norm = torch.cat([g.flatten() for g in grads]).norm()
-        factor = clip_factors(norm[None], 0.05, clipping, job.config.clipping_gamma)[0]
+        factor = clip_factors(norm[None], 0.05, mode=clipping, gamma=job.config.clipping_gamma)[0]
         for name, g in zip(factors, grads, strict=True):
             total[name] += factor * g
     noisy = add_gaussian_noise(
@@ -187,8 +194,8 @@ def test_adapter_loads_in_a_stock_pipeline_and_changes_its_output(tiny_pipeline,
     job = make_job(tiny_pipeline, cache, tmp_path / "job")
     (state,) = run_ranks(1, tmp_path / "r", train, job)
     pipe = load_pipeline(str(tiny_pipeline))
-    add_lora(pipe.unet, job.matrices, job.config.lora_rank, 0)
-    save_adapter(pipe.unet, tmp_path / "adapter", state.average)
+    add_lora(pipe.unet, job.matrices, rank=job.config.lora_rank, seed=0)
+    save_adapter(pipe.unet, tmp_path / "adapter", values=state.average)
     x, states = torch.randn(2, 4, 4, 4), torch.randn(2, 16, 16)
     stock = StableDiffusionPipeline.from_pretrained(tiny_pipeline, safety_checker=None)
     before = stock.unet(x, 5, encoder_hidden_states=states).sample

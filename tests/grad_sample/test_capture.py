@@ -139,7 +139,10 @@ def test_any_shape_matches_the_oracle(n, k, tokens, d, hidden, bias, cap):
         nn.Linear(d, hidden, bias), nn.Tanh(), nn.Linear(hidden, d, bias)
     ).requires_grad_(False)
     case = Case(
-        net, (torch.randn(n * k, tokens, d),), lambda net, x: net(x).square().flatten(1).sum(1), k
+        size=net,
+        batch=(torch.randn(n * k, tokens, d),),
+        records=lambda net, x: net(x).square().flatten(1).sum(1),
+        side=k,
     )
     lower, upper = WeightRows(net[2], slice(0, d // 2)), WeightRows(net[2], slice(d // 2, d))
     pool = {"first": net[0], "lower half": lower, "upper half": upper}
@@ -189,9 +192,9 @@ def test_bf16_forward_has_float32_norms_of_its_own_tensors():
     case = frozen_case("unet", 3)
     case.model.bfloat16()
     case = Case(
-        case.model,
-        [x.bfloat16() if x.is_floating_point() else x for x in case.batch],
-        case.row_losses,
+        size=case.model,
+        batch=[x.bfloat16() if x.is_floating_point() else x for x in case.batch],
+        records=case.row_losses,
     )
     capture = capture_of(case, candidate_pool(case.model), keep=True)
     assert capture.norms().dtype == torch.float32
@@ -207,7 +210,7 @@ def test_half_precision_is_cast_piece_by_piece():
     a, g = torch.randn(2, 64, 16, 32).bfloat16()
     capture = PoolCapture({"w": layer}, keep=True, max_temporary_bytes=16 * 1024)
     with Allocations() as seen:
-        capture._reduce(layer, a, a._version, g)
+        capture._reduce(layer, a, version=a._version, g=g)
         capture.clipped_sum(torch.ones(64))
     assert seen.largest <= 16 * 1024 < g.numel() * 4
 
@@ -259,7 +262,9 @@ def test_layer_used_twice_has_the_gradient_of_both_uses(layer, weighted):
     torch.manual_seed(0)
     net = nn.Sequential(layer, nn.Tanh(), layer).requires_grad_(False)
     x = torch.randn(4, 3, 3, 3)
-    case = Case(net, (x,), lambda net, x: net(x).square().flatten(1).sum(1), 2)
+    case = Case(
+        size=net, batch=(x,), records=lambda net, x: net(x).square().flatten(1).sum(1), side=2
+    )
     with PoolCapture({"w": layer}, keep=True, rows_per_record=2, weighted=weighted) as capture:
         (case.losses().sum() + 0 * layer(x).sum()).backward()
     rows = [g for (g,) in case.gradients([layer.weight])]
@@ -295,13 +300,13 @@ def test_one_record_moves_the_sum_by_at_most_the_clipping_norm(name, clipping):
         capture = capture_of(
             case, pool, scale, keep=SCORES[name].keep_gradients, weighted=SCORES[name].weighted
         )
-        contribution = clipped_contribution(SCORES[name], capture, config)
+        contribution = clipped_contribution(SCORES[name], capture, config=config)
         norm = torch.cat([part.flatten() for part in contribution]).norm()
         assert norm <= 0.25 * (1 + 1e-5)
         if scale == 1e6:
             assert norm > 0.249
         if name in PER_MATRIX_SCORES:
-            (values,) = clipped_contribution(SCORES[name], capture, config, math.inf)
+            (values,) = clipped_contribution(SCORES[name], capture, config=config, order=math.inf)
             assert values.min() >= 0 and values.max() <= 0.25 * (1 + 1e-5)
 
 
@@ -311,10 +316,14 @@ def test_record_with_infinite_gradient_contributes_nothing(name):
     totals = []
     for rows in (2, 1):
         case = frozen_case("unet", 2)
-        case = Case(case.model, [part[:rows] for part in case.batch], case.row_losses)
+        case = Case(
+            size=case.model, batch=[part[:rows] for part in case.batch], records=case.row_losses
+        )
         options = {"keep": SCORES[name].keep_gradients, "weighted": SCORES[name].weighted}
         capture = capture_of(case, candidate_pool(case.model), weights[:rows], **options)
-        totals.append(clipped_contribution(SCORES[name], capture, SaliencyConfig(score=name)))
+        totals.append(
+            clipped_contribution(SCORES[name], capture, config=SaliencyConfig(score=name))
+        )
     for both, one in zip(*totals, strict=True):
         torch.testing.assert_close(both, one, rtol=1e-4, atol=1e-7)
 

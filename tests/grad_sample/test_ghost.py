@@ -51,7 +51,7 @@ class Clip:
 
     def __call__(self, norms: Tensor) -> Tensor:
         self.norms = norms
-        return clip_factors(norms, self.clipping_norm, self.mode, 1e-3)
+        return clip_factors(norms, self.clipping_norm, mode=self.mode, gamma=1e-3)
 
 
 class InstantiatedGradients:
@@ -86,7 +86,9 @@ def check(
 ) -> None:
     clip, oracle_clip = Clip(mode=mode), Clip(mode=mode)
     expected = InstantiatedGradients(case, parameters).clipped_sums(oracle_clip)
-    with GhostGradients(case.model, parameters, case.rows_per_record, cap) as ghost:
+    with GhostGradients(
+        case.model, parameters, rows_per_record=case.rows_per_record, max_temporary_bytes=cap
+    ) as ghost:
         sums = ghost.clipped_sums(case.losses(), clip)
     torch.testing.assert_close(clip.norms, oracle_clip.norms, rtol=1e-5, atol=1e-7)
     assert_same_sums(sums, expected)
@@ -125,7 +127,7 @@ def test_order_of_parameters_is_the_callers():
 
 def test_lora_factors_are_linear_layers_too():
     case = unet_case(3)
-    factors = add_lora(case.model, list(candidate_pool(case.model))[::3], 2, seed=0)
+    factors = add_lora(case.model, list(candidate_pool(case.model))[::3], rank=2, seed=0)
     for p in factors.values():
         nn.init.normal_(p)
     check(case, factors)
@@ -185,7 +187,7 @@ def test_opacus_ghost_clipping_is_the_reference():
     torch.testing.assert_close(clip.norms, norms, rtol=1e-5, atol=0)
     wrapped.disable_hooks()
     wrapped.zero_grad()
-    (losses * clip_factors(norms, 0.3, "flat")).sum().backward()
+    (losses * clip_factors(norms, 0.3, mode="flat")).sum().backward()
     assert_same_sums(sums, [p.grad for p in parameters.values()])
 
 
@@ -349,7 +351,7 @@ def ordinary_step(case: Case, parameters: dict[str, nn.Parameter]) -> None:
 
 def ghost_step(case: Case, parameters: dict[str, nn.Parameter]) -> None:
     with GhostGradients(
-        case.model, parameters, case.rows_per_record, max_temporary_bytes=2**17
+        case.model, parameters, rows_per_record=case.rows_per_record, max_temporary_bytes=2**17
     ) as ghost:
         ghost.clipped_sums(case.losses(), Clip())
 

@@ -21,7 +21,9 @@ def adapted_unet(
     train_a: bool = True, dtype: torch.dtype = torch.float32, every: int = 3, pool: str = "qkv"
 ):
     unet = tiny_unet().eval().to(dtype)
-    factors = add_lora(unet, list(candidate_pool(unet, pool))[::every], 3, seed=1, train_a=train_a)
+    factors = add_lora(
+        unet, list(candidate_pool(unet, pool))[::every], rank=3, seed=1, train_a=train_a
+    )
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():  # B starts at zero, where A's gradient vanishes
         for name, p in factors.items():
@@ -68,16 +70,16 @@ def test_clipped_sums_match_one_record_at_a_time(train_a, k, pool, every):
 
     def clip(norms):
         seen.append(norms)
-        return clip_factors(norms, 0.5, "automatic", 1e-3)
+        return clip_factors(norms, 0.5, mode="automatic", gamma=1e-3)
 
     ours = losses(unet, parts, k)
     torch.testing.assert_close(ours, expected_losses, rtol=1e-5, atol=1e-6)
     sums = sampler.clipped_sums(ours, clip)
     torch.testing.assert_close(seen[0], expected.norm(dim=1), rtol=1e-5, atol=1e-9)
-    total = clip_factors(expected.norm(dim=1), 0.5, "automatic", 1e-3) @ expected
+    total = clip_factors(expected.norm(dim=1), 0.5, mode="automatic", gamma=1e-3) @ expected
     torch.testing.assert_close(torch.cat([s.flatten() for s in sums]), total, rtol=1e-4, atol=1e-6)
     assert all(p.grad is None for p in unet.parameters())
-    assert float(clip_factors(seen[0], 0.5, "automatic", 1e-3).mul(seen[0]).max()) <= 0.5
+    assert float(clip_factors(seen[0], 0.5, mode="automatic", gamma=1e-3).mul(seen[0]).max()) <= 0.5
 
 
 def test_matches_opacus_hooks():
@@ -121,10 +123,10 @@ def test_a_record_whose_gradient_overflows_is_left_out():
     weights = torch.tensor([1.0, float("inf"), 1.0])
     parts = batch(3)
     sums = sampler.clipped_sums(
-        losses(unet, parts) * weights, lambda n: clip_factors(n, 1.0, "flat")
+        losses(unet, parts) * weights, lambda n: clip_factors(n, 1.0, mode="flat")
     )
     kept = sampler.clipped_sums(
-        losses(unet, tuple(p[[0, 2]] for p in parts)), lambda n: clip_factors(n, 1.0, "flat")
+        losses(unet, tuple(p[[0, 2]] for p in parts)), lambda n: clip_factors(n, 1.0, mode="flat")
     )
     for a, b in zip(sums, kept, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -135,7 +137,7 @@ def test_back_propagation_stops_below_the_first_adapter():
     last = list(candidate_pool(unet))[
         -2:
     ]  # cross-attention k, v of the last block: their input needs no gradient
-    factors = add_lora(unet, last, 2, seed=0)
+    factors = add_lora(unet, last, rank=2, seed=0)
     sampler = LoraGradients(unet, factors.values())
     reached = []
     for name, module in unet.named_modules():
@@ -165,7 +167,7 @@ def test_remove_gives_peft_its_forward_back_and_dropout_is_refused():
 
 def test_transformer_whose_time_embedding_is_used_twice():
     case = dit_case(3)
-    factors = add_lora(case.model, list(candidate_pool(case.model, "all")), 2, seed=0)
+    factors = add_lora(case.model, list(candidate_pool(case.model, "all")), rank=2, seed=0)
     for p in factors.values():
         nn.init.normal_(p, std=0.3)
     rows = case.gradients(list(factors.values()))
@@ -173,9 +175,9 @@ def test_transformer_whose_time_embedding_is_used_twice():
     case.losses()[
         :2
     ].sum().backward()  # broken off: these gradients must not reach the next records
-    sums = sampler.clipped_sums(case.losses(), lambda norms: clip_factors(norms, 0.1, "flat"))
+    sums = sampler.clipped_sums(case.losses(), lambda norms: clip_factors(norms, 0.1, mode="flat"))
     flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-    expected = clip_factors(flat.norm(dim=1), 0.1, "flat") @ flat
+    expected = clip_factors(flat.norm(dim=1), 0.1, mode="flat") @ flat
     torch.testing.assert_close(
         torch.cat([s.flatten() for s in sums]), expected, rtol=1e-4, atol=1e-6
     )
@@ -196,7 +198,7 @@ def test_convolutions_without_known_gradients_are_refused_before_training(option
         ConfigError,
         match=r"finetune\.adapter = 'lora': must be direct: 0 is a convolution with groups",
     ):
-        add_lora(net, ["0"], 2, seed=0)
+        add_lora(net, ["0"], rank=2, seed=0)
 
 
 def test_micro_batch_grows_until_memory_or_speed_ends_it():
@@ -210,9 +212,9 @@ def test_micro_batch_grows_until_memory_or_speed_ends_it():
 
         time.sleep(0.02)  # the same time for any size: doubling always pays
 
-    assert find_micro_batch(out_of_memory_above_64, 1000, "cpu") == 64
+    assert find_micro_batch(out_of_memory_above_64, 1000, device="cpu") == 64
     assert max(asked) == 128
     assert (
-        find_micro_batch(lambda n: __import__("time").sleep(n * 2e-3), 1000, "cpu") == 8
+        find_micro_batch(lambda n: __import__("time").sleep(n * 2e-3), 1000, device="cpu") == 8
     )  # proportional: never pays
-    assert find_micro_batch(lambda n: None, 3, "cpu") == 3
+    assert find_micro_batch(lambda n: None, 3, device="cpu") == 3

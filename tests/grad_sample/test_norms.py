@@ -121,7 +121,9 @@ def test_conv2d(
 @pytest.mark.parametrize("cap", [512, 2**14, MAX_TEMPORARY_BYTES])
 def test_conv2d_by_either_route(side, channels, cap):
     torch.manual_seed(0)
-    assert norm_route(side**2, 9 * channels, channels) == ("gram" if side == 2 else "instantiate")
+    assert norm_route(side**2, 9 * channels, d_out=channels) == (
+        "gram" if side == 2 else "instantiate"
+    )
     check(
         nn.Conv2d(channels, channels, 3, padding=1),
         [torch.randn(3, channels, side, side)],
@@ -188,16 +190,16 @@ def test_embedding(n, k, shape, entries, padding, uses, cap):
 
 
 def test_route_of_stable_diffusion_layers():
-    assert norm_route(4096, 320, 320) == "instantiate"
-    assert norm_route(64, 1280, 1280) == "gram"
-    assert norm_route(77, 768, 320) == "gram"
-    assert norm_route(4096, 9 * 320, 320) == "instantiate"
+    assert norm_route(4096, 320, d_out=320) == "instantiate"
+    assert norm_route(64, 1280, d_out=1280) == "gram"
+    assert norm_route(77, 768, d_out=320) == "gram"
+    assert norm_route(4096, 9 * 320, d_out=320) == "instantiate"
 
 
 @settings(max_examples=200, deadline=None)
 @given(tokens=st.integers(1, 5000), d_in=st.integers(1, 3000), d_out=st.integers(1, 3000))
 def test_gram_is_chosen_only_where_it_is_cheaper_and_smaller(tokens, d_in, d_out):
-    gram = norm_route(tokens, d_in, d_out) == "gram"
+    gram = norm_route(tokens, d_in, d_out=d_out) == "gram"
     assert gram == (tokens**2 * (d_in + d_out) < tokens * d_in * d_out)
     assert not gram or 2 * tokens**2 <= d_in * d_out / 2
 
@@ -209,7 +211,7 @@ def test_no_temporary_is_larger_than_the_cap(tokens, d, dtype):
     a, g = torch.randn(2, 32, tokens, d).to(dtype)
     cap = 24 * 1024
     with Allocations() as seen:
-        capped = token_squared_norms(a, g, cap)
+        capped = token_squared_norms(a, g, max_temporary_bytes=cap)
     assert seen.peak <= cap + 32 * 16
     torch.testing.assert_close(capped, token_squared_norms(a, g), rtol=2e-5, atol=0)
 
@@ -235,7 +237,7 @@ def test_norm_is_not_too_small_where_the_gram_sums_cancel():
         )
         g = torch.randn(4, 16, 256, generator=generator)
         g = g - g.mean(1, keepdim=True)
-        assert norm_route(16, 256, 256) == "gram"
+        assert norm_route(16, 256, d_out=256) == "gram"
         true = (g.double().mT @ a.double()).flatten(1).norm(dim=1)
         assert (token_squared_norms(a, g).double().sqrt() >= true * (1 - 1e-5)).all()
 

@@ -38,7 +38,7 @@ def test_every_figure_of_the_issue_has_contenders():
 
 
 def test_ratios_are_taken_round_by_round():
-    case = Case("tiny", 1)
+    case = Case(size="tiny", batch=1)
     measured = {
         "ours": Measured(case, 100, [1.0, 4.0], [200, 300]),
         "plain": Measured(case, 50, [1.0, 2.0], [100, 100]),
@@ -76,9 +76,18 @@ def test_a_group_writes_finite_figures_and_contenders_agree(tmp_path):
 
 
 def test_a_contender_that_fails_is_named_and_the_others_go_on():
-    case = Case("tiny", 1)
-    broken = Entry("broken", "gemm", Case("tiny", 1, dtype="float33"), False)
-    measured, failures = measure([Entry("gemm", "gemm", case, True), broken], 1, lambda text: None)
+    case = Case(size="tiny", batch=1)
+    broken = Entry(
+        label="broken",
+        contender="gemm",
+        case=Case(size="tiny", batch=1, dtype="float33"),
+        tuned=False,
+    )
+    measured, failures = measure(
+        [Entry(label="gemm", contender="gemm", case=case, tuned=True), broken],
+        1,
+        log=lambda text: None,
+    )
     assert list(measured) == ["gemm"] and len(measured["gemm"].seconds) == 1
     assert "float33" in failures["broken"]
 

@@ -19,7 +19,7 @@ PROMPTS = DATA_SETS["digits"].prompts
 def test_every_bundled_model_has_a_row_that_tells_the_truth():
     assert sorted(name for name, row in CATALOG.items() if not row.hub_id) == bundled_models()
     for name in bundled_models():
-        denoiser, row = check_model(ModelConfig(name), PROMPTS), CATALOG[name]
+        denoiser, row = check_model(ModelConfig(path=name), PROMPTS), CATALOG[name]
         assert sum(p.numel() for p in denoiser.parameters()) / 1e6 == pytest.approx(
             row.parameters, abs=0.006
         )

@@ -62,16 +62,20 @@ def pipe(dit):
 
 
 def test_labels_are_found_by_their_names_in_prompts():
-    assert label_ids(LABELS, 4, ("a photo of a tabby cat", "An image of a cat", "Tench!")) == (
+    assert label_ids(
+        LABELS, 4, prompts=("a photo of a tabby cat", "An image of a cat", "Tench!")
+    ) == (
         0,
         2,
         1,
     )  # longest name first
-    assert label_ids({0: "letter A, A", 1: "letter a, a"}, 2, ("the letter a", "the letter A")) == (
+    assert label_ids(
+        {0: "letter A, A", 1: "letter a, a"}, 2, prompts=("the letter a", "the letter A")
+    ) == (
         1,
         0,
     )  # case counts
-    assert label_ids(LABELS, 1000, ("a", "b"), (7, 999)) == (7, 999)
+    assert label_ids(LABELS, 1000, prompts=("a", "b"), class_labels=(7, 999)) == (7, 999)
 
 
 @pytest.mark.parametrize(
@@ -90,17 +94,17 @@ def test_labels_are_found_by_their_names_in_prompts():
 )
 def test_classes_without_label_are_refused_in_one_line(prompts, given, words):
     with pytest.raises(ConfigError, match=words) as caught:
-        label_ids(LABELS, 4, prompts, given)
+        label_ids(LABELS, 4, prompts=prompts, class_labels=given)
     assert "model.class_labels" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_model_is_checked_from_config_files_alone(dit, tiny_pipeline):
-    denoiser = check_model(ModelConfig(str(dit)), ("a cat", "a tench"))
+    denoiser = check_model(ModelConfig(path=str(dit)), ("a cat", "a tench"))
     assert all(p.is_meta for p in denoiser.parameters()) and len(candidate_pool(denoiser)) == 6
     with pytest.raises(ConfigError, match=r"model\.class_labels.*'a ship'"):
-        check_model(ModelConfig(str(dit)), ("a ship", "a cat"))
+        check_model(ModelConfig(path=str(dit)), ("a ship", "a cat"))
     with pytest.raises(ConfigError, match="conditioned on prompts"):
-        check_model(ModelConfig(str(tiny_pipeline), class_labels=(1, 2)), ("a", "b"))
+        check_model(ModelConfig(path=str(tiny_pipeline), class_labels=(1, 2)), ("a", "b"))
     with pytest.raises(ConfigError, match="label ids from 0"):
         ModelConfig(class_labels=(-1,))
 
@@ -131,8 +135,8 @@ def test_conditions_of_both_families_stack_alike(pipe, tiny_pipeline):
         and null_condition(pipe).tolist() == [1000]
     )
     assert condition_arguments(labels) == {"class_labels": labels}
-    assert to_denoiser(labels, "cpu", torch.bfloat16).dtype == torch.int64
-    assert to_denoiser(torch.zeros(1, 2, 3), "cpu", torch.bfloat16).dtype == torch.bfloat16
+    assert to_denoiser(labels, "cpu", dtype=torch.bfloat16).dtype == torch.int64
+    assert to_denoiser(torch.zeros(1, 2, 3), "cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
     assert native_resolution(pipe) == native_resolution(text) == 8
     assert not denoiser_of(pipe).training  # else diffusers drops labels at random
 
@@ -147,7 +151,12 @@ def test_dit_loss_trains_the_noise_half_and_mixes_no_records(pipe):
 
     def loss(rows: list[int]) -> torch.Tensor:
         return per_record_loss(
-            denoiser, scheduler, moments[rows], 0.5, labels[rows], draws_of(records[rows])
+            denoiser,
+            scheduler,
+            moments=moments[rows],
+            scaling_factor=0.5,
+            conditions=labels[rows],
+            draws=draws_of(records[rows]),
         )
 
     with torch.no_grad():
@@ -172,12 +181,23 @@ def test_dit_per_sample_norms_are_those_of_single_records(pipe):
     )
     draws = draw(NoiseKey.create(0), "p", 0, records, 1, (4, 4, 4), 1000)
     with PoolCapture(pool) as capture:
-        per_record_loss(denoiser, scheduler, moments, 0.5, labels, draws).sum().backward()
+        per_record_loss(
+            denoiser, scheduler, moments=moments, scaling_factor=0.5, conditions=labels, draws=draws
+        ).sum().backward()
     name = list(pool)[4]
     for i in range(2):
         weight = pool[name].weight.requires_grad_(True)
-        part = Draws(draws.posterior[[i]], draws.noise[[i]], draws.timesteps[[i]])
-        loss = per_record_loss(denoiser, scheduler, moments[[i]], 0.5, labels[[i]], part).sum()
+        part = Draws(
+            posterior=draws.posterior[[i]], noise=draws.noise[[i]], timesteps=draws.timesteps[[i]]
+        )
+        loss = per_record_loss(
+            denoiser,
+            scheduler,
+            moments=moments[[i]],
+            scaling_factor=0.5,
+            conditions=labels[[i]],
+            draws=part,
+        ).sum()
         (expected,) = torch.autograd.grad(loss, weight)
         weight.requires_grad_(False)
         torch.testing.assert_close(capture.norms()[i, 4], expected.norm(), rtol=1e-3, atol=1e-7)
@@ -185,7 +205,9 @@ def test_dit_per_sample_norms_are_those_of_single_records(pipe):
 
 def test_dit_sampling_matches_the_stock_pipeline_with_guidance(pipe):
     labels, seeds = torch.tensor([2, 1, 0]), [4, 5, 6]
-    ours = sample_images(pipe, labels, null_condition(pipe), seeds, steps=4, guidance_scale=3.0)
+    ours = sample_images(
+        pipe, labels, null=null_condition(pipe), seeds=seeds, steps=4, guidance_scale=3.0
+    )
     noise = initial_noise(seeds, (4, 4, 4))
     stock = DiTPipeline(pipe.transformer, pipe.vae, solver(pipe))
     stock.set_progress_bar_config(disable=True)
@@ -228,7 +250,14 @@ def test_loss_target_follows_the_schedulers_prediction_type(prediction):
     for kind, answer in targets.items():
         exact = Exact()
         exact.answer = answer
-        loss = per_record_loss(exact, scheduler, moments, 1.0, torch.zeros(6, 1, 1), draws)
+        loss = per_record_loss(
+            exact,
+            scheduler,
+            moments=moments,
+            scaling_factor=1.0,
+            conditions=torch.zeros(6, 1, 1),
+            draws=draws,
+        )
         assert (float(loss.max()) < 1e-8) == (kind == prediction), kind
 
 

@@ -78,7 +78,10 @@ def test_evolution_works_on_a_dit():
     from sapf_ray.evolution.api import DiffusionApi
 
     api = DiffusionApi(
-        ModelConfig("glyphs-dit-tiny"), CATALOG["digits"].prompts, steps=4, guidance_scale=2.0
+        model=ModelConfig(path="glyphs-dit-tiny"),
+        prompts=CATALOG["digits"].prompts,
+        steps=4,
+        guidance_scale=2.0,
     )
     labels, seeds = np.array([3, 5]), np.array([1, 2])
     fresh = api.random(labels, seeds)

@@ -64,7 +64,14 @@ def test_record_loss_depends_on_the_record_alone(tmp_path, prediction):
     def loss(rows: list[int], k: int = 2) -> torch.Tensor:
         draws = draw(key, "p", 0, records[rows], k, (4, 4, 4), 1000)
         with torch.no_grad():
-            return per_record_loss(pipe.unet, scheduler, moments[rows], 0.5, states[rows], draws)
+            return per_record_loss(
+                pipe.unet,
+                scheduler,
+                moments=moments[rows],
+                scaling_factor=0.5,
+                conditions=states[rows],
+                draws=draws,
+            )
 
     together = loss([0, 1, 2])
     for i in range(3):

@@ -24,7 +24,14 @@ def test_digits_without_fine_tuning(name, low, high):
     labels = torch.arange(60) % 10
     conditions = encode_conditions(pipe, CATALOG["digits"].prompts)[labels]
     images = torch.from_numpy(
-        sample_images(pipe, conditions, null_condition(pipe), range(60), 20, 2.0)
+        sample_images(
+            pipe,
+            conditions,
+            null=null_condition(pipe),
+            seeds=range(60),
+            steps=20,
+            guidance_scale=2.0,
+        )
     )
     read = load_glyph_features()(images.permute(0, 3, 1, 2) / 255)[:, :10].argmax(1)
     assert low < float((read == labels).float().mean()) <= high

@@ -40,7 +40,7 @@ def no_accounting(monkeypatch):
 
 def grid_of(name, tmp_path, smoke=False, only=None, done=0):
     space = load_space(name, smoke)
-    planned = plan_cells(make_cells(space, {}, only))
+    planned = plan_cells(make_cells(space, {}, only=only))
     for item in planned[:done]:
         run = finish(item.cell, tmp_path, {})
         run.write_json(run.metrics, METRICS)
@@ -49,7 +49,7 @@ def grid_of(name, tmp_path, smoke=False, only=None, done=0):
             for part in ("attn2.to_v", "attn1.to_q", "attn1.to_k")
         ]
         run.write_json(run.selection, {"matrices": names})
-    return Grid(space, planned, tmp_path)
+    return Grid(space=space, planned=planned, out=tmp_path)
 
 
 def test_what_reproduce_takes():
@@ -63,7 +63,7 @@ def test_what_reproduce_takes():
 @pytest.mark.parametrize("name", sorted(PAPER_GRIDS))
 def test_every_printed_row_has_a_place_and_missing_ones_are_marked(name, tmp_path):
     grid = grid_of(name, tmp_path, done=1)
-    report = paper_report(name, grid, {grid.planned[-1].cell.name: "out of memory"})
+    report = paper_report(name, grid, failed={grid.planned[-1].cell.name: "out of memory"})
     text = report.render("markdown")
     assert "failed: out of memory" in text and "missing" in text
     if name not in ("table7", "table12"):
@@ -129,7 +129,7 @@ def test_table7_maps_names_to_blocks_and_draws_both(tmp_path):
     first = report.rows[0]
     assert (first["block"], first["attn1"], first["attn2"]) == ("D0-A0", "kq", "v")
     assert first["paper_attn2"] is not None and len(report.rows) == 16
-    (path,) = write_plots("table7", report, grid)
+    (path,) = write_plots("table7", report, grid=grid)
     assert path.stat().st_size > 5000
     others = [
         "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0",
@@ -142,7 +142,7 @@ def test_table7_maps_names_to_blocks_and_draws_both(tmp_path):
 @pytest.mark.parametrize("name", ["figure4", "figure5"])
 def test_figures_are_drawn(name, tmp_path):
     grid = grid_of(name, tmp_path, only={"dataset": "cifar10"}, done=3)
-    (path,) = write_plots(name, paper_report(name, grid), grid)
+    (path,) = write_plots(name, paper_report(name, grid), grid=grid)
     assert path.stat().st_size > 5000
 
 

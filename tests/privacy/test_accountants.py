@@ -37,7 +37,7 @@ def gaussian_delta(epsilon: float, sigma: float) -> float:
 
 @pytest.mark.parametrize("sigma", [1.0, 5.0, 25.0])
 def test_pld_agrees_with_the_closed_form_of_a_gaussian_release(sigma):
-    epsilon = compose_epsilon(gaussian_event(sigma), DELTA, "pld")
+    epsilon = compose_epsilon(gaussian_event(sigma), DELTA, accountant="pld")
     assert gaussian_delta(epsilon, sigma) == pytest.approx(DELTA, rel=0.02)
 
 
@@ -48,9 +48,9 @@ def test_rdp_agrees_with_opacus():
     rate, sigma, steps = 4096 / 45_000, 1.796, 1000
     rdp = compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=orders)
     theirs, _ = get_privacy_spent(orders=orders, rdp=rdp, delta=DELTA)
-    assert compose_epsilon([(gaussian_event(sigma, rate), steps)], DELTA, "rdp") == pytest.approx(
-        theirs, rel=1e-3
-    )
+    assert compose_epsilon(
+        [(gaussian_event(sigma, rate), steps)], DELTA, accountant="rdp"
+    ) == pytest.approx(theirs, rel=1e-3)
 
 
 def test_pld_agrees_with_opacus_prv():
@@ -60,9 +60,9 @@ def test_pld_agrees_with_opacus_prv():
     prv = PRVAccountant()
     prv.history = [(sigma, rate, steps)]
     theirs = prv.get_epsilon(DELTA, eps_error=0.01)
-    assert compose_epsilon([(gaussian_event(sigma, rate), steps)], DELTA, "pld") == pytest.approx(
-        theirs, abs=0.02
-    )
+    assert compose_epsilon(
+        [(gaussian_event(sigma, rate), steps)], DELTA, accountant="pld"
+    ) == pytest.approx(theirs, abs=0.02)
 
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
@@ -70,7 +70,7 @@ def test_pld_agrees_with_opacus_prv():
 @given(sigma=st.floats(2, 20), rate=st.floats(0.01, 1), steps=st.integers(1, 200))
 def test_epsilon_falls_with_noise_and_rises_with_rate_and_steps(accountant, sigma, rate, steps):
     def epsilon(sigma: float, rate: float, steps: int) -> float:
-        return compose_epsilon([(gaussian_event(sigma, rate), steps)], DELTA, accountant)
+        return compose_epsilon([(gaussian_event(sigma, rate), steps)], DELTA, accountant=accountant)
 
     base, slack = epsilon(sigma, rate, steps), 1 + 1e-6
     assert epsilon(sigma * 1.2, rate, steps) <= base * slack
@@ -82,13 +82,18 @@ def test_epsilon_falls_with_noise_and_rises_with_rate_and_steps(accountant, sigm
 def test_no_noise_is_infinite_and_nothing_is_zero(accountant):
     noisy = (gaussian_event(5.0), 1)
     assert (
-        compose_epsilon([noisy, (dp_event.NonPrivateDpEvent(), 1)], DELTA, accountant) == math.inf
+        compose_epsilon([noisy, (dp_event.NonPrivateDpEvent(), 1)], DELTA, accountant=accountant)
+        == math.inf
     )
-    assert compose_epsilon([noisy, (gaussian_event(0.0, 0.1), 10)], DELTA, accountant) == math.inf
     assert (
-        compose_epsilon([noisy, (dp_event.GaussianDpEvent(0.0), 1)], DELTA, accountant) == math.inf
+        compose_epsilon([noisy, (gaussian_event(0.0, 0.1), 10)], DELTA, accountant=accountant)
+        == math.inf
     )
-    assert compose_epsilon([], DELTA, accountant) == 0
+    assert (
+        compose_epsilon([noisy, (dp_event.GaussianDpEvent(0.0), 1)], DELTA, accountant=accountant)
+        == math.inf
+    )
+    assert compose_epsilon([], DELTA, accountant=accountant) == 0
 
 
 @pytest.mark.parametrize("sigma,rate", [(1.0, 0.2), (0.5, 0.1), (2.0, 0.4), (8.0, 0.5)])
@@ -191,22 +196,22 @@ def test_json_that_is_no_event_is_refused(data):
 def test_exponential_top_k_is_priced_as_its_gaussian():
     for accountant in ("pld", "rdp"):
         ours, gaussian = (
-            compose_epsilon([(e, 2)], DELTA, accountant)
+            compose_epsilon([(e, 2)], DELTA, accountant=accountant)
             for e in (exponential_event(3.0), gaussian_event(3.0))
         )
         assert ours == gaussian
-        assert compose_epsilon(exponential_event(0.0), DELTA, accountant) == math.inf
+        assert compose_epsilon(exponential_event(0.0), DELTA, accountant=accountant) == math.inf
 
 
 def test_approximate_dp_alone_costs_its_own_numbers():
     event = approximate_event(0.7, DELTA / 2)
-    assert compose_epsilon(event, DELTA / 2, "pld") == pytest.approx(0.7, abs=2e-4)
+    assert compose_epsilon(event, DELTA / 2, accountant="pld") == pytest.approx(0.7, abs=2e-4)
     assert (
-        compose_epsilon(event, DELTA / 4, "pld")
+        compose_epsilon(event, DELTA / 4, accountant="pld")
         == math.inf
-        == compose_epsilon(event, DELTA / 4, "rdp")
+        == compose_epsilon(event, DELTA / 4, accountant="rdp")
     )
-    assert compose_epsilon(approximate_event(math.inf, 0.0), DELTA, "pld") == math.inf
+    assert compose_epsilon(approximate_event(math.inf, 0.0), DELTA, accountant="pld") == math.inf
     # k-fold composition of randomised response by hand: 1 - delta' is what stays hidden
     epsilon, k, target = 0.3, 5, 0.02
     p = 1 / (1 + math.exp(-epsilon))
@@ -217,9 +222,13 @@ def test_approximate_dp_alone_costs_its_own_numbers():
     def hockey_stick(e: float) -> float:
         return sum(w * max(0.0, 1 - math.exp(e - x)) for w, x in loss)
 
-    found = compose_epsilon([(approximate_event(epsilon, 0.0), k)], target, "pld", 1e-5)
+    found = compose_epsilon(
+        [(approximate_event(epsilon, 0.0), k)], target, accountant="pld", pld_interval=1e-5
+    )
     assert hockey_stick(found) == pytest.approx(target, rel=1e-3)
-    with_delta = compose_epsilon([(approximate_event(epsilon, 1e-3), k)], target, "pld", 1e-5)
+    with_delta = compose_epsilon(
+        [(approximate_event(epsilon, 1e-3), k)], target, accountant="pld", pld_interval=1e-5
+    )
     hidden = (1 - 1e-3) ** k
     assert 1 - hidden + hidden * hockey_stick(with_delta) == pytest.approx(target, rel=1e-3)
 
@@ -228,11 +237,15 @@ def test_approximate_dp_alone_costs_its_own_numbers():
 def test_rdp_of_approximate_dp_is_an_upper_bound_that_falls_with_its_numbers(epsilon, delta):
     rest = (gaussian_event(2.0, 0.1), 100)
     both = [(approximate_event(epsilon, delta), 1), rest]
-    alone = compose_epsilon([rest], DELTA, "rdp")
-    pld, rdp = (compose_epsilon(both, DELTA, accountant) for accountant in ("pld", "rdp"))
+    alone = compose_epsilon([rest], DELTA, accountant="rdp")
+    pld, rdp = (
+        compose_epsilon(both, DELTA, accountant=accountant) for accountant in ("pld", "rdp")
+    )
     assert pld <= rdp * (1 + 1e-6) and alone < rdp <= 1.05 * (alone + epsilon)
     more = [(approximate_event(epsilon, delta), 2), rest]
-    assert rdp < compose_epsilon(more, DELTA, "rdp") and pld < compose_epsilon(more, DELTA, "pld")
+    assert rdp < compose_epsilon(more, DELTA, accountant="rdp") and pld < compose_epsilon(
+        more, DELTA, accountant="pld"
+    )
     shares = stage_shares(
         {"selection": [(approximate_event(epsilon, delta), 1)], "finetune": [rest]}, DELTA
     )

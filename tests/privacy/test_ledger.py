@@ -150,7 +150,10 @@ def test_epsilon_is_never_understated_after_a_crash_at_any_byte(ledger, plan):
         ledger.record(release, event, "s", "finetune")
         events.append((event, 1))
         paid.append(
-            (ledger.path.stat().st_size, compose_epsilon(events, plan.delta, plan.accountant))
+            (
+                ledger.path.stat().st_size,
+                compose_epsilon(events, plan.delta, accountant=plan.accountant),
+            )
         )
     data = ledger.path.read_bytes()
     crashed = ledger.path.with_name("crashed.jsonl")
@@ -236,7 +239,13 @@ def _append(path: Path, name: str, n: int) -> None:
 
 def test_two_processes_append_in_turn(tmp_path, plan):
     path = tmp_path / "ledger.jsonl"
-    wide = PrivacyPlan(**{**vars(plan), "finetune": StagePlan(5.0, 0.2, 60, 1.0), "steps": 60})
+    wide = PrivacyPlan(
+        **{
+            **vars(plan),
+            "finetune": StagePlan(noise_multiplier=5.0, sample_rate=0.2, count=60, share=1.0),
+            "steps": 60,
+        }
+    )
     ledger = Ledger.create(path, wide)
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_append, args=(path, name, 30)) for name in "ab"]
@@ -271,7 +280,9 @@ def test_curve_rises_from_the_selection_to_what_is_spent(ledger, plan):
         and len(curve) == 4
     )
     assert list(epsilons) == sorted(epsilons) and epsilons[-1] == ledger.epsilon_spent()
-    assert epsilons[0] == pytest.approx(compose_epsilon(plan.selection.event(), plan.delta, "rdp"))
+    assert epsilons[0] == pytest.approx(
+        compose_epsilon(plan.selection.event(), plan.delta, accountant="rdp")
+    )
 
 
 def test_curve_under_pld_bounds_the_exact_values(tmp_path):
@@ -280,7 +291,9 @@ def test_curve_under_pld_bounds_the_exact_values(tmp_path):
     spend_all(ledger)
     for step, epsilon in ledger.epsilon_curve(4):
         exact = compose_epsilon(
-            [(plan.selection.event(), 1), (plan.finetune.event(), step)], plan.delta, "pld"
+            [(plan.selection.event(), 1), (plan.finetune.event(), step)],
+            plan.delta,
+            accountant="pld",
         )
         assert exact * (1 - 1e-9) <= epsilon <= exact * 1.05
 

@@ -140,7 +140,7 @@ def test_sensitivity_above_zero():
 )
 def test_no_record_contributes_more_than_the_bound(norms, bound, mode, gamma):
     norms = torch.tensor(norms, dtype=torch.float32)
-    factors = clip_factors(norms, bound, mode, gamma)
+    factors = clip_factors(norms, bound, mode=mode, gamma=gamma)
     assert torch.isfinite(factors).all() and (factors >= 0).all()
     assert (factors.double() * norms.double() <= bound * (1 + 1e-6)).all()
     if mode == "flat":
@@ -151,7 +151,7 @@ def test_no_record_contributes_more_than_the_bound(norms, bound, mode, gamma):
 def test_records_that_are_not_finite_contribute_nothing(mode):
     rows = torch.randn(5, 3, 2)
     rows[1, 0, 0], rows[3, 1, 1] = math.inf, math.nan
-    factors = clip_factors(rows.flatten(1).norm(dim=1), 1.0, mode, 0.01)
+    factors = clip_factors(rows.flatten(1).norm(dim=1), 1.0, mode=mode, gamma=0.01)
     assert factors[1] == factors[3] == 0
     kept = [0, 2, 4]
     assert torch.allclose(clipped_sum(rows, factors), clipped_sum(rows[kept], factors[kept]))
@@ -164,8 +164,10 @@ def test_clipped_sum_of_no_record_is_zero():
 
 def test_clipping_formulas():
     norms = torch.tensor([0.0, 0.5, 2.0])
-    assert torch.allclose(clip_factors(norms, 1.0, "flat"), torch.tensor([1.0, 1.0, 0.5]))
-    assert torch.allclose(clip_factors(norms, 1.0, "automatic", 0.5), torch.tensor([2.0, 1.0, 0.4]))
+    assert torch.allclose(clip_factors(norms, 1.0, mode="flat"), torch.tensor([1.0, 1.0, 0.5]))
+    assert torch.allclose(
+        clip_factors(norms, 1.0, mode="automatic", gamma=0.5), torch.tensor([2.0, 1.0, 0.4])
+    )
 
 
 @pytest.mark.parametrize("kwargs", [{"clipping_norm": 0.0}, {"mode": "soft"}, {"gamma": 0.0}])

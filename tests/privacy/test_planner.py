@@ -68,13 +68,15 @@ def test_noise_is_the_smallest_of_four_digits_that_fits(epsilon, steps, accounta
     noise = plan.finetune.noise_multiplier
     assert float(f"{noise:.3e}") == noise
     assert (
-        compose_epsilon([(e, n) for _, e, n in plan_events(plan)], plan.delta, accountant)
+        compose_epsilon(
+            [(e, n) for _, e, n in plan_events(plan)], plan.delta, accountant=accountant
+        )
         == plan.composed_epsilon
     )
     assert plan.composed_epsilon <= epsilon
     less = dataclasses.replace(plan.finetune, noise_multiplier=noise * (1 - 1.1e-3))
     events = [(plan.selection.event(), 1), (less.event(), steps)]
-    assert compose_epsilon(events, plan.delta, accountant) > epsilon
+    assert compose_epsilon(events, plan.delta, accountant=accountant) > epsilon
 
 
 def test_noise_falls_with_epsilon_and_rises_with_steps():
@@ -151,7 +153,7 @@ def test_overspent_selection_names_a_noise_that_works(accountant):
 
 def test_epsilon_out_of_reach_at_any_noise():
     # the selection leaves a 1e-9 th of the budget: no finite noise is enough for the steps
-    spent = compose_epsilon(make_plan(small(), DIGITS).selection.event(), 1e-5, "rdp")
+    spent = compose_epsilon(make_plan(small(), DIGITS).selection.event(), 1e-5, accountant="rdp")
     with pytest.raises(ConfigError, match="any noise multiplier") as error:
         make_plan(small(epsilon=spent * (1 + 1e-9), delta=1e-5), DIGITS)
     assert error.value.field == "privacy.epsilon"

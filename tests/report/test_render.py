@@ -16,10 +16,10 @@ REPORT = Report(
     name="table5",
     caption="Scores at ε = 10 & more_or_less",
     columns=(
-        Column("dataset", "data set", labels={"cifar10": "CIFAR-10"}),
-        Column("method", "method"),
-        Column("fid", "FID", ".1f", paper_key="paper_fid"),
-        Column("steps", "steps", ",d"),
+        Column(key="dataset", header="data set", labels={"cifar10": "CIFAR-10"}),
+        Column(key="method", header="method"),
+        Column(key="fid", header="FID", format=".1f", paper_key="paper_fid"),
+        Column(key="steps", header="steps", format=",d"),
     ),
     rows=[
         {
@@ -72,7 +72,10 @@ def test_a_narrow_terminal_wraps_between_words_only():
 def test_nothing_is_cut_off_in_a_terminal_too_narrow_for_the_words():
     shown = text(
         Report(
-            "x", "t", (Column("a", "a"), Column("b", "b")), [{"a": "abcdefghij", "b": "0123456789"}]
+            name="x",
+            caption="t",
+            columns=(Column(key="a", header="a"), Column(key="b", header="b")),
+            rows=[{"a": "abcdefghij", "b": "0123456789"}],
         ),
         14,
     )
@@ -141,20 +144,22 @@ def test_forms_by_name():
 
 
 def test_an_empty_report_renders():
-    empty = Report("x", "nothing", (Column("a", "a"),), [])
+    empty = Report(name="x", caption="nothing", columns=(Column(key="a", header="a"),), rows=[])
     assert empty.to_csv() == "a\n"
     assert_balanced(empty.to_latex())
     assert text(empty, 80)
 
 
 def test_spread_stands_behind_our_value_and_in_its_own_csv_column():
-    column = Column("accuracy", "accuracy %", ".1f", paper_key="paper", spread_key="sd")
+    column = Column(
+        key="accuracy", header="accuracy %", format=".1f", paper_key="paper", spread_key="sd"
+    )
     rows = [
         {"accuracy": 71.04, "sd": 1.26, "paper": 74.6},
         {"accuracy": 50.0, "sd": None, "paper": None},
         {},
     ]
     assert [column.cell(row) for row in rows] == ["71.0 ± 1.3 | 74.6", "50.0 | -", "- | -"]
-    report = Report("demo", "demo", (column,), rows[:1])
+    report = Report(name="demo", caption="demo", columns=(column,), rows=rows[:1])
     assert report.render("csv").splitlines() == ["accuracy,sd,paper", "71.04,1.26,74.6"]
     assert r"71.0 $\pm$ 1.3" in report.render("latex")

@@ -23,7 +23,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def start(run: RunDirectory, resumed: bool):
-    return runlog.start_of_run(runlog.Place(str(run.log), run.run_id()), resumed)
+    return runlog.start_of_run(runlog.Place(path=str(run.log), run=run.run_id()), resumed)
 
 
 def test_every_start_appends_whole_lines_under_one_run_id(tmp_path):
@@ -31,14 +31,14 @@ def test_every_start_appends_whole_lines_under_one_run_id(tmp_path):
     runlog.event("run_started")  # no run is recorded
     assert not run.log.exists()
     with pytest.raises(DataError), start(run, False):
-        with Stages(run)("latents"):
+        with Stages(run=run)("latents"):
             raise DataError("/photos/jane_doe.png: broken")
     with run.log.open("a") as f:
         f.write('{"torn by a los')
     with pytest.raises(KeyboardInterrupt), start(RunDirectory(tmp_path), True):
         raise KeyboardInterrupt
     with start(run, True):
-        stage = Stages(run)
+        stage = Stages(run=run)
         with stage("selection"):
             runlog.event("task_retried", runlog.WARNING, attempt=1)
         runlog.event("run_ended", seconds=2.5)
@@ -63,18 +63,18 @@ def test_every_start_appends_whole_lines_under_one_run_id(tmp_path):
 
 
 def test_a_log_that_cannot_be_written_costs_the_lines_and_nothing_else(tmp_path, capfd):
-    with runlog.recording(runlog.Place(str(tmp_path / "gone" / "run.log.jsonl"), "r")):
+    with runlog.recording(runlog.Place(path=str(tmp_path / "gone" / "run.log.jsonl"), run="r")):
         runlog.event("run_started")
     full = Path("/dev/full")
     if full.exists():
-        with runlog.recording(runlog.Place(str(full), "r")):
+        with runlog.recording(runlog.Place(path=str(full), run="r")):
             runlog.event("run_started")
     assert capfd.readouterr().err == ""
 
 
 def test_the_same_lines_are_shown_on_stderr(tmp_path, capsys):
     path = tmp_path / "run.log.jsonl"
-    with runlog.shown(), runlog.recording(runlog.Place(str(path), "r")):
+    with runlog.shown(), runlog.recording(runlog.Place(path=str(path), run="r")):
         runlog.event("run_started")
     assert capsys.readouterr().err == path.read_text() != ""
 
@@ -85,7 +85,7 @@ def test_lost_train_workers_are_told_from_ray_trains_process(tmp_path):
     from sapf_ray.finetune.restarts import RestartEvents
 
     path = tmp_path / "run.log.jsonl"
-    with runlog.recording(runlog.Place(str(path), "r")), runlog.stage_events("finetune"):
+    with runlog.recording(runlog.Place(path=str(path), run="r")), runlog.stage_events("finetune"):
         place = runlog.here()
     assert place is not None and runlog.here() is None
     callback = cloudpickle.loads(cloudpickle.dumps(RestartEvents(place, 3)))
@@ -113,7 +113,7 @@ def test_a_task_that_ray_did_again_is_told(ray_cluster, tmp_path):
         return "done"
 
     path = tmp_path / "run.log.jsonl"
-    with runlog.recording(runlog.Place(str(path), "r")), runlog.stage_events("latents"):
+    with runlog.recording(runlog.Place(path=str(path), run="r")), runlog.stage_events("latents"):
         assert cluster.result(dies_once.remote(tmp_path / "mark")) == "done"
     assert [(line["event"], line["stage"], line.get("attempt")) for line in lines(path)] == [
         ("stage_started", "latents", None), ("task_retried", "latents", 1)

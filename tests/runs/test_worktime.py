@@ -15,16 +15,16 @@ from sapf_ray.runs.clock import Stages
 
 
 def test_overlap_counts_once_and_only_inside_the_stage():
-    assert worktime.covered([], 0, 10) == 0
-    assert worktime.covered([(1, 3), (2, 4), (2.5, 2.75), (6, 7)], 0, 10) == 4
-    assert worktime.covered([(-5, 1), (9, 20), (30, 40), (-9, -8)], 0, 10) == 2
+    assert worktime.covered([], 0, end=10) == 0
+    assert worktime.covered([(1, 3), (2, 4), (2.5, 2.75), (6, 7)], 0, end=10) == 4
+    assert worktime.covered([(-5, 1), (9, 20), (30, 40), (-9, -8)], 0, end=10) == 2
     generator = np.random.default_rng(0)
     for _ in range(20):  # against a count of milliseconds
         intervals = np.sort(generator.integers(-200, 1200, (generator.integers(1, 9), 2)), axis=1)
         busy = np.zeros(1000, bool)
         for start, end in intervals.clip(0, 1000):
             busy[start:end] = True
-        assert worktime.covered([(float(a), float(b)) for a, b in intervals], 0, 1000) == busy.sum()
+        assert worktime.covered([(float(a), float(b)) for a, b in intervals], 0, end=1000) == busy.sum()
 
 
 def test_a_pause_is_no_work():
@@ -58,7 +58,7 @@ def test_a_tasks_work_reaches_its_stage_and_waiting_for_it_does_not(ray_cluster,
         raise DataError("broken")
 
     assert cluster.result(work.remote(0)) == "done"  # outside of a stage: nothing to tell
-    stage = Stages(RunDirectory(tmp_path))
+    stage = Stages(run=RunDirectory(tmp_path))
     with stage("selection"):
         references = [work.remote(0.3), work.remote(0.3)]
         ray.wait(references, num_returns=2)
@@ -72,7 +72,7 @@ def test_a_tasks_work_reaches_its_stage_and_waiting_for_it_does_not(ray_cluster,
     assert seconds["selection"] - lost["selection"] >= 0.29 and lost["selection"] >= 0.49
     assert seconds["pictures"] - lost["pictures"] >= 0.09
 
-    again = Stages(RunDirectory(tmp_path), since=time.time() - 5)  # another start, which skips both
+    again = Stages(run=RunDirectory(tmp_path), since=time.time() - 5)  # another start, which skips both
     cost = again.cost()
     assert {name: cost[name] for name in lost} == lost
     assert cost["outside_stages"] >= 5

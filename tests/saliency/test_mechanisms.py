@@ -30,7 +30,14 @@ SCORE = SCORES["per_sample_norm"]
 
 
 def stage(mechanism: str, noise: float, delta: float = 0.0) -> StagePlan:
-    return StagePlan(noise, 1.0, 1, None, mechanism, delta)
+    return StagePlan(
+        noise_multiplier=noise,
+        sample_rate=1.0,
+        count=1,
+        share=None,
+        mechanism=mechanism,
+        delta=delta,
+    )
 
 
 def choose(mechanism: str, utility, noise: float, n: int, i: int, delta: float = 0.0):
@@ -39,7 +46,7 @@ def choose(mechanism: str, utility, noise: float, n: int, i: int, delta: float =
         [values], SCORE, stage(mechanism, noise, delta), BOUND, n, KEY.stream("test", i), 7
     )
     return choice, tuple(
-        int(name) for name in top_n([str(j) for j in range(len(values))], choice.values, n)
+        int(name) for name in top_n([str(j) for j in range(len(values))], choice.values, n=n)
     )
 
 
@@ -145,7 +152,7 @@ def test_gap_moves_by_at_most_the_bound_and_an_unstable_top_k_has_a_small_one(re
         for x in (utility, joined)
     ]
     assert abs(gaps[0] - gaps[1]) <= BOUND + 1e-9
-    if top_n(names, utility, n) != top_n(names, joined, n):
+    if top_n(names, utility, n=n) != top_n(names, joined, n=n):
         assert max(gaps) <= BOUND + 1e-9
 
 
@@ -168,11 +175,19 @@ def test_exponential_draws_cost_no_more_than_the_gaussian_they_are_priced_as(noi
     epsilon, interval = draw_epsilon(noise, n), 1e-5 if noise > 5 else 1e-4
     assert norm.cdf(-1 / (2 * noise * math.sqrt(n))) == pytest.approx(1 / (1 + math.exp(epsilon)))
     deltas = (1e-6, 1e-3, 0.05)
-    priced = [compose_epsilon(gaussian_event(noise), delta, "pld", interval) for delta in deltas]
+    priced = [
+        compose_epsilon(gaussian_event(noise), delta, accountant="pld", pld_interval=interval)
+        for delta in deltas
+    ]
 
     def worst(epsilon: float) -> list[float]:
         return [
-            compose_epsilon([(approximate_event(epsilon, 0.0), n)], delta, "pld", interval)
+            compose_epsilon(
+                [(approximate_event(epsilon, 0.0), n)],
+                delta,
+                accountant="pld",
+                pld_interval=interval,
+            )
             for delta in deltas
         ]
 

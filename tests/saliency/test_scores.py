@@ -16,9 +16,9 @@ from tests.tiny import tiny_unet
 
 def test_top_matrices_ceil_and_ties():
     names = ["a", "b", "c", "d"]
-    assert top_matrices(names, torch.tensor([1.0, 3.0, 3.0, 2.0]), 0.25) == ["b"]
-    assert top_matrices(names, torch.tensor([1.0, 3.0, 3.0, 2.0]), 0.3) == ["b", "c"]
-    assert top_matrices(names, torch.tensor([1.0, -3.0, 3.0, 2.0]), 1.0) == names
+    assert top_matrices(names, torch.tensor([1.0, 3.0, 3.0, 2.0]), ratio=0.25) == ["b"]
+    assert top_matrices(names, torch.tensor([1.0, 3.0, 3.0, 2.0]), ratio=0.3) == ["b", "c"]
+    assert top_matrices(names, torch.tensor([1.0, -3.0, 3.0, 2.0]), ratio=1.0) == names
     assert [n_selected(k, 0.3) for k in (10, 60, 96, 1)] == [3, 18, 29, 1]
 
 
@@ -37,10 +37,12 @@ def test_whole_layers_are_kept_until_they_hold_enough():
     scores = torch.tensor(
         [9.0, 0, 0, 4, 4, 4, 1, 1, 1]
     )  # the best matrix is in the second best layer
-    assert top_matrices(names, scores, 0.3) == ["a.to_q", "b.to_q", "b.to_k"]
-    assert top_matrices(names, scores, 0.3, "layer") == names[3:6]
-    assert top_matrices(names, scores, 0.4, "layer") == names[:6]  # 4 matrices need two layers
-    assert top_matrices(names, scores, 1.0, "layer") == names
+    assert top_matrices(names, scores, ratio=0.3) == ["a.to_q", "b.to_q", "b.to_k"]
+    assert top_matrices(names, scores, ratio=0.3, granularity="layer") == names[3:6]
+    assert (
+        top_matrices(names, scores, ratio=0.4, granularity="layer") == names[:6]
+    )  # 4 matrices need two layers
+    assert top_matrices(names, scores, ratio=1.0, granularity="layer") == names
 
 
 def test_layers_of_a_real_pool():
@@ -82,10 +84,12 @@ def test_synflow_of_a_linear_chain_conserves_flow_and_depends_on_magnitudes_alon
 
     chain = Chain()
     flow = float((chain.b.weight.abs() @ chain.a.weight.abs()).sum())
-    scores = synflow_scores(chain, candidate_pool(chain, "all"), 2, 1)
+    scores = synflow_scores(chain, candidate_pool(chain, "all"), n=2, rounds=1)
     assert scores.tolist() == pytest.approx([flow, flow])  # Tanaka et al., theorem 1
     chain.a.weight.neg_()
-    assert torch.allclose(synflow_scores(chain, candidate_pool(chain, "all"), 2, 1), scores)
+    assert torch.allclose(
+        synflow_scores(chain, candidate_pool(chain, "all"), n=2, rounds=1), scores
+    )
 
 
 @pytest.mark.parametrize("build", [tiny_unet, tiny_dit])
@@ -94,14 +98,16 @@ def test_synflow_leaves_the_model_alone_and_drops_matrices_step_by_step(build):
     before = {n: p.clone() for n, p in denoiser.named_parameters()}
     pool = candidate_pool(denoiser)
     n = n_selected(len(pool), 0.3)
-    once, often = (synflow_scores(denoiser, pool, n, rounds) for rounds in (1, 4))
+    once, often = (synflow_scores(denoiser, pool, n=n, rounds=rounds) for rounds in (1, 4))
     assert once.isfinite().all() and (often[once == 0] == 0).all()
     assert 0 < int((often > 0).sum()) <= schedule(len(pool), n, 4)[2]
-    assert len(top_n(list(pool), often, n)) == n
+    assert len(top_n(list(pool), often, n=n)) == n
     assert all(
         torch.equal(p, before[name]) and p.grad is None for name, p in denoiser.named_parameters()
     )
-    assert torch.equal(often, synflow_scores(denoiser, pool, n, 4))  # no randomness, no data
+    assert torch.equal(
+        often, synflow_scores(denoiser, pool, n=n, rounds=4)
+    )  # no randomness, no data
     assert all(
         value.min() in (0, 1)
         for value in ones(denoiser).values()

@@ -73,7 +73,9 @@ def test_noise_has_the_planned_scale_and_is_drawn_once(ray_cluster, tiny_pipelin
         key = NoiseKey.create(seed)
         _, _, ledger = setup(tmp_path / str(seed), noise_multiplier=20.0)
         noisy = select(model, cache, plan, config, key, "s", ledger)
-        exact = score_records(load_pipeline(model.path), cache, np.arange(N), key, config)[0]
+        exact = score_records(
+            load_pipeline(model.path), cache, records=np.arange(N), key=key, config=config
+        )[0]
         differences.append(torch.tensor(list(noisy.scores.values())) * N - exact)
     values = torch.stack(differences).flatten() / 20.0
     p = stats.chi2.cdf(float(values.square().sum()), values.numel())

@@ -48,7 +48,11 @@ class Run:
         event = self.ledger.record("selection", self.plan.selection.event(), stream, "selection")
         values = key.stream("selection/noise", 0).normal(10).tolist()
         return Selection(
-            NAMES[:1], dict(zip(NAMES, values, strict=True)), "per_sample_norm", 10, event
+            matrices=NAMES[:1],
+            scores=dict(zip(NAMES, values, strict=True)),
+            score="per_sample_norm",
+            pool_size=10,
+            event=event,
         )
 
     def select(self, root, data="these", release=None) -> Selection:
@@ -83,7 +87,7 @@ def test_one_release_for_every_ratio_and_epsilon(tmp_path):
 def test_the_key_goes_with_the_release_and_the_rest_is_private(tmp_path):
     run = Run(tmp_path / "a")
     run.select(tmp_path / "selections")
-    private = private_folder(tmp_path / "selections", run.config, run.plan)
+    private = private_folder(tmp_path / "selections", run.config, plan=run.plan)
     assert [path.name for path in private.iterdir()] == ["data_fingerprint"]
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     assert stat.S_IMODE((private / "data_fingerprint").stat().st_mode) == 0o600
@@ -111,8 +115,8 @@ def test_the_key_goes_with_the_release_and_the_rest_is_private(tmp_path):
 def test_what_the_scores_depend_on_is_not_shared(tmp_path, change):
     run = Run(tmp_path / "a")
     other = replace(run.config, **change)
-    assert shared_folder(tmp_path, other, make_plan(other, N)) != shared_folder(
-        tmp_path, run.config, run.plan
+    assert shared_folder(tmp_path, other, plan=make_plan(other, N)) != shared_folder(
+        tmp_path, run.config, plan=run.plan
     )
 
 
@@ -132,7 +136,7 @@ def test_a_choice_without_scores_serves_its_own_ratio_only(tmp_path, saliency):
         Run(tmp_path / str(i), epsilon, ratio=ratio, noise_multiplier=50.0, **saliency)
         for i, (epsilon, ratio) in enumerate([(8.0, 0.3), (4.0, 0.3), (8.0, 0.5)])
     )
-    folders = [shared_folder(tmp_path, run.config, run.plan) for run in (a, b, c)]
+    folders = [shared_folder(tmp_path, run.config, plan=run.plan) for run in (a, b, c)]
     assert folders[0] == folders[1] != folders[2]
 
 
@@ -149,7 +153,7 @@ def test_a_release_broken_off_is_repeated_by_whoever_comes_next(tmp_path):
     first, second = Run(tmp_path / "a"), Run(tmp_path / "b")
     with pytest.raises(KeyboardInterrupt):
         first.select(root, release=die)
-    assert released_stream(shared_folder(root, first.config, first.plan)) is None
+    assert released_stream(shared_folder(root, first.config, plan=first.plan)) is None
     assert second.select(root).scores == drawn[0]
     again = Run(tmp_path / "a")
     assert again.select(root).scores == drawn[0] and again.made == 0

@@ -34,12 +34,12 @@ def make(out, model, config=CONFIG, adapter=None):
     synthesize(
         out,
         model,
-        adapter,
-        NAMES,
-        PROMPTS,
-        config,
-        5,
-        "epsilon = 1",
+        adapter_dir=adapter,
+        class_names=NAMES,
+        prompts=PROMPTS,
+        config=config,
+        seed=5,
+        privacy_note="epsilon = 1",
         on_progress=lambda *step: progress.append(step),
     )
     return progress
@@ -110,7 +110,9 @@ def test_a_damaged_adapter_is_one_line_through_ray(model, ray_cluster, tmp_path)
 
 def test_the_spec_covers_all_that_decides_the_images_and_nothing_else(model, adapter, tmp_path):
     def spec(model=model, adapter=None, names=NAMES, prompts=PROMPTS, config=CONFIG, seed=5):
-        return data_set_spec(model, adapter, names, prompts, config, seed)
+        return data_set_spec(
+            model, adapter, class_names=names, prompts=prompts, config=config, seed=seed
+        )
 
     results = {
         "n_images": 20,
@@ -156,5 +158,15 @@ def test_a_killed_actor_process_is_restarted_and_the_shard_redone(by_two_actors,
                 killed.append(actor.pid)
 
     config = replace(CONFIG, num_actors=1, batch_size=3)
-    synthesize(tmp_path, model, None, NAMES, PROMPTS, config, 5, "", on_progress=kill_one)
+    synthesize(
+        tmp_path,
+        model,
+        adapter_dir=None,
+        class_names=NAMES,
+        prompts=PROMPTS,
+        config=config,
+        seed=5,
+        privacy_note="",
+        on_progress=kill_one,
+    )
     assert killed and digests(tmp_path) == digests(by_two_actors)

@@ -24,10 +24,15 @@ SEEDS = [3, 2**63 - 1, 5, 7]
 
 def test_an_image_does_not_depend_on_its_batch(pipe, context):
     prompts, empty = context
-    together = sample_images(pipe, prompts, empty, SEEDS, steps=4, guidance_scale=2.0)
+    together = sample_images(pipe, prompts, null=empty, seeds=SEEDS, steps=4, guidance_scale=2.0)
     alone = [
         sample_images(
-            pipe, prompts[i : i + 1], empty, SEEDS[i : i + 1], steps=4, guidance_scale=2.0
+            pipe,
+            prompts[i : i + 1],
+            null=empty,
+            seeds=SEEDS[i : i + 1],
+            steps=4,
+            guidance_scale=2.0,
         )[0]
         for i in range(4)
     ]
@@ -38,39 +43,44 @@ def test_an_image_does_not_depend_on_its_batch(pipe, context):
 
 def test_the_same_call_gives_the_same_bytes_whatever_the_global_generator(pipe, context):
     prompts, empty = context
-    first = sample_images(pipe, prompts, empty, SEEDS, steps=4, guidance_scale=2.0)
+    first = sample_images(pipe, prompts, null=empty, seeds=SEEDS, steps=4, guidance_scale=2.0)
     torch.manual_seed(99)
     assert np.array_equal(
-        first, sample_images(pipe, prompts, empty, SEEDS, steps=4, guidance_scale=2.0)
+        first, sample_images(pipe, prompts, null=empty, seeds=SEEDS, steps=4, guidance_scale=2.0)
     )
 
 
 def test_seeds_prompts_and_guidance_all_matter(pipe, context):
     prompts, empty = context
-    base = sample_images(pipe, prompts, empty, SEEDS, steps=4, guidance_scale=2.0)
+    base = sample_images(pipe, prompts, null=empty, seeds=SEEDS, steps=4, guidance_scale=2.0)
     assert not np.array_equal(
-        base, sample_images(pipe, prompts, empty, [1, 2, 3, 4], steps=4, guidance_scale=2.0)
+        base,
+        sample_images(pipe, prompts, null=empty, seeds=[1, 2, 3, 4], steps=4, guidance_scale=2.0),
     )
     # a random text encoder hardly moves a random U-Net: look at a guidance strong enough to show
-    strong = sample_images(pipe, prompts, empty, SEEDS, steps=4, guidance_scale=500.0)
+    strong = sample_images(pipe, prompts, null=empty, seeds=SEEDS, steps=4, guidance_scale=500.0)
     assert not np.array_equal(base, strong)
     assert not np.array_equal(
-        strong, sample_images(pipe, prompts.flip(0), empty, SEEDS, steps=4, guidance_scale=500.0)
+        strong,
+        sample_images(
+            pipe, prompts.flip(0), null=empty, seeds=SEEDS, steps=4, guidance_scale=500.0
+        ),
     )
 
 
 def test_guidance_one_is_plain_conditional_sampling(pipe, context):
     prompts, _ = context
     nonsense = torch.full((1, *prompts.shape[1:]), 1e3)
-    plain = sample_images(pipe, prompts, nonsense, SEEDS, steps=3, guidance_scale=1.0)
+    plain = sample_images(pipe, prompts, null=nonsense, seeds=SEEDS, steps=3, guidance_scale=1.0)
     assert np.array_equal(
-        plain, sample_images(pipe, prompts, -nonsense, SEEDS, steps=3, guidance_scale=1.0)
+        plain,
+        sample_images(pipe, prompts, null=-nonsense, seeds=SEEDS, steps=3, guidance_scale=1.0),
     )
 
 
 def test_matches_the_stock_pipeline(pipe, context):
     prompts, empty = context
-    ours = sample_images(pipe, prompts, empty, SEEDS, steps=5, guidance_scale=2.0)
+    ours = sample_images(pipe, prompts, null=empty, seeds=SEEDS, steps=5, guidance_scale=2.0)
     training_scheduler, pipe.scheduler = pipe.scheduler, solver(pipe)
     try:
         stock = pipe(

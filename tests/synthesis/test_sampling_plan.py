@@ -14,7 +14,7 @@ from sapf_ray.synthesis.sampling_plan import SamplingPlan, image_seed
     seed=st.integers(0, 5),
 )
 def test_shards_cover_every_image_once_with_even_labels(n_images, n_classes, shard_size, seed):
-    plan = SamplingPlan(n_images, n_classes, shard_size, seed)
+    plan = SamplingPlan(n_images=n_images, n_classes=n_classes, shard_size=shard_size, seed=seed)
     shards = plan.shards
     assert [s.start for s in shards] == [0, *[s.stop for s in shards[:-1]]] and shards[
         -1
@@ -26,7 +26,10 @@ def test_shards_cover_every_image_once_with_even_labels(n_images, n_classes, sha
 
 
 def test_an_images_seed_does_not_depend_on_the_shard_size():
-    small, large = SamplingPlan(60, 3, 7, seed=4), SamplingPlan(60, 3, 60, seed=4)
+    small, large = (
+        SamplingPlan(n_images=60, n_classes=3, shard_size=7, seed=4),
+        SamplingPlan(n_images=60, n_classes=3, shard_size=60, seed=4),
+    )
     joined = np.concatenate([small.seeds(s) for s in small.shards])
     assert np.array_equal(joined, large.seeds(large.shards[0]))
     assert len(set(joined.tolist())) == 60 and joined.min() >= 0

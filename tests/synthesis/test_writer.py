@@ -26,8 +26,18 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (22, 6, 6, 3), dtype=np.uint8
 @pytest.fixture
 def data_set(tmp_path):
     for shard in PLAN.shards:
-        write_shard(tmp_path, PLAN, shard, IMAGES[shard.start : shard.stop], NAMES, PROMPTS, "spec")
-    write_manifest(tmp_path, PLAN, NAMES, PROMPTS, "spec", "epsilon = 1")
+        write_shard(
+            tmp_path,
+            PLAN,
+            shard=shard,
+            images=IMAGES[shard.start : shard.stop],
+            class_names=NAMES,
+            prompts=PROMPTS,
+            spec="spec",
+        )
+    write_manifest(
+        tmp_path, PLAN, class_names=NAMES, prompts=PROMPTS, spec="spec", privacy_note="epsilon = 1"
+    )
     return tmp_path
 
 
@@ -54,12 +64,14 @@ def test_parquet_is_readable_and_described(data_set):
 
 def test_a_shard_is_complete_only_for_its_own_plan_and_spec(data_set):
     first = PLAN.shards[0]
-    assert all(is_complete(data_set, PLAN, shard, "spec") for shard in PLAN.shards)
-    assert not is_complete(data_set, PLAN, first, "other")
-    other_seed = SamplingPlan(22, 3, 8, seed=6)
-    assert not is_complete(data_set, other_seed, other_seed.shards[0], "spec")
-    fewer_rows = SamplingPlan(21, 3, 7, seed=5)  # as many shards, so the same file names
-    assert not is_complete(data_set, fewer_rows, fewer_rows.shards[0], "spec")
+    assert all(is_complete(data_set, PLAN, shard=shard, spec="spec") for shard in PLAN.shards)
+    assert not is_complete(data_set, PLAN, shard=first, spec="other")
+    other_seed = SamplingPlan(n_images=22, n_classes=3, shard_size=8, seed=6)
+    assert not is_complete(data_set, other_seed, shard=other_seed.shards[0], spec="spec")
+    fewer_rows = SamplingPlan(
+        n_images=21, n_classes=3, shard_size=7, seed=5
+    )  # as many shards, so the same file names
+    assert not is_complete(data_set, fewer_rows, shard=fewer_rows.shards[0], spec="spec")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 0.5, -1])
@@ -68,7 +80,7 @@ def test_a_truncated_shard_is_not_complete(data_set, keep):
     path = data_set / shard.file
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
-    assert not is_complete(data_set, PLAN, shard, "spec")
+    assert not is_complete(data_set, PLAN, shard=shard, spec="spec")
     with pytest.raises(DataError, match=shard.file) as caught:
         read_synthetic(data_set)
     assert "\n" not in str(caught.value)
@@ -77,14 +89,16 @@ def test_a_truncated_shard_is_not_complete(data_set, keep):
 def test_shards_of_another_layout_and_partial_files_go(data_set):
     (data_set / ".train-00000-of-00003.parquet.partial-9").write_bytes(b"left behind")
     (data_set / "notes.txt").write_text("mine")
-    remove_foreign(data_set, PLAN, "spec")
+    remove_foreign(data_set, PLAN, spec="spec")
     assert {p.name for p in data_set.iterdir()} == {
         *(s.file for s in PLAN.shards),
         "manifest.json",
         "README.md",
         "notes.txt",
     }
-    remove_foreign(data_set, SamplingPlan(22, 3, 11, seed=5), "another")
+    remove_foreign(
+        data_set, SamplingPlan(n_images=22, n_classes=3, shard_size=11, seed=5), spec="another"
+    )
     assert {p.name for p in data_set.iterdir()} == {"README.md", "notes.txt"}
 
 

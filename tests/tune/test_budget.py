@@ -66,7 +66,7 @@ def test_every_cell_of_every_space_meets_its_epsilon(name):
 
 
 def test_missing_data_is_told_before_a_start_and_with_the_cell(tmp_path):
-    (cell,) = make_cells(load_space("table2"), RDP, {"method": "DP-LoRA"})
+    (cell,) = make_cells(load_space("table2"), RDP, only={"method": "DP-LoRA"})
     assert plan_cells([cell])[0].plan.n_records == 45_000
     with pytest.raises(SapfError, match=r"cell SD-v1-5_cifar10_DP-LoRA: .*data/cifar10"):
         plan_cells([cell], strict=True)
@@ -121,7 +121,9 @@ def test_total_composes_all_runs_on_a_data_set_and_no_other(tmp_path):
     events = [(gaussian_event(9.0), 2)] + [  # each seed its own selection, for both ε
         (gaussian_event(plan.finetune.noise_multiplier, 100 / 1297), 10) for plan in own
     ]
-    assert digits.epsilon == pytest.approx(compose_epsilon(events, own[0].delta, "pld"), rel=1e-9)
+    assert digits.epsilon == pytest.approx(
+        compose_epsilon(events, own[0].delta, accountant="pld"), rel=1e-9
+    )
     assert digits.summed == pytest.approx(sum(plan.composed_epsilon for plan in own))
     assert max(plan.composed_epsilon for plan in own) < digits.epsilon < digits.summed
     assert "all 4 private runs together cost each training image" in total_text(digits)
@@ -145,7 +147,7 @@ def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp
         events += [
             (gaussian_event(item.plan.finetune.noise_multiplier, 100 / 1297), 2) for item in planned
         ]
-        return compose_epsilon(events, planned[0].plan.delta, "pld")
+        return compose_epsilon(events, planned[0].plan.delta, accountant="pld")
 
     def total():
         (found,) = totals(planned, tmp_path)
@@ -165,10 +167,19 @@ def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp
     pay(planned[0], "its own, by an earlier version")
     assert total() == 2, "that cell has its own, the other three will share one"
     folder = shared_folder(
-        selection_root(planned[1].cell.config, tmp_path), planned[1].cell.config, planned[1].plan
+        selection_root(planned[1].cell.config, tmp_path),
+        planned[1].cell.config,
+        plan=planned[1].plan,
     )
     folder.mkdir(parents=True)
-    made = Selection([], {}, "per_sample_norm", 0, {"stream": "of all"}, shared=True)
+    made = Selection(
+        matrices=[],
+        scores={},
+        score="per_sample_norm",
+        pool_size=0,
+        event={"stream": "of all"},
+        shared=True,
+    )
     (folder / "selection.json").write_text(json.dumps(made.to_dict()))
     pay(planned[1], "of all")
     assert total() == 2, "those yet to come use the release that is there"
@@ -244,7 +255,7 @@ def test_finished_means_complete_and_of_the_same_config(tmp_path):
     assert is_finished(cell, tmp_path)
     run.card.unlink()
     assert not is_finished(cell, tmp_path), "the card is written last"
-    changed = Cell(cell.name, cell.labels, None, other.config)
+    changed = Cell(name=cell.name, labels=cell.labels, method=None, config=other.config)
     with pytest.raises(SapfError, match=r"cell seed0: .*holds a run with seed = 0, asked is 1"):
         is_finished(changed, tmp_path)
 

@@ -66,7 +66,9 @@ def space(tmp_path):
 def test_grid_of_four_with_a_failing_and_a_broken_cell_then_resume(
     ray_cluster, tmp_path, space, monkeypatch
 ):
-    monkeypatch.setattr("sapf_ray.tune.grid.run_cells", lambda *a: run_cells(*a, task=stub))
+    monkeypatch.setattr(
+        "sapf_ray.tune.grid.run_cells", lambda *a, **k: run_cells(*a, **k, task=stub)
+    )
     grid = open_grid(space, str(tmp_path / "grid"))
     console = Console(record=True, width=200, quiet=False)
     report, outcome = run_grid(grid, console, max_concurrent=2, retries=1)
@@ -102,7 +104,7 @@ def test_grid_of_four_with_a_failing_and_a_broken_cell_then_resume(
         for item in grid.planned
         if item.cell.labels["seed"] == 1 or item.cell.method == "dp-lora"
     ]
-    _, outcome = run_grid(Grid(grid.space, again, grid.out), console, retries=0)
+    _, outcome = run_grid(Grid(space=grid.space, planned=again, out=grid.out), console, retries=0)
     starts = {
         path.parent.name: len(path.read_text()) for path in (tmp_path / "grid").glob("*/starts")
     }
@@ -142,7 +144,7 @@ def test_a_cell_that_wants_more_than_the_cluster_has_starts_nothing(ray_cluster,
     with pytest.raises(
         SapfError, match=r"cell nine: finetune\.cpus_per_worker: asks for 9 CPUs .* has 2"
     ):
-        run_cells(planned, tmp_path / "grid", lambda text: None, task=stub)
+        run_cells(planned, tmp_path / "grid", say=lambda text: None, task=stub)
     assert not (tmp_path / "grid").exists()
     check_resources(planned[:1])
 
@@ -170,7 +172,7 @@ def test_shared_latents_of_a_model_with_class_labels_go_with_its_last_cell(tmp_p
     )
     config = planned[0].cell.config
     folder = shared_directory(
-        (tmp_path / ".latents").resolve(), open_source(config.data), config.model
+        (tmp_path / ".latents").resolve(), open_source(config.data), model=config.model
     )
     folder.mkdir(parents=True)
     latents = _Private(planned, tmp_path)

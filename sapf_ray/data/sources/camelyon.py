@@ -55,8 +55,8 @@ class Camelyon(ImageFiles):
     def __init__(self, config: DataConfig) -> None:
         root = required_path(config, _ROW)
         self.root = root / _FOLDER if (root / _FOLDER).is_dir() else root
-        self.lists = (first_existing(self.root, ("metadata.csv",), _ROW),)
-        first_existing(self.root, ("patches",), _ROW)
+        self.lists = (first_existing(self.root, ("metadata.csv",), row=_ROW),)
+        first_existing(self.root, ("patches",), row=_ROW)
         self.class_names, self.prompts = _ROW.class_names, _ROW.prompts
         paths = self.index().paths
         self.n_train, self.n_test = len(paths["train"]), len(paths["test"])
@@ -73,7 +73,9 @@ class Camelyon(ImageFiles):
 def _index(path: Path, _stamp: Stamp) -> FileIndex:
     table = _metadata(path)
     center, split = (table[name].to_numpy() for name in ("center", "split"))
-    labels = check_labels(table["tumor"].to_numpy(), 2, f"{path}: column tumor", _ROW.obtain)
+    labels = check_labels(
+        table["tumor"].to_numpy(), 2, where=f"{path}: column tumor", obtain=_ROW.obtain
+    )
     patient, node, x, y = (
         pc.cast(table[name], pa.string()) for name in ("patient", "node", "x_coord", "y_coord")
     )

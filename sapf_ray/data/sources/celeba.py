@@ -48,9 +48,11 @@ class CelebA(ImageFiles):
     def __init__(self, config: DataConfig) -> None:
         root = required_path(config, _ROW)
         self.root = root / "celeba" if (root / "celeba").is_dir() else root
-        self.folder = first_existing(self.root, _IMAGES, _ROW).relative_to(self.root).as_posix()
+        self.folder = first_existing(self.root, _IMAGES, row=_ROW).relative_to(self.root).as_posix()
         self.lists = tuple(
-            first_existing(self.root, (f"{name}.txt", f"{part}/{name}.txt", f"{name}.csv"), _ROW)
+            first_existing(
+                self.root, (f"{name}.txt", f"{part}/{name}.txt", f"{name}.csv"), row=_ROW
+            )
             for part, name in (("Anno", "list_attr_celeba"), ("Eval", "list_eval_partition"))
         )
         self.class_names, self.prompts = _ROW.class_names, _ROW.prompts
@@ -119,13 +121,17 @@ def _table(path: Path, column: str | None) -> tuple[np.ndarray, np.ndarray]:
             raise DataError(
                 f"{path}: first line must name the columns, image_id first; {_ROW.obtain}"
             )
-        start, position = 1, _position(path, [h.strip() for h in header], column)
+        start, position = 1, _position(path, [h.strip() for h in header], column=column)
     elif column is not None:
         if len(lines) < 2 or not lines[0].strip().isdigit():
             raise DataError(
                 f"{path}: first line must be the number of rows, second the column names; {_ROW.obtain}"
             )
-        count, start, position = int(lines[0]), 2, _position(path, ["", *lines[1].split()], column)
+        count, start, position = (
+            int(lines[0]),
+            2,
+            _position(path, ["", *lines[1].split()], column=column),
+        )
     names, values = [], np.empty(max(len(lines) - start, 0), np.int8)
     for number, line in enumerate(lines[start:]):
         cells = line.split(comma)
@@ -143,7 +149,7 @@ def _table(path: Path, column: str | None) -> tuple[np.ndarray, np.ndarray]:
     return np.array(names, dtype=bytes), values
 
 
-def _position(path: Path, header: list[str], column: str | None) -> int:
+def _position(path: Path, header: list[str], *, column: str | None) -> int:
     if column is None:
         return 1
     if column not in header:

@@ -77,7 +77,7 @@ class Cifar10(ImageSource):
     def read(
         self, split: Split, indices: np.ndarray, resolution: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        indices = check_indices(indices, self._n(split), split)
+        indices = check_indices(indices, self._n(split), split=split)
         batches = self._batches(split)
         ends = np.cumsum([len(batch.labels) for batch in batches])
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
@@ -149,7 +149,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Batch:
     """One file: labels int64 (n,), and where its pixels uint8 (n, 3072) are."""
 
@@ -191,14 +191,18 @@ def _batch(path: Path, _stamp: Stamp) -> _Batch:
         raise DataError(
             f"{path}: labels must be a list of {len(data)} integers, one a record; {_ROW.obtain}"
         )
-    values = check_labels(np.array(labels, np.int64), len(_ROW.class_names), path, _ROW.obtain)
+    values = check_labels(
+        np.array(labels, np.int64), len(_ROW.class_names), where=path, obtain=_ROW.obtain
+    )
     if not len(values):
-        return _Batch(path, values, 0, False)
+        return _Batch(path=path, labels=values, offset=0, by_column=False)
     if list(skipped.values()) != [data.nbytes]:
         raise DataError(
             f"{path}: pixels are not stored as one string of bytes, as published; {_ROW.obtain}"
         )
-    return _Batch(path, values, next(iter(skipped)), not data.flags.c_contiguous)
+    return _Batch(
+        path=path, labels=values, offset=next(iter(skipped)), by_column=not data.flags.c_contiguous
+    )
 
 
 class _SkippingFile:

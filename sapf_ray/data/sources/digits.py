@@ -38,7 +38,7 @@ class Digits(ImageSource):
     ) -> tuple[np.ndarray, np.ndarray]:
         pixels, labels = _load()
         rows = self._records(split)
-        rows = rows[check_indices(indices, len(rows), split)]
+        rows = rows[check_indices(indices, len(rows), split=split)]
         images = np.empty((len(rows), resolution, resolution, 3), dtype=np.uint8)
         for i, row in enumerate(rows):
             resized = Image.fromarray(pixels[row]).resize(

@@ -80,7 +80,7 @@ class ImageFolder(ImageSource):
         self, split: Split, indices: np.ndarray, resolution: int
     ) -> tuple[np.ndarray, np.ndarray]:
         paths = self._paths[split]
-        indices = check_indices(indices, len(paths), split)
+        indices = check_indices(indices, len(paths), split=split)
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
         for row, index in enumerate(indices):
             images[row] = decode(self.root / paths[index], resolution)

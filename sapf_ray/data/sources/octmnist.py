@@ -38,7 +38,7 @@ class OctMnist(ImageSource):
 
     def __init__(self, config: DataConfig) -> None:
         path = required_path(config, _ROW)
-        self.file = first_existing(path, _FILES, _ROW) if path.is_dir() else path
+        self.file = first_existing(path, _FILES, row=_ROW) if path.is_dir() else path
         self.class_names, self.prompts = _ROW.class_names, _ROW.prompts
         self.n_train, self.n_test = (len(self.labels(split)) for split in SPLITS)
         for split in SPLITS:
@@ -52,7 +52,7 @@ class OctMnist(ImageSource):
         self, split: Split, indices: np.ndarray, resolution: int
     ) -> tuple[np.ndarray, np.ndarray]:
         labels = self.labels(split)
-        indices = check_indices(indices, len(labels), split)
+        indices = check_indices(indices, len(labels), split=split)
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
         for row, pixels in enumerate(self._images(split).rows(indices)):
             images[row] = decode_pixels(pixels, resolution)
@@ -78,12 +78,12 @@ class OctMnist(ImageSource):
         check_npz(self.file, tuple(f"{split}_images" for split in SPLITS))
 
     def _images(self, split: Split) -> NpzImages:
-        return npz_images(self.file, f"{split}_images", stamp(self.file))
+        return npz_images(self.file, f"{split}_images", _stamp=stamp(self.file))
 
 
 @lru_cache(maxsize=4)
 def _labels(path: Path, split: Split, _stamp: Stamp) -> np.ndarray:
     name = f"{split}_labels"
     return check_labels(
-        npz_vector(path, name), len(_ROW.class_names), f"{path}: {name}", _ROW.obtain
+        npz_vector(path, name), len(_ROW.class_names), where=f"{path}: {name}", obtain=_ROW.obtain
     )

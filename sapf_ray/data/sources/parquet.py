@@ -56,7 +56,7 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")
 _NAMES = {"Image": ("image", "img"), "ClassLabel": ("label",)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Columns:
     """Leaf columns of image content and of the image's path (None where there is none), and the
     label column.
@@ -110,10 +110,10 @@ class Parquet(ImageSource):
         self, split: Split, indices: np.ndarray, resolution: int
     ) -> tuple[np.ndarray, np.ndarray]:
         home, rows = self._rows(split)
-        indices = check_indices(indices, len(rows), split)
+        indices = check_indices(indices, len(rows), split=split)
         wanted, places = np.unique(rows[indices], return_inverse=True)
         images = np.empty((len(wanted), resolution, resolution, 3), dtype=np.uint8)
-        for i, image in enumerate(self._decode(home, wanted, resolution)):
+        for i, image in enumerate(self._decode(home, wanted, resolution=resolution)):
             images[i] = image
         return images[places], self.labels(split)[indices]
 
@@ -122,7 +122,7 @@ class Parquet(ImageSource):
         return check_labels(
             self._all_labels(home)[rows],
             len(self.class_names),
-            f"{self.root}: column {self._columns.label}",
+            where=f"{self.root}: column {self._columns.label}",
         )
 
     def fingerprint(self) -> str:
@@ -145,7 +145,7 @@ class Parquet(ImageSource):
                 for g in evenly_spread(len(sizes), VERIFY_GROUPS)
             ]
             for part in rows:
-                for _ in self._decode(split, part, 8):
+                for _ in self._decode(split, part, resolution=8):
                     pass
 
     def _rows(self, split: Split) -> tuple[Split, np.ndarray]:
@@ -153,9 +153,9 @@ class Parquet(ImageSource):
         if self._test_fraction is None:
             return split, np.arange(sum(int(groups.sum()) for groups in self._groups[split]))
         stamps = tuple(stamp(path) for path in self._files["train"])
-        return "train", _hashed(self._files["train"], stamps, self._columns, self._test_fraction)[
-            split
-        ]
+        return "train", _hashed(
+            self._files["train"], stamps, columns=self._columns, test_fraction=self._test_fraction
+        )[split]
 
     def _all_labels(self, home: Split) -> np.ndarray:
         return np.concatenate(
@@ -165,7 +165,7 @@ class Parquet(ImageSource):
             ]
         )
 
-    def _decode(self, home: Split, rows: np.ndarray, resolution: int) -> Iterator[np.ndarray]:
+    def _decode(self, home: Split, rows: np.ndarray, *, resolution: int) -> Iterator[np.ndarray]:
         """The images of ascending, distinct rows."""
         first = 0  # row at which the file begins
         for path, groups in zip(self._files[home], self._groups[home], strict=True):
@@ -244,7 +244,9 @@ def _columns(path: Path) -> tuple[_Columns, tuple[str, ...]]:
     with _open(path) as file:
         schema = file.schema_arrow
     features = _features(schema, path)
-    image, label = (_column(path, schema, features, kind) for kind in ("Image", "ClassLabel"))
+    image, label = (
+        _column(path, schema, features=features, kind=kind) for kind in ("Image", "ClassLabel")
+    )
     type_ = schema.field(image).type
     parts = (
         [type_.field(i).name for i in range(type_.num_fields)] if pa.types.is_struct(type_) else []
@@ -260,7 +262,9 @@ def _columns(path: Path) -> tuple[_Columns, tuple[str, ...]]:
     if not isinstance(names, list):
         raise DataError(f"{path}: class names in the metadata must be a list")
     columns = _Columns(
-        f"{image}.bytes" if parts else image, f"{image}.path" if "path" in parts else None, label
+        image=f"{image}.bytes" if parts else image,
+        path=f"{image}.path" if "path" in parts else None,
+        label=label,
     )
     return columns, tuple(map(str, names))
 
@@ -279,7 +283,7 @@ def _features(schema: pa.Schema, path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _column(path: Path, schema: pa.Schema, features: dict[str, Any], kind: str) -> str:
+def _column(path: Path, schema: pa.Schema, *, features: dict[str, Any], kind: str) -> str:
     marked = [
         name
         for name, feature in features.items()
@@ -316,7 +320,7 @@ def _labels(path: Path, _stamp: Stamp, column: str) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _hashed(
-    paths: tuple[Path, ...], _stamps: tuple[Stamp, ...], columns: _Columns, test_fraction: float
+    paths: tuple[Path, ...], _stamps: tuple[Stamp, ...], *, columns: _Columns, test_fraction: float
 ) -> dict[Split, np.ndarray]:
     """Rows of each split by a hash of the image's path."""
     names: list[str | None] = []

@@ -33,7 +33,7 @@ class StandIn(ImageSource):
         self, split: Split, indices: np.ndarray, resolution: int
     ) -> tuple[np.ndarray, np.ndarray]:
         images, labels = _rendered()[0 if split == "train" else 1]
-        rows = check_indices(indices, len(labels), split)
+        rows = check_indices(indices, len(labels), split=split)
         size = (resolution, resolution)
         resized = [
             np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))

@@ -229,7 +229,12 @@ def test_path(published, tmp_path):
 def test_latent_cache_in_ray_tasks(published, ray_cluster, tiny_pipeline, tmp_path):
     source = open_named("cifar10", published[0])
     cache = build_latent_cache(
-        tmp_path / "latents", source, ModelConfig(str(tiny_pipeline)), "cpu", 20, {"num_cpus": 1}
+        tmp_path / "latents",
+        source,
+        model=ModelConfig(path=str(tiny_pipeline)),
+        device="cpu",
+        shard_size=20,
+        resources={"num_cpus": 1},
     )
     assert cache.complete and np.array_equal(
         np.load(tmp_path / "latents" / "labels.npy"), published[2][:35]

@@ -126,7 +126,15 @@ def test_own_synthetic_shards(tmp_path):
         images = np.stack(
             [np.full((6, 6, 3), shard.start + i, np.uint8) for i in range(shard.rows)]
         )
-        write_shard(tmp_path, plan, shard, images, ("a", "b"), ("an a", "a b"), "spec")
+        write_shard(
+            tmp_path,
+            plan,
+            shard=shard,
+            images=images,
+            class_names=("a", "b"),
+            prompts=("an a", "a b"),
+            spec="spec",
+        )
     source = open_named("parquet", tmp_path, test_fraction=0.3)
     found = [values(read_all(source, split, 6)[0]) for split in ("train", "test")]
     assert sorted(found[0] + found[1]) == list(range(24)) and source.class_names == ("a", "b")
