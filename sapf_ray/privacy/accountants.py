@@ -21,10 +21,12 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import attr
@@ -36,8 +38,6 @@ from dp_accounting.pld.common import DifferentialPrivacyParameters
 from dp_accounting.pld.privacy_loss_distribution import from_privacy_parameters
 from dp_accounting.privacy_accountant import NeighboringRelation, PrivacyAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
-
-from sapf_ray.config import ACCOUNTANTS
 
 Events: TypeAlias = DpEvent | Iterable[tuple[DpEvent, int]]
 
@@ -104,20 +104,40 @@ class _WithoutConvergenceNotice(logging.Filter):
         return not str(record.msg).startswith("_compute_log_a_frac failed to converge")
 
 
-class _SapfPldAccountant(PLDAccountant):
-    """Knows the events of this module too."""
+_NOTICE = _WithoutConvergenceNotice()
 
-    def compose(self, event: DpEvent, count: int = 1) -> _SapfPldAccountant:
-        if isinstance(event, ApproximateDpEvent):
+
+@contextlib.contextmanager
+def _without_notice() -> Iterator[None]:
+    """Silences dp-accounting's convergence notice; may be nested."""
+    logger = logging.getLogger("absl")
+    if _NOTICE in logger.filters:
+        yield
+        return
+    logger.addFilter(_NOTICE)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_NOTICE)
+
+
+class SapfPldAccountant(PLDAccountant):
+    """dp-accounting's PLD accountant, which supports the events of this module too."""
+
+    def _maybe_compose(
+        self, event: DpEvent, count: int, do_compose: bool
+    ) -> PrivacyAccountant.CompositionErrorDetails | None:
+        if not isinstance(event, ApproximateDpEvent):
+            return super()._maybe_compose(_as_gaussian(event), count, do_compose)
+        if do_compose:
             parameters = DifferentialPrivacyParameters(event.epsilon, event.delta)
             loss = from_privacy_parameters(parameters, self._value_discretization_interval)
             self._pld = self._pld.compose(loss.self_compose(count))  # type: ignore[has-type]
-            return self
-        return super().compose(_as_gaussian(event), count)
+        return None
 
 
-class _QuietRdpAccountant(RdpAccountant):
-    """Knows the events of this module too, and is quiet.
+class SapfRdpAccountant(RdpAccountant):
+    """dp-accounting's RDP accountant, which supports the events of this module too, and is quiet.
 
     For some (q, sigma) the series of the lowest fractional orders does not converge; dp-accounting
     then leaves the order out, which can only raise epsilon, and logs a warning that tells a user
@@ -129,21 +149,19 @@ class _QuietRdpAccountant(RdpAccountant):
     randomised responses and the rest.
     """
 
-    _notice = _WithoutConvergenceNotice()
     _revealed = 0.0  # probability that some event reveals everything
 
-    def compose(self, event: DpEvent, count: int = 1) -> _QuietRdpAccountant:
-        if isinstance(event, ApproximateDpEvent):
-            response = _randomized_response_rdp(event.epsilon, np.asarray(RDP_ORDERS))
+    def _maybe_compose(
+        self, event: DpEvent, count: int, do_compose: bool
+    ) -> PrivacyAccountant.CompositionErrorDetails | None:
+        if not isinstance(event, ApproximateDpEvent):
+            with _without_notice():
+                return super()._maybe_compose(_as_gaussian(event), count, do_compose)
+        if do_compose:
+            response = _randomized_response_rdp(event.epsilon, self._orders)
             self._rdp = self._rdp + count * response  # type: ignore[has-type]
             self._revealed += count * event.delta
-            return self
-        logger = logging.getLogger("absl")
-        logger.addFilter(self._notice)
-        try:
-            return super().compose(_as_gaussian(event), count)
-        finally:
-            logger.removeFilter(self._notice)
+        return None
 
     def get_epsilon(self, target_delta: float) -> float:
         return self.get_epsilon_and_optimal_order(target_delta)[0]
@@ -153,17 +171,23 @@ class _QuietRdpAccountant(RdpAccountant):
         exceed the target.
         """
         rest = target_delta - self._revealed
-        return (
-            compute_epsilon(RDP_ORDERS, self._rdp, rest) if rest > 0 else (math.inf, RDP_ORDERS[0])
-        )
+        if rest <= 0:
+            return math.inf, float(self._orders[0])
+        return compute_epsilon(self._orders, self._rdp, rest)
+
+    def get_delta(self, target_epsilon: float) -> float:
+        return self.get_delta_and_optimal_order(target_epsilon)[0]
+
+    def get_delta_and_optimal_order(self, target_epsilon: float) -> tuple[float, float]:
+        """Delta, at most 1, and the order that gives it."""
+        delta, order = super().get_delta_and_optimal_order(target_epsilon)
+        return min(1.0, delta + self._revealed), order
 
 
 def _as_gaussian(event: DpEvent) -> DpEvent:
-    return (
-        dp_event.GaussianDpEvent(event.noise_multiplier)
-        if isinstance(event, ExponentialTopKDpEvent)
-        else event
-    )
+    if isinstance(event, ExponentialTopKDpEvent):
+        return dp_event.GaussianDpEvent(event.noise_multiplier)
+    return event
 
 
 def _randomized_response_rdp(epsilon: float, orders: np.ndarray) -> np.ndarray:
@@ -174,19 +198,70 @@ def _randomized_response_rdp(epsilon: float, orders: np.ndarray) -> np.ndarray:
     return (both - np.logaddexp(0, epsilon)) / (orders - 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Accountant:
+    """One way of turning events into epsilon.
+
+    Attributes:
+        title: Short name for people, e.g. ``PLD``.
+        make: Given a discretisation interval of the privacy loss, a fresh accountant under the
+            add/remove-one-image relation. It reports events that it cannot price in dp-accounting's
+            way: ``_maybe_compose`` returns ``CompositionErrorDetails``, so that ``supports`` is
+            False. An accountant that does not discretise ignores the interval; for any other the
+            epsilon must be an upper bound at every interval.
+    """
+
+    title: str
+    make: Callable[[float], PrivacyAccountant]
+
+
+ACCOUNTANTS: dict[str, Accountant] = {
+    "pld": Accountant(title="PLD", make=lambda interval: SapfPldAccountant(ADJACENCY, interval)),
+    "rdp": Accountant(title="RDP", make=lambda interval: SapfRdpAccountant(RDP_ORDERS, ADJACENCY)),
+}
+"""Value of ``privacy.accountant`` to accountant."""
+
+
 def make_accountant(name: str, pld_interval: float = PLD_INTERVAL) -> PrivacyAccountant:
     """A fresh accountant under the add/remove-one-image relation.
 
     Args:
-        name: ``pld`` or ``rdp``.
+        name: A row of :data:`ACCOUNTANTS`.
         pld_interval: Discretisation of the privacy loss; any interval gives an upper bound, a
             coarse one a looser and cheaper one.
+
+    Raises:
+        ValueError: No such row.
     """
-    if name == "pld":
-        return _SapfPldAccountant(ADJACENCY, pld_interval)
-    if name == "rdp":
-        return _QuietRdpAccountant(RDP_ORDERS, ADJACENCY)
-    raise ValueError(f"accountant {name!r}: must be one of {', '.join(ACCOUNTANTS)}")
+    if name not in ACCOUNTANTS:
+        raise ValueError(f"accountant {name!r}: must be one of {', '.join(ACCOUNTANTS)}")
+    return ACCOUNTANTS[name].make(pld_interval)
+
+
+def supports(accountant: str, events: Events) -> bool:
+    """Whether this accountant can price every one of the events.
+
+    An event without noise has an infinite epsilon whoever is asked.
+    """
+    asked = make_accountant(accountant)
+    return all(
+        isinstance(event, dp_event.NonPrivateDpEvent) or asked.supports(event)
+        for event in group_events(events)
+    )
+
+
+def epsilon_text(events: Events, delta: float, *, accountant: str) -> str:
+    """Epsilon for people: four decimals, or ``n/a`` where the accountant does not support one of
+    the events.
+
+    Example:
+        >>> epsilon_text(gaussian_event(5.0), 1e-6, accountant="rdp")
+        '0.8999'
+    """
+    events = group_events(events).items()
+    if not supports(accountant, events):
+        return "n/a"
+    return f"{compose_epsilon(events, delta, accountant=accountant):.4f}"
 
 
 def gaussian_event(noise_multiplier: float, sample_rate: float = 1.0) -> DpEvent:
@@ -196,27 +271,25 @@ def gaussian_event(noise_multiplier: float, sample_rate: float = 1.0) -> DpEvent
     if noise_multiplier == 0:
         return dp_event.NonPrivateDpEvent()
     event = dp_event.GaussianDpEvent(noise_multiplier)
-    return event if sample_rate == 1 else dp_event.PoissonSampledDpEvent(sample_rate, event)
+    if sample_rate == 1:
+        return event
+    return dp_event.PoissonSampledDpEvent(sample_rate, event)
 
 
 def exponential_event(noise_multiplier: float) -> DpEvent:
     """The event of a whole top-k selection by the exponential mechanism
     (:class:`ExponentialTopKDpEvent`).
     """
-    return (
-        ExponentialTopKDpEvent(noise_multiplier)
-        if noise_multiplier
-        else dp_event.NonPrivateDpEvent()
-    )
+    if noise_multiplier == 0:
+        return dp_event.NonPrivateDpEvent()
+    return ExponentialTopKDpEvent(noise_multiplier)
 
 
 def approximate_event(epsilon: float, delta: float) -> DpEvent:
     """The event of a mechanism that is (epsilon, delta)-DP; ``inf`` is no privacy."""
-    return (
-        ApproximateDpEvent(epsilon, delta)
-        if math.isfinite(epsilon)
-        else dp_event.NonPrivateDpEvent()
-    )
+    if math.isinf(epsilon):
+        return dp_event.NonPrivateDpEvent()
+    return ApproximateDpEvent(epsilon, delta)
 
 
 def group_events(events: Events) -> dict[DpEvent, int]:
@@ -240,7 +313,17 @@ def group_events(events: Events) -> dict[DpEvent, int]:
 def compose_epsilon(
     events: Events, delta: float, *, accountant: str, pld_interval: float = PLD_INTERVAL
 ) -> float:
-    """Epsilon of all events together at ``delta``; ``inf`` when one of them has no noise."""
+    """Epsilon of all events together at ``delta``; ``inf`` when one of them has no noise.
+
+    Args:
+        events: One event, or pairs of an event and its count.
+        delta: Target delta, in (0, 1).
+        accountant: A row of :data:`ACCOUNTANTS`.
+        pld_interval: See :func:`make_accountant`.
+
+    Raises:
+        UnsupportedEventError: The accountant cannot price one of them (see :func:`supports`).
+    """
     # Sorted, so that the same multiset in another order gives the same floating-point result.
     grouped = sorted(group_events(events).items(), key=repr)
     return _compose_cached(tuple(grouped), delta, accountant=accountant, interval=pld_interval)
@@ -252,6 +335,8 @@ def _compose_cached(
 ) -> float:
     if not grouped:
         return 0.0
+    if any(isinstance(event, dp_event.NonPrivateDpEvent) for event, _ in grouped):
+        return math.inf
     total = make_accountant(accountant, interval)
     for event, count in grouped:
         total.compose(event, count)
@@ -264,13 +349,16 @@ def stage_shares(
     """Each stage's fraction of the total RDP at the order that minimises epsilon (paper, section
     3.4).
 
-    The same definition serves both accountants: privacy loss distributions do not split into a sum.
-    None when a stage has no noise or nothing is released, for then there is no total to share.
+    The same definition serves every accountant: privacy loss distributions do not split into a sum.
+    None when a stage has no noise, when an event has no Renyi divergence that we know, or when
+    nothing is released, for then there is no total to share.
     """
+    if not all(supports("rdp", events) for events in stages.values()):
+        return None
     rdp: dict[str, np.ndarray] = {}
-    whole = _QuietRdpAccountant(RDP_ORDERS, ADJACENCY)
+    whole = SapfRdpAccountant(RDP_ORDERS, ADJACENCY)
     for name, events in stages.items():
-        part = _QuietRdpAccountant(RDP_ORDERS, ADJACENCY)
+        part = SapfRdpAccountant(RDP_ORDERS, ADJACENCY)
         for event, count in group_events(events).items():
             part.compose(event, count)
             whole.compose(event, count)

@@ -17,8 +17,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from sapf_ray.config import ACCOUNTANTS, RunConfig
-from sapf_ray.privacy.accountants import DpEvent
+from sapf_ray.config import RunConfig
+from sapf_ray.privacy.accountants import ACCOUNTANTS, DpEvent, epsilon_text
 from sapf_ray.privacy.ledger import Ledger, LedgerEvent, describe_event
 from sapf_ray.privacy.planner import PrivacyPlan
 
@@ -113,12 +113,8 @@ def _numbers(plan: PrivacyPlan, ledger: Ledger, *, spent: float) -> str:
             "none, not private" if plan.non_private else f"{plan.epsilon:g}",
         ),
         ("ε of the whole plan", number(plan.composed_epsilon)),
-        ("ε spent", f"{number(spent)} ({plan.accountant.upper()} accountant)"),
-        *(
-            (f"ε spent, by the {other.upper()} accountant", number(ledger.epsilon_spent(other)))
-            for other in ACCOUNTANTS
-            if other != plan.accountant
-        ),
+        ("ε spent", f"{number(spent)} ({ACCOUNTANTS[plan.accountant].title} accountant)"),
+        *_other_epsilons(plan, ledger),
         ("δ", f"{plan.delta:.4g}"),
         ("Neighbouring data sets", "one image added or removed"),
         ("Images, N", f"{plan.n_records:,}"),
@@ -130,6 +126,19 @@ def _numbers(plan: PrivacyPlan, ledger: Ledger, *, spent: float) -> str:
     return "## Numbers\n\n| | |\n|---|---|\n" + "\n".join(
         f"| {name} | {value} |" for name, value in rows
     )
+
+
+def _other_epsilons(plan: PrivacyPlan, ledger: Ledger) -> list[tuple[str, str]]:
+    """What the accountants that the plan does not use say of the same events."""
+    charged = Counter(entry.event for entry in ledger.events() if not entry.replay)
+    rows = []
+    for name, row in ACCOUNTANTS.items():
+        if name != plan.accountant:
+            text = epsilon_text(charged.items(), plan.delta, accountant=name)
+            rows.append(
+                (f"ε spent, by the {row.title} accountant", text.replace("inf", "infinite"))
+            )
+    return rows
 
 
 def _events(events: list[LedgerEvent]) -> str:

@@ -47,12 +47,13 @@ from typing import IO, Any
 
 from rich.table import Table
 
-from sapf_ray.config import ACCOUNTANTS
 from sapf_ray.errors import BudgetError, RunDirectoryError
 from sapf_ray.privacy.accountants import (
+    ACCOUNTANTS,
     PLD_INTERVAL,
     DpEvent,
     compose_epsilon,
+    epsilon_text,
     event_from_json,
     event_to_json,
 )
@@ -228,7 +229,7 @@ class Ledger:
         )
         for name in ("stage", "event"):
             table.add_column(name)
-        for name in ("charged", "replays", *(f"ε ({a.upper()})" for a in ACCOUNTANTS)):
+        for name in ("charged", "replays", *(f"ε ({a.title})" for a in ACCOUNTANTS.values())):
             table.add_column(name, justify="right")
         events = self.events()
         for stage, event in dict.fromkeys((e.stage, e.event) for e in events):
@@ -247,7 +248,10 @@ class Ledger:
         return table
 
     def _summary_cells(self, charged: Counter[DpEvent], replays: int) -> list[str]:
-        epsilons = [f"{self._epsilon(charged, accountant, None):.4f}" for accountant in ACCOUNTANTS]
+        epsilons = [
+            epsilon_text(charged.items(), self.plan.delta, accountant=accountant)
+            for accountant in ACCOUNTANTS
+        ]
         return [f"{sum(charged.values()):,}", f"{replays:,}", *epsilons]
 
     def _epsilon(

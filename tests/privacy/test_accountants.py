@@ -6,12 +6,14 @@ import math
 
 import pytest
 from dp_accounting import dp_event
+from dp_accounting.privacy_accountant import UnsupportedEventError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapf_ray.privacy.accountants import (
     approximate_event,
     compose_epsilon,
+    epsilon_text,
     event_from_json,
     event_to_json,
     exponential_event,
@@ -19,6 +21,7 @@ from sapf_ray.privacy.accountants import (
     group_events,
     make_accountant,
     stage_shares,
+    supports,
 )
 
 DELTA = 1e-6
@@ -257,3 +260,43 @@ def test_unknown_names_are_refused():
         make_accountant("gdp")
     with pytest.raises(ValueError):
         event_to_json(dp_event.LaplaceDpEvent(1.0))
+
+
+LAPLACE = dp_event.PoissonSampledDpEvent(0.1, dp_event.LaplaceDpEvent(3.0))  # not in our RDP
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_our_events_go_through_the_librarys_composition(accountant):
+    """``supports`` and ``ledger`` know them, also inside compositions."""
+    ours = [exponential_event(3.0), approximate_event(0.2, 1e-8), gaussian_event(2.0, 0.1)]
+    nested = dp_event.SelfComposedDpEvent(dp_event.ComposedDpEvent(ours), 2)
+    made = make_accountant(accountant)
+    assert made.supports(nested)
+    assert made.get_epsilon(DELTA) == 0, "asking composes nothing"
+    assert made.compose(nested).ledger == nested
+    one_by_one = compose_epsilon([(event, 2) for event in ours], DELTA, accountant=accountant)
+    assert made.get_epsilon(DELTA) == pytest.approx(one_by_one, rel=1e-9)
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_delta_of_epsilon_is_the_inverse(accountant):
+    made = make_accountant(accountant)
+    made.compose(gaussian_event(4.0)).compose(approximate_event(0.1, DELTA / 10))
+    assert made.get_delta(made.get_epsilon(DELTA)) == pytest.approx(DELTA, rel=1e-3)
+
+
+def test_an_event_that_an_accountant_does_not_know_is_not_available():
+    events = [(gaussian_event(4.0), 1), (LAPLACE, 2)]
+    assert supports("pld", events) and not supports("rdp", events)
+    assert epsilon_text(events, DELTA, accountant="rdp") == "n/a"
+    assert float(epsilon_text(events, DELTA, accountant="pld")) > 0
+    assert stage_shares({"selection": events}, DELTA) is None
+    with pytest.raises(UnsupportedEventError):
+        compose_epsilon(events, DELTA, accountant="rdp")
+    # nothing is left of the convergence filter, also after an error
+    assert not logging.getLogger("absl").filters
+
+
+def test_no_noise_is_infinite_for_every_accountant():
+    assert supports("rdp", gaussian_event(0.0))
+    assert epsilon_text(gaussian_event(0.0), DELTA, accountant="rdp") == "inf"

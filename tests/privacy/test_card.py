@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import pytest
+from dp_accounting.privacy_accountant import PrivacyAccountant
+from rich.console import Console
 
 from sapf_ray.config import EvaluationConfig, EvolutionConfig, RunConfig
+from sapf_ray.privacy.accountants import ACCOUNTANTS, ADJACENCY, Accountant
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
@@ -109,3 +113,26 @@ def test_evolution_without_noise_is_marked(tmp_path):
         and "infinite" in text
         and "No sensitive image was used" not in text
     )
+
+
+class KnowsNothing(PrivacyAccountant):
+    """Supports no event at all."""
+
+    def _maybe_compose(self, event, count, do_compose):
+        return self.CompositionErrorDetails(event, "never heard of it")
+
+    def get_epsilon(self, target_delta):
+        raise AssertionError("nothing was composed")
+
+
+def test_an_accountant_that_does_not_know_an_event_breaks_neither_card_nor_summary(
+    tmp_path, monkeypatch
+):
+    row = Accountant(title="Nothing", make=lambda interval: KnowsNothing(ADJACENCY))
+    monkeypatch.setitem(ACCOUNTANTS, "nothing", row)
+    text = card(tmp_path, small(steps=4))
+    assert "| ε spent, by the Nothing accountant | n/a |" in text
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(Ledger.open(tmp_path / "ledger.jsonl").summary())
+    summary = console.export_text()
+    assert "ε (Nothing)" in summary and summary.count("n/a") == 3  # two stages, and all
