@@ -7,17 +7,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sapf_ray.runs import runlog
-
-from sapf_ray.runs import worktime
 from sapf_ray.config import RunConfig, config_hash
 from sapf_ray.data.base import ImageSource
 from sapf_ray.errors import BudgetError, RunDirectoryError
-from sapf_ray.runs.memory import Peak, peak_memory
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
-from sapf_ray.privacy.keyed_rng import NoiseKey
+from sapf_ray.runs import runlog, worktime
 from sapf_ray.runs.directory import RunDirectory, keep_fingerprint
+from sapf_ray.runs.memory import Peak, peak_memory
 
 
 @dataclass(kw_only=True)
@@ -33,7 +31,9 @@ class Stages:
     since: float = field(default_factory=time.time)
     seconds: dict[str, float] = field(default_factory=dict)
     orchestration: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, dict[str, float]] = field(default_factory=lambda: {"peak_memory_mb": {}, "peak_gpu_memory_mb": {}})
+    memory: dict[str, dict[str, float]] = field(
+        default_factory=lambda: {"peak_memory_mb": {}, "peak_gpu_memory_mb": {}}
+    )
 
     def __post_init__(self) -> None:
         self._inside = 0.0  # seconds of this start in stages
@@ -50,7 +50,12 @@ class Stages:
         with runlog.stage_events(name):
             with peak_memory() as peak, worktime.collecting() as worked:
                 yield
-            self._done(name, time.monotonic() - start, worktime.covered(worked, begun, end=time.time()), peak)
+            self._done(
+                name,
+                time.monotonic() - start,
+                worktime.covered(worked, begun, end=time.time()),
+                peak,
+            )
 
     def _done(self, name: str, seconds: float, compute: float, peak: Peak) -> None:
         self._inside += seconds
@@ -77,7 +82,11 @@ class Stages:
         outside = max(0.0, time.time() - self.since - self._inside)
         known = [self.seconds.get(name, 0.0) for name in self.orchestration]
         share = (sum(self.orchestration.values()) + outside) / max(sum(known) + outside, 1e-9)
-        return {**self.orchestration, "outside_stages": round(outside, 2), "total_share": round(share, 4)}
+        return {
+            **self.orchestration,
+            "outside_stages": round(outside, 2),
+            "total_share": round(share, 4),
+        }
 
 
 def privacy_note(plan: PrivacyPlan, spent: float) -> str:
@@ -85,7 +94,9 @@ def privacy_note(plan: PrivacyPlan, spent: float) -> str:
     if not plan.reads_images:
         return "The model was not fine-tuned: no sensitive image was read."
     if plan.non_private:
-        return "**Not private**: sensitive images were used without noise. Do not share these images."
+        return (
+            "**Not private**: sensitive images were used without noise. Do not share these images."
+        )
     return (
         f"Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding or removing one of "
         f"{plan.n_records:,} training images ({plan.accountant.upper()} accountant). The run's `privacy_card.md` lists every "
@@ -119,7 +130,12 @@ def open_ledger(directory: RunDirectory, plan: PrivacyPlan) -> Ledger:
 
 
 def noise_of(
-    config: RunConfig, directory: RunDirectory, *, plan: PrivacyPlan, source: ImageSource, ledger: Ledger
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    plan: PrivacyPlan,
+    source: ImageSource,
+    ledger: Ledger,
 ) -> tuple[NoiseKey, str]:
     """The run's secret key and the fingerprint of all that its noise belongs to, before anything
     sensitive is used.
@@ -140,7 +156,8 @@ def _same_data(directory: RunDirectory, source: ImageSource) -> str:
     """
     fingerprint = source.fingerprint()
     keep_fingerprint(
-        directory.data_fingerprint, fingerprint,
+        directory.data_fingerprint,
+        fingerprint,
         refusal=f"--out {directory.root}: the data set changed since this run began; start a new run in another directory",
     )
     return fingerprint

@@ -94,7 +94,9 @@ class RunDirectory:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.root / ".lock", "w")  # noqa: SIM115 held until the process ends
         except OSError as error:
-            raise RunDirectoryError(f"--out {self.root}: cannot be written ({error.strerror})") from error
+            raise RunDirectoryError(
+                f"--out {self.root}: cannot be written ({error.strerror})"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -121,11 +123,15 @@ class RunDirectory:
 
     def read_config(self) -> RunConfig:
         if not self.config.is_file():
-            raise RunDirectoryError(f"{self.root}: no config.yaml there; is it a run directory of sapf?")
+            raise RunDirectoryError(
+                f"{self.root}: no config.yaml there; is it a run directory of sapf?"
+            )
         try:
             return from_dict(yaml.safe_load(self.config.read_text()))
         except (yaml.YAMLError, TypeError, AttributeError) as error:
-            raise RunDirectoryError(f"{self.config}: damaged ({str(error).splitlines()[0]})") from error
+            raise RunDirectoryError(
+                f"{self.config}: damaged ({str(error).splitlines()[0]})"
+            ) from error
 
     def check_same(self, config: RunConfig) -> None:
         """Raises RunDirectoryError where the directory holds a run with another result-bearing
@@ -154,4 +160,6 @@ class RunDirectory:
         try:
             return json.loads(path.read_text())
         except ValueError as error:
-            raise RunDirectoryError(f"{path}: damaged ({error}); delete it to make that stage again") from error
+            raise RunDirectoryError(
+                f"{path}: damaged ({error}); delete it to make that stage again"
+            ) from error

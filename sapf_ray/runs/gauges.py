@@ -30,9 +30,12 @@ class Meter:
     def __init__(self, run: str, epsilon_planned: float) -> None:
         self._tags = {"run": run}
         self._gauges = {
-            stage: Gauge(name, text, tag_keys=("run", "count")) for stage, (name, text) in _PUBLISHED.items()
+            stage: Gauge(name, text, tag_keys=("run", "count"))
+            for stage, (name, text) in _PUBLISHED.items()
         }
-        self._epsilon = Gauge("sapf_epsilon", "Privacy loss at the run's delta", tag_keys=("run", "kind"))
+        self._epsilon = Gauge(
+            "sapf_epsilon", "Privacy loss at the run's delta", tag_keys=("run", "kind")
+        )
         self._epsilon.set(epsilon_planned, self._tags | {"kind": "planned"})
 
     def progress(self, stage: str, done: int, total: int) -> None:

@@ -25,8 +25,7 @@ _MB = 2**20
 
 @dataclass
 class Peak:
-    """Largest samples so far, in MB; 0 where there is nothing to sample (no /proc, no NVIDIA GPU).
-    """
+    """Largest samples so far, in MB; 0 where there is nothing to sample (no /proc, no NVIDIA GPU)."""
 
     main: float = 0.0
     gpu: float = 0.0
@@ -63,7 +62,9 @@ def resident_mb() -> float:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             title = (entry / "cmdline").read_bytes()
-            busy = title.startswith(b"ray::") and not title.startswith((b"ray::IDLE", b"ray::cell", b"ray::ImplicitFunc"))
+            busy = title.startswith(b"ray::") and not title.startswith(
+                (b"ray::IDLE", b"ray::cell", b"ray::ImplicitFunc")
+            )
             if busy or entry.name == str(os.getpid()):
                 total += int((entry / "statm").read_text().split()[1]) * _PAGE
         except (OSError, IndexError):

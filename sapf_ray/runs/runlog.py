@@ -41,7 +41,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 WARNING, ERROR = logging.WARNING, logging.ERROR
 Field = str | int | float | list[int]
@@ -66,10 +66,15 @@ _stage: ContextVar[str | None] = ContextVar("stage", default=None)
 
 class JsonLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         own = vars(record)
         line = {"time": time.replace("+00:00", "Z"), "level": record.levelname.lower()}
-        line |= {"run": own["run"], "stage": own["stage"], "event": record.getMessage(), **own["fields"]}
+        line |= {
+            "run": own["run"],
+            "stage": own["stage"],
+            "event": record.getMessage(),
+            **own["fields"],
+        }
         return json.dumps(line, ensure_ascii=False)
 
 

@@ -87,9 +87,16 @@ class Storage:
 
     def _publish(self) -> list[str]:
         run = self.directory
-        single = [path for path in (run.config, run.plan, run.ledger, run.selection, run.card) if path.exists()]
+        single = [
+            path
+            for path in (run.config, run.plan, run.ledger, run.selection, run.card)
+            if path.exists()
+        ]
         folders = [path for path in (run.adapter, run.synthetic) if path.exists()]
-        files = [*single, *(path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file())]
+        files = [
+            *single,
+            *(path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()),
+        ]
         digests = {path.relative_to(run.root).as_posix(): file_digest(path) for path in files}
         manifest = f"{self.path}/{MANIFEST}"
         there: dict[str, str] = {}
@@ -101,7 +108,9 @@ class Storage:
         for name in stale:
             target = f"{self.path}/{name}"
             self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
-            fs.copy_files(str(run.root.resolve() / name), target, fs.LocalFileSystem(), self.filesystem)
+            fs.copy_files(
+                str(run.root.resolve() / name), target, fs.LocalFileSystem(), self.filesystem
+            )
         if stale:
             self._write(manifest, json.dumps(digests, indent=2).encode())
         return stale

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from sapf_ray.runs import runlog
 from sapf_ray.config import RunConfig, flatten, to_dict
 from sapf_ray.errors import SapfError, TrackingError
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import STAGES, PrivacyPlan
+from sapf_ray.runs import runlog
 from sapf_ray.runs.directory import RunDirectory
 
 CURVE_POINTS = 25
@@ -33,7 +33,9 @@ def tracking_uri(config: RunConfig, directory: RunDirectory) -> str:
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
-def _while_reachable(method: Callable[Concatenate[Tracker, _P], None]) -> Callable[Concatenate[Tracker, _P], None]:
+def _while_reachable(
+    method: Callable[Concatenate[Tracker, _P], None],
+) -> Callable[Concatenate[Tracker, _P], None]:
     """A server that goes down in mid-run costs a warning, not the run; the same command logs what
     is missing.
     """
@@ -51,7 +53,9 @@ def _while_reachable(method: Callable[Concatenate[Tracker, _P], None]) -> Callab
             if not self.lost:
                 logging.getLogger(__name__).warning(
                     "sapf: warning: MLflow at %s cannot be reached any more (%s); the run goes on, and the same command "
-                    "logs what is missing once it is back", self.uri, type(error).__name__,
+                    "logs what is missing once it is back",
+                    self.uri,
+                    type(error).__name__,
                 )
             self.lost = True
 
@@ -67,7 +71,9 @@ class Tracker:
         self.lost = False  # the server went down after the start
 
     @classmethod
-    def open(cls, config: RunConfig, directory: RunDirectory, params: dict[str, Any] | None = None) -> Tracker:
+    def open(
+        cls, config: RunConfig, directory: RunDirectory, params: dict[str, Any] | None = None
+    ) -> Tracker:
         """Connects before any budget is spent.
 
         Args:
@@ -89,11 +95,21 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.ERROR)
         try:
             client = MlflowClient(tracking_uri=uri)
-            run_id = directory.read_json(directory.mlflow)["run_id"] if directory.mlflow.exists() else None
+            run_id = (
+                directory.read_json(directory.mlflow)["run_id"]
+                if directory.mlflow.exists()
+                else None
+            )
             if run_id is not None:
                 client.update_run(run_id, status="RUNNING")
             else:
-                run_id = cls._create(client, uri, config=config, directory=directory, params=flatten(to_dict(config)) if params is None else params)
+                run_id = cls._create(
+                    client,
+                    uri,
+                    config=config,
+                    directory=directory,
+                    params=flatten(to_dict(config)) if params is None else params,
+                )
         except MlflowException as error:
             raise TrackingError(f"tracking.uri = {uri}: {str(error).splitlines()[0]}") from error
         except Exception as error:  # sqlalchemy and requests raise their own families
@@ -105,15 +121,21 @@ class Tracker:
         return tracker
 
     @staticmethod
-    def _create(client: Any, uri: str, *, config: RunConfig, directory: RunDirectory, params: dict[str, Any]) -> str:
+    def _create(
+        client: Any, uri: str, *, config: RunConfig, directory: RunDirectory, params: dict[str, Any]
+    ) -> str:
         found = client.get_experiment_by_name(config.tracking.experiment)
         if found is not None:
             experiment = found.experiment_id
         else:
             location = None
             if uri.startswith("sqlite:///"):
-                location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
-            experiment = client.create_experiment(config.tracking.experiment, artifact_location=location)
+                location = (
+                    (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
+                )
+            experiment = client.create_experiment(
+                config.tracking.experiment, artifact_location=location
+            )
         parent = config.tracking.parent_run_id
         tags = {"mlflow.parentRunId": parent} if parent is not None else {}
         run = client.create_run(experiment, run_name=directory.root.name, tags=tags)
@@ -125,8 +147,10 @@ class Tracker:
     @_while_reachable
     def log_plan(self, plan: PrivacyPlan) -> None:
         values: dict[str, float | None] = {
-            "privacy/epsilon_planned": plan.epsilon, "privacy/delta": plan.delta,
-            "privacy/composed_epsilon": plan.composed_epsilon, "privacy/n_records": plan.n_records,
+            "privacy/epsilon_planned": plan.epsilon,
+            "privacy/delta": plan.delta,
+            "privacy/composed_epsilon": plan.composed_epsilon,
+            "privacy/n_records": plan.n_records,
             "privacy/sample_rate": plan.sample_rate,
         }
         for stage in STAGES:
@@ -143,7 +167,9 @@ class Tracker:
             try:
                 self.client.set_terminated(self.run_id, status=status)
             except Exception:  # the run's own error is the one to show
-                logging.getLogger(__name__).debug("could not mark the MLflow run %s", status, exc_info=True)
+                logging.getLogger(__name__).debug(
+                    "could not mark the MLflow run %s", status, exc_info=True
+                )
 
     @_while_reachable
     def log_spend(self, ledger: Ledger) -> None:
@@ -159,7 +185,9 @@ class Tracker:
                 self.client.log_metric(self.run_id, SPENT, epsilon, step=step)
 
     @_while_reachable
-    def finish(self, directory: RunDirectory, plan: PrivacyPlan, metrics: dict[str, Any], grid: Path) -> None:
+    def finish(
+        self, directory: RunDirectory, plan: PrivacyPlan, metrics: dict[str, Any], grid: Path
+    ) -> None:
         """Logs the scores and the artifacts, and closes the run."""
         if self.uri is not None:
             _probe(self.uri)
@@ -172,7 +200,14 @@ class Tracker:
         self.client.set_tag(self.run_id, "privacy.adjacency", plan.adjacency)
         self.client.set_tag(self.run_id, "privacy.accountant", plan.accountant)
         self.client.log_artifact(self.run_id, str(grid), "pictures")
-        for path in (directory.config, directory.plan, directory.ledger, directory.selection, directory.metrics, directory.card):
+        for path in (
+            directory.config,
+            directory.plan,
+            directory.ledger,
+            directory.selection,
+            directory.metrics,
+            directory.card,
+        ):
             if path.exists():
                 self.client.log_artifact(self.run_id, str(path))
         if directory.adapter.exists():

@@ -71,7 +71,11 @@ def timed(function: Callable[_P, Any]) -> Callable[_P, Worked]:
 
 def _attempt() -> int:
     worker: Any = global_worker
-    return int(worker.core_worker.get_current_task_attempt_number()) if worker.mode == ray.WORKER_MODE else 0
+    return (
+        int(worker.core_worker.get_current_task_attempt_number())
+        if worker.mode == ray.WORKER_MODE
+        else 0
+    )
 
 
 class Laps:
