@@ -16,7 +16,10 @@ def test_same_config_continues_and_workers_may_change(tmp_path):
     assert first.claim(RunConfig()) is False
     first.release()
     again = RunDirectory(tmp_path / "run")
-    assert again.claim(dataclasses.replace(RunConfig(), finetune=FinetuneConfig(num_workers=2))) is True
+    assert (
+        again.claim(dataclasses.replace(RunConfig(), finetune=FinetuneConfig(num_workers=2)))
+        is True
+    )
     again.release()
 
 

@@ -26,7 +26,9 @@ def test_steps_images_and_epsilon_are_exported_and_nothing_that_tells_more(ray_c
     def scraped() -> bool:
         address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         text = urllib.request.urlopen(address, timeout=5).read().decode()
-        for name, labels, value in re.findall(r'^(ray_sapf_\w+)\{(.*run="run7".*)\} (\S+)$', text, re.MULTILINE):
+        for name, labels, value in re.findall(
+            r'^(ray_sapf_\w+)\{(.*run="run7".*)\} (\S+)$', text, re.MULTILINE
+        ):
             kind = re.search(r'(?:count|kind)="(\w+)"', labels)
             assert kind is not None
             found[name, kind.group(1)] = float(value)
@@ -34,7 +36,10 @@ def test_steps_images_and_epsilon_are_exported_and_nothing_that_tells_more(ray_c
 
     wait_for("the export", scraped)
     assert found == {
-        ("ray_sapf_epsilon", "planned"): 8.0, ("ray_sapf_epsilon", "spent"): 2.5,
-        ("ray_sapf_finetune_steps", "done"): 3.0, ("ray_sapf_finetune_steps", "planned"): 12.0,
-        ("ray_sapf_synthetic_images", "done"): 10.0, ("ray_sapf_synthetic_images", "planned"): 60.0,
+        ("ray_sapf_epsilon", "planned"): 8.0,
+        ("ray_sapf_epsilon", "spent"): 2.5,
+        ("ray_sapf_finetune_steps", "done"): 3.0,
+        ("ray_sapf_finetune_steps", "planned"): 12.0,
+        ("ray_sapf_synthetic_images", "done"): 10.0,
+        ("ray_sapf_synthetic_images", "planned"): 60.0,
     }

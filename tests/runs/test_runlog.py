@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from sapf_ray.runs import runlog
 from sapf_ray.errors import DataError
-from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.runs import runlog
 from sapf_ray.runs.clock import Stages
+from sapf_ray.runs.directory import RunDirectory
 
 
 def lines(path: Path) -> list[dict]:
@@ -48,18 +48,31 @@ def test_every_start_appends_whole_lines_under_one_run_id(tmp_path):
     run.log.write_text(text.replace('{"torn by a los\n', ""))
     found = lines(run.log)
     assert [(line["event"], line["level"], line["stage"]) for line in found] == [
-        ("run_started", "info", None), ("stage_started", "info", "latents"), ("stage_failed", "error", "latents"),
+        ("run_started", "info", None),
+        ("stage_started", "info", "latents"),
+        ("stage_failed", "error", "latents"),
         ("run_failed", "error", None),
-        ("run_resumed", "info", None), ("run_interrupted", "error", None),
-        ("run_resumed", "info", None), ("stage_started", "info", "selection"), ("task_retried", "warning", "selection"),
-        ("stage_ended", "info", "selection"), ("run_ended", "info", None),
+        ("run_resumed", "info", None),
+        ("run_interrupted", "error", None),
+        ("run_resumed", "info", None),
+        ("stage_started", "info", "selection"),
+        ("task_retried", "warning", "selection"),
+        ("stage_ended", "info", "selection"),
+        ("run_ended", "info", None),
     ]
-    assert {line["run"] for line in found} == {run.run_id()} and re.fullmatch("[0-9a-f]{32}", run.run_id())
+    assert {line["run"] for line in found} == {run.run_id()} and re.fullmatch(
+        "[0-9a-f]{32}", run.run_id()
+    )
     times = [line["time"] for line in found]
-    assert times == sorted(times) and all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time) for time in times)
+    assert times == sorted(times) and all(
+        re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time) for time in times
+    )
     assert found[2]["error"] == found[3]["error"] == "DataError"
     assert found[8]["attempt"] == 1 and found[10]["seconds"] == 2.5
-    assert found[9]["seconds"] == stage.seconds["selection"] and found[9]["orchestration"] == stage.orchestration["selection"]
+    assert (
+        found[9]["seconds"] == stage.seconds["selection"]
+        and found[9]["orchestration"] == stage.orchestration["selection"]
+    )
 
 
 def test_a_log_that_cannot_be_written_costs_the_lines_and_nothing_else(tmp_path, capfd):
@@ -92,9 +105,14 @@ def test_lost_train_workers_are_told_from_ray_trains_process(tmp_path):
     callback.after_exception(None, {1: ValueError("of record 7"), 0: ValueError("of record 8")})
     callback.after_exception(None, {0: OSError()})
     _, first, second = lines(path)
-    assert (first["event"], first["stage"], first["ranks"], first["error"], first["restart"], first["of"]) == (
-        "workers_lost", "finetune", [0, 1], "ValueError", 1, 3
-    )
+    assert (
+        first["event"],
+        first["stage"],
+        first["ranks"],
+        first["error"],
+        first["restart"],
+        first["of"],
+    ) == ("workers_lost", "finetune", [0, 1], "ValueError", 1, 3)
     assert (second["ranks"], second["restart"]) == ([0], 2) and "record" not in path.read_text()
 
 
@@ -116,5 +134,6 @@ def test_a_task_that_ray_did_again_is_told(ray_cluster, tmp_path):
     with runlog.recording(runlog.Place(path=str(path), run="r")), runlog.stage_events("latents"):
         assert cluster.result(dies_once.remote(tmp_path / "mark")) == "done"
     assert [(line["event"], line["stage"], line.get("attempt")) for line in lines(path)] == [
-        ("stage_started", "latents", None), ("task_retried", "latents", 1)
+        ("stage_started", "latents", None),
+        ("task_retried", "latents", 1),
     ]

@@ -18,8 +18,18 @@ def finished(root: Path) -> RunDirectory:
     run = RunDirectory(root)
     for folder in (run.adapter, run.synthetic, run.private):
         folder.mkdir(parents=True)
-    for path in (run.config, run.plan, run.ledger, run.selection, run.card, run.metrics, run.log, run.adapter / "weights",
-                 run.synthetic / "train-0.parquet", run.noise_key):
+    for path in (
+        run.config,
+        run.plan,
+        run.ledger,
+        run.selection,
+        run.card,
+        run.metrics,
+        run.log,
+        run.adapter / "weights",
+        run.synthetic / "train-0.parquet",
+        run.noise_key,
+    ):
         path.write_text(path.name)
     return run
 
@@ -28,8 +38,15 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-RELEASED = {"config.yaml", "plan.json", "ledger.jsonl", "selection.json", "privacy_card.md", "adapter/weights",
-            "synthetic/train-0.parquet"}
+RELEASED = {
+    "config.yaml",
+    "plan.json",
+    "ledger.jsonl",
+    "selection.json",
+    "privacy_card.md",
+    "adapter/weights",
+    "synthetic/train-0.parquet",
+}
 
 
 def test_what_the_run_releases_is_copied_once_and_nothing_private(tmp_path):
@@ -48,7 +65,9 @@ def test_a_broken_copy_is_told_and_made_good_by_the_next(tmp_path):
     run, there = finished(tmp_path / "run"), tmp_path / "bucket" / "run"
     storage = Storage(f"file://{tmp_path}/bucket", run)
     (there / "synthetic").write_text("a file where the folder should be")
-    with pytest.raises(RunDirectoryError, match=r"could not be copied .* the same command tries again") as caught:
+    with pytest.raises(
+        RunDirectoryError, match=r"could not be copied .* the same command tries again"
+    ) as caught:
         storage.publish()
     assert "\n" not in str(caught.value) and not (there / "published.json").exists()
     (there / "synthetic").unlink()
@@ -68,9 +87,16 @@ def test_storage_that_cannot_be_used_is_one_line(tmp_path, uri):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("uri", "expected"), [
-    ("s3://bucket/runs?endpoint_override=minio:9000&scheme=http", "s3://bucket/runs/a?endpoint_override=minio:9000&scheme=http"),
-    ("s3://bucket/runs/", "s3://bucket/runs/a"), ("/runs/what?", "/runs/what?/a"),
-])
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        (
+            "s3://bucket/runs?endpoint_override=minio:9000&scheme=http",
+            "s3://bucket/runs/a?endpoint_override=minio:9000&scheme=http",
+        ),
+        ("s3://bucket/runs/", "s3://bucket/runs/a"),
+        ("/runs/what?", "/runs/what?/a"),
+    ],
+)
 def test_options_of_a_uri_stay_behind_its_path(uri, expected):
     assert below(uri, "a") == expected

@@ -36,6 +36,12 @@ def test_noise_share_and_spend_of_an_evolution_are_logged(tmp_path):
     assert not [key for key in values if "finetune" in key or "selection" in key]
     client.logged.clear()
     tracker.log_spend(ledger)
-    assert [(key, step) for key, _, step in client.logged] == [("privacy/epsilon_spent", i) for i in range(6)]
+    assert [(key, step) for key, _, step in client.logged] == [
+        ("privacy/epsilon_spent", i) for i in range(6)
+    ]
     curve = [value for _, value, _ in client.logged]
-    assert curve[0] == 0 and curve == sorted(curve) and curve[-1] == pytest.approx(plan.composed_epsilon)
+    assert (
+        curve[0] == 0
+        and curve == sorted(curve)
+        and curve[-1] == pytest.approx(plan.composed_epsilon)
+    )

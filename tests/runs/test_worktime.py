@@ -8,10 +8,10 @@ import numpy as np
 import psutil
 import pytest
 
-from sapf_ray.runs import worktime
 from sapf_ray.errors import DataError
-from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.runs import worktime
 from sapf_ray.runs.clock import Stages
+from sapf_ray.runs.directory import RunDirectory
 
 
 def test_overlap_counts_once_and_only_inside_the_stage():
@@ -24,7 +24,10 @@ def test_overlap_counts_once_and_only_inside_the_stage():
         busy = np.zeros(1000, bool)
         for start, end in intervals.clip(0, 1000):
             busy[start:end] = True
-        assert worktime.covered([(float(a), float(b)) for a, b in intervals], 0, end=1000) == busy.sum()
+        assert (
+            worktime.covered([(float(a), float(b)) for a, b in intervals], 0, end=1000)
+            == busy.sum()
+        )
 
 
 def test_a_pause_is_no_work():
@@ -72,9 +75,13 @@ def test_a_tasks_work_reaches_its_stage_and_waiting_for_it_does_not(ray_cluster,
     assert seconds["selection"] - lost["selection"] >= 0.29 and lost["selection"] >= 0.49
     assert seconds["pictures"] - lost["pictures"] >= 0.09
 
-    again = Stages(run=RunDirectory(tmp_path), since=time.time() - 5)  # another start, which skips both
+    again = Stages(
+        run=RunDirectory(tmp_path), since=time.time() - 5
+    )  # another start, which skips both
     cost = again.cost()
     assert {name: cost[name] for name in lost} == lost
     assert cost["outside_stages"] >= 5
     total = sum(lost.values()) + cost["outside_stages"]
-    assert cost["total_share"] == pytest.approx(total / (sum(seconds.values()) + cost["outside_stages"]), abs=1e-3)
+    assert cost["total_share"] == pytest.approx(
+        total / (sum(seconds.values()) + cost["outside_stages"]), abs=1e-3
+    )
