@@ -6,6 +6,7 @@ order to read its own shard; nothing is kept decoded.
 
 >>> from sapf_ray.config import DataConfig
 >>> from sapf_ray.data import open_source
+>>> import numpy as np
 >>> source = open_source(DataConfig(source="digits"))
 >>> source.n_train, source.n_test, source.prompts[3]
 (1297, 500, 'An image of the digit three')
@@ -18,12 +19,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from sapf_ray.config import DataConfig
-from sapf_ray.errors import ConfigError
+from sapf_ray.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np  # the table of sources is listed without it
 
 Split = Literal["train", "test"]
 
@@ -81,7 +83,9 @@ class ImageSource(ABC):
         """
 
 
-SOURCES: dict[str, Callable[[DataConfig], ImageSource]] = {}
+SOURCES: Registry[Callable[[DataConfig], ImageSource]] = Registry(
+    "data.source", folder="sapf_ray.data.sources"
+)
 """Source name → constructor. A new source is one file that adds itself with :func:`register`."""
 
 
@@ -103,10 +107,6 @@ def open_source(config: DataConfig) -> ImageSource:
         ConfigError: Unknown source, or an option the source needs is missing.
         DataError: The source's files are missing or not laid out as expected.
     """
-    if config.source not in SOURCES:
-        raise ConfigError(
-            "data.source", config.source, "must be one of " + ", ".join(sorted(SOURCES))
-        )
     return SOURCES[config.source](config)
 
 
@@ -117,6 +117,8 @@ def check_indices(indices: np.ndarray, n: int, *, split: str) -> np.ndarray:
         IndexError: Otherwise; negative positions are refused too, since they would hide an
             off-by-one.
     """
+    import numpy as np
+
     indices = np.asarray(indices, dtype=np.int64)
     if indices.size and (indices.min() < 0 or indices.max() >= n):
         raise IndexError(f"record indices must lie in [0, {n}) of the {split} split")

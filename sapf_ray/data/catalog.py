@@ -15,8 +15,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sapf_ray.data.sources.digits import N_TEST, N_TRAIN
-
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -60,6 +58,8 @@ class KnownSet:
         return f"{self.title} is obtained from {self.url}"
 
 
+DIGITS_TRAIN = 1_297
+DIGITS_TEST = 500
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _CIFAR10 = (
     "airplane",
@@ -85,9 +85,9 @@ CATALOG: dict[str, KnownSet] = {
             licence="CC BY 4.0 (UCI, Alpaydin and Kaynak)",
             class_names=_DIGITS,
             prompts=tuple(f"An image of the digit {name}" for name in _DIGITS),
-            n_train=N_TRAIN,
+            n_train=DIGITS_TRAIN,
             n_val=0,
-            n_test=N_TEST,
+            n_test=DIGITS_TEST,
             resolution=8,
             notes="Real; ships inside a dependency.",
         ),
@@ -97,9 +97,9 @@ CATALOG: dict[str, KnownSet] = {
             licence="public: drawn from fonts",
             class_names=_DIGITS,
             prompts=tuple(f"An image of the digit {name}" for name in _DIGITS),
-            n_train=N_TRAIN,
+            n_train=DIGITS_TRAIN,
             n_val=0,
-            n_test=N_TEST,
+            n_test=DIGITS_TEST,
             resolution=32,
             notes="Public twin of digits, for choosing hyperparameters at no privacy cost.",
         ),

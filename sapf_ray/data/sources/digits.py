@@ -9,12 +9,9 @@ from PIL import Image
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import ImageSource, Split, check_indices, register
+from sapf_ray.data.catalog import CATALOG, DIGITS_TEST, DIGITS_TRAIN
 
-N_TRAIN = 1297
-N_TEST = 500
 SPLIT_SEED = 20240601  # fixes which digits are test records; never changes
-
-_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @register("digits")
@@ -24,14 +21,15 @@ class Digits(ImageSource):
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self.class_names = _NAMES
-        self.prompts = tuple(f"An image of the digit {name}" for name in _NAMES)
-        self.n_train, self.n_test = N_TRAIN, N_TEST
+        self.class_names = CATALOG["digits"].class_names
+        self.prompts = CATALOG["digits"].prompts
+        self.n_train = DIGITS_TRAIN
+        self.n_test = DIGITS_TEST
 
     def _records(self, split: Split) -> np.ndarray:
         """Row numbers of a split in scikit-learn's own order."""
-        order = np.random.RandomState(SPLIT_SEED).permutation(N_TRAIN + N_TEST)
-        return order[:N_TRAIN] if split == "train" else order[N_TRAIN:]
+        order = np.random.RandomState(SPLIT_SEED).permutation(DIGITS_TRAIN + DIGITS_TEST)
+        return order[:DIGITS_TRAIN] if split == "train" else order[DIGITS_TRAIN:]
 
     def read(
         self, split: Split, indices: np.ndarray, resolution: int

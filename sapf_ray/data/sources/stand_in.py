@@ -14,10 +14,10 @@ from PIL import Image
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import ImageSource, Split, check_indices, register
-from sapf_ray.data.sources.digits import N_TEST, N_TRAIN, Digits
+from sapf_ray.data.catalog import CATALOG, DIGITS_TEST, DIGITS_TRAIN
 from sapf_ray.glyphs import stand_in_digits
 
-_rendered = lru_cache(maxsize=1)(lambda: stand_in_digits(N_TRAIN, N_TEST))
+_rendered = lru_cache(maxsize=1)(lambda: stand_in_digits(DIGITS_TRAIN, DIGITS_TEST))
 
 
 @register("stand_in")
@@ -25,9 +25,10 @@ class StandIn(ImageSource):
     """As many records, classes and prompts as ``digits``, all of it public."""
 
     def __init__(self, config: DataConfig) -> None:
-        digits = Digits(config)
-        self.class_names, self.prompts = digits.class_names, digits.prompts
-        self.n_train, self.n_test = N_TRAIN, N_TEST
+        self.class_names = CATALOG["stand_in"].class_names
+        self.prompts = CATALOG["stand_in"].prompts
+        self.n_train = DIGITS_TRAIN
+        self.n_test = DIGITS_TEST
 
     def read(
         self, split: Split, indices: np.ndarray, resolution: int
