@@ -119,7 +119,7 @@ def _files(folder: str) -> list[str]:
 # that is light to import; or, while a table's module is still heavy, the names themselves.
 TABLES: dict[str, str | tuple[str, ...]] = {
     "data.source": "sapf_ray.data.base:SOURCES",
-    "privacy.accountant": ("pld", "rdp"),
+    "privacy.accountant": "sapf_ray.privacy.accountant_table:ACCOUNTANTS",
     "saliency.score": (
         "per_sample_norm",
         "noisy_mean_gradient",
@@ -131,8 +131,8 @@ TABLES: dict[str, str | tuple[str, ...]] = {
     "saliency.mechanism": ("gaussian", "exponential", "propose_test_release"),
     "finetune.adapter": ("lora", "direct", "full"),
     "evolution.embedding": ("vae", "glyph", "inception"),
-    "evaluation.fid_features": ("auto", "glyph", "inception"),
-    "evaluation.classifiers": ("cnn", "resnet", "wrn", "resnext"),
+    "evaluation.fid_features": "sapf_ray.evaluation.features:FEATURES",
+    "evaluation.classifiers": "sapf_ray.evaluation.classifiers:CLASSIFIERS",
 }
 
 

@@ -25,8 +25,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import attr
@@ -38,6 +37,8 @@ from dp_accounting.pld.common import DifferentialPrivacyParameters
 from dp_accounting.pld.privacy_loss_distribution import from_privacy_parameters
 from dp_accounting.privacy_accountant import NeighboringRelation, PrivacyAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
+
+from sapf_ray.privacy.accountant_table import ACCOUNTANTS, Accountant
 
 Events: TypeAlias = DpEvent | Iterable[tuple[DpEvent, int]]
 
@@ -198,43 +199,21 @@ def _randomized_response_rdp(epsilon: float, orders: np.ndarray) -> np.ndarray:
     return (both - np.logaddexp(0, epsilon)) / (orders - 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Accountant:
-    """One way of turning events into epsilon.
-
-    Attributes:
-        title: Short name for people, e.g. ``PLD``.
-        make: Given a discretisation interval of the privacy loss, a fresh accountant under the
-            add/remove-one-image relation. It reports events that it cannot price in dp-accounting's
-            way: ``_maybe_compose`` returns ``CompositionErrorDetails``, so that ``supports`` is
-            False. An accountant that does not discretise ignores the interval; for any other the
-            epsilon must be an upper bound at every interval.
-    """
-
-    title: str
-    make: Callable[[float], PrivacyAccountant]
-
-
-ACCOUNTANTS: dict[str, Accountant] = {
-    "pld": Accountant(title="PLD", make=lambda interval: SapfPldAccountant(ADJACENCY, interval)),
-    "rdp": Accountant(title="RDP", make=lambda interval: SapfRdpAccountant(RDP_ORDERS, ADJACENCY)),
-}
-"""Value of ``privacy.accountant`` to accountant."""
+PLD = Accountant(title="PLD", make=lambda interval: SapfPldAccountant(ADJACENCY, interval))
+RDP = Accountant(title="RDP", make=lambda interval: SapfRdpAccountant(RDP_ORDERS, ADJACENCY))
 
 
 def make_accountant(name: str, pld_interval: float = PLD_INTERVAL) -> PrivacyAccountant:
     """A fresh accountant under the add/remove-one-image relation.
 
     Args:
-        name: A row of :data:`ACCOUNTANTS`.
+        name: A row of :data:`sapf_ray.privacy.accountant_table.ACCOUNTANTS`.
         pld_interval: Discretisation of the privacy loss; any interval gives an upper bound, a
             coarse one a looser and cheaper one.
 
     Raises:
-        ValueError: No such row.
+        ConfigError: No such row.
     """
-    if name not in ACCOUNTANTS:
-        raise ValueError(f"accountant {name!r}: must be one of {', '.join(ACCOUNTANTS)}")
     return ACCOUNTANTS[name].make(pld_interval)
 
 
@@ -318,7 +297,7 @@ def compose_epsilon(
     Args:
         events: One event, or pairs of an event and its count.
         delta: Target delta, in (0, 1).
-        accountant: A row of :data:`ACCOUNTANTS`.
+        accountant: A row of :data:`sapf_ray.privacy.accountant_table.ACCOUNTANTS`.
         pld_interval: See :func:`make_accountant`.
 
     Raises:

@@ -18,7 +18,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sapf_ray.config import RunConfig
-from sapf_ray.privacy.accountants import ACCOUNTANTS, DpEvent, epsilon_text
+from sapf_ray.privacy.accountant_table import ACCOUNTANTS
+from sapf_ray.privacy.accountants import DpEvent, epsilon_text
 from sapf_ray.privacy.ledger import Ledger, LedgerEvent, describe_event
 from sapf_ray.privacy.planner import PrivacyPlan
 

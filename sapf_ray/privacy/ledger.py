@@ -48,8 +48,8 @@ from typing import IO, Any
 from rich.table import Table
 
 from sapf_ray.errors import BudgetError, RunDirectoryError
+from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import (
-    ACCOUNTANTS,
     PLD_INTERVAL,
     DpEvent,
     compose_epsilon,

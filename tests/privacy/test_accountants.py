@@ -10,6 +10,7 @@ from dp_accounting.privacy_accountant import UnsupportedEventError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sapf_ray.errors import ConfigError
 from sapf_ray.privacy.accountants import (
     approximate_event,
     compose_epsilon,
@@ -256,7 +257,7 @@ def test_rdp_of_approximate_dp_is_an_upper_bound_that_falls_with_its_numbers(eps
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="pld, rdp"):
+    with pytest.raises(ConfigError, match="pld, rdp"):
         make_accountant("gdp")
     with pytest.raises(ValueError):
         event_to_json(dp_event.LaplaceDpEvent(1.0))

@@ -8,7 +8,8 @@ from dp_accounting.privacy_accountant import PrivacyAccountant
 from rich.console import Console
 
 from sapf_ray.config import EvaluationConfig, EvolutionConfig, RunConfig
-from sapf_ray.privacy.accountants import ACCOUNTANTS, ADJACENCY, Accountant
+from sapf_ray.privacy.accountant_table import ACCOUNTANTS, Accountant
+from sapf_ray.privacy.accountants import ADJACENCY
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
