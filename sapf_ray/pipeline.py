@@ -18,18 +18,18 @@ from sapf_ray import cluster
 from sapf_ray.config import RunConfig, config_hash
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
+from sapf_ray.evaluation.metrics import from_real_images, known_scores
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.evolution import check_evolution, is_written, make_parts, write_data_set
 from sapf_ray.evolution.evolve import evolve
-from sapf_ray.files import write_atomic
 from sapf_ray.finetune.adapter import add_adapter
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.latents import build_latent_cache, shared_directory
 from sapf_ray.models.conditioning import denoiser_of
 from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import load_pipeline
-from sapf_ray.models.public_model import PublicModel
+from sapf_ray.models.loading import check_model, load_pipeline, model_resolution, resolve_model
+from sapf_ray.models.pool import candidate_pool
 from sapf_ray.pictures import save_sample_grid
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.keyed_rng import NoiseKey
@@ -37,7 +37,7 @@ from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.runs import runlog
 from sapf_ray.runs.clock import Stages, noise_of, open_ledger, privacy_note
-from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.runs.directory import RunDirectory, write_atomic
 from sapf_ray.runs.gauges import Meter
 from sapf_ray.runs.storage import Storage
 from sapf_ray.runs.tracking import Tracker
@@ -77,13 +77,12 @@ def run(
 
     since = time.time() if since is None else since
     # Checks: nothing sensitive is read, nothing is spent.
-    model = PublicModel.open(config.model)
-    model_path = model.path
+    model_path = resolve_model(config.model.path)
     source = open_source(config.data)
     plan = make_plan(config, source.n_train)
-    model.check_classes(source.prompts)
+    shapes = check_model(config.model, source.prompts)
     if plan.finetune is not None:
-        pool = model.pool(config.saliency.pool)
+        pool = candidate_pool(shapes, config.saliency.pool)
         if (
             config.finetune.adapter != "lora" or config.saliency.pool == "all"
         ):  # not every layer can be trained
@@ -206,10 +205,14 @@ def _stages(
             directory.synthetic, source.class_names, path=directory.plots / "synthetic.png"
         )
     scores: dict[str, float] = {}
+    if directory.metrics.exists():
+        scores = known_scores(directory.read_json(directory.metrics))
     if config.evaluation.enabled:
         with stage("evaluation"):
-            resolution = PublicModel.open(config.model).resolution
-            scores = _evaluate(config, directory, source=source, resolution=resolution)
+            resolution = model_resolution(config.model.path)
+            scores = _evaluate(
+                config, directory, source=source, resolution=resolution, known=scores
+            )
     if idle_share is not None:
         scores["synthesis_idle_share"] = round(idle_share, 4)
     metrics = {
@@ -235,7 +238,9 @@ def _stages(
     )
     if config.cluster.storage:
         Storage(config.cluster.storage, directory).publish()
-    tracker.finish(directory, plan, metrics, grid)
+    tracker.finish(
+        directory, plan, metrics=metrics, grid=grid, not_private=from_real_images(metrics)
+    )
     return Result(directory=directory, plan=plan, metrics=metrics, tracking_uri=tracker.uri)
 
 
@@ -349,7 +354,7 @@ def _evolve(
     last = evolve(
         make_parts(config.evolution, config.synthesis, model=config.model, prompts=source.prompts),
         source,
-        resolution=PublicModel.open(config.model).resolution,
+        resolution=model_resolution(config.model.path),
         config=config.evolution,
         sampling=config.synthesis,
         stage=plan.evolution,
@@ -375,15 +380,18 @@ def _evolve(
 
 
 def _evaluate(
-    config: RunConfig, directory: RunDirectory, *, source: ImageSource, resolution: int
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    source: ImageSource,
+    resolution: int,
+    known: dict[str, float],
 ) -> dict[str, float]:
-    if directory.metrics.exists():
-        saved = directory.read_json(directory.metrics)
-        return {k: v for k, v in saved.items() if k.startswith(("fid", "accuracy"))}
     return evaluate_on_cluster(
         directory.synthetic,
         source,
         resolution=resolution,
         config=config.evaluation,
         seed=config.seed,
+        known=known,
     )

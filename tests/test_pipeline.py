@@ -18,6 +18,7 @@ from PIL import Image
 
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.errors import BudgetError, RunDirectoryError
+from sapf_ray.evaluation.metrics import known_scores
 from sapf_ray.evolution import evolve as evolve_module
 from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
@@ -192,6 +193,7 @@ def test_tracking_holds_spend_scores_and_pictures(plain_run):
         0 < run.data.metrics["orchestration/total_share"] < 1
         and "orchestration/finetune" in run.data.metrics
     )
+    assert run.data.tags["privacy.not_private"] == "accuracy, accuracy_cnn, fid_glyph"
     logged = set(run.data.metrics) | set(run.data.params)
     assert not [name for name in logged if "loss" in name or "grad" in name or "realised" in name]
 
@@ -203,10 +205,14 @@ def test_same_command_again_does_nothing_and_other_config_is_refused(
     before = {
         p: p.stat().st_mtime_ns for p in (out / "synthetic").iterdir() if p.suffix == ".parquet"
     }
-    seconds = json.loads((out / "metrics.json").read_text())["seconds"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    seconds = metrics["seconds"]
     finish(command(folder, tiny_pipeline, out))
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    after = json.loads((out / "metrics.json").read_text())["seconds"]
+    metrics_after = json.loads((out / "metrics.json").read_text())
+    assert {"n_synthetic", "n_reference", "n_test", "synthesis_idle_share"} <= metrics_after.keys()
+    assert known_scores(metrics_after) == known_scores(metrics)
+    after = metrics_after["seconds"]
     assert all(after[stage] >= seconds[stage] for stage in seconds), (
         "what the first start took is not forgotten"
     )

@@ -1,54 +1,34 @@
-"""Evaluation as Ray tasks: the FID and each classifier at the same time, wherever the cluster has
-room.
-"""
+"""Evaluation as Ray tasks: all metrics at the same time, wherever the cluster has room."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import ray
 import torch
 
 from sapf_ray import cluster
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.data.base import ImageSource
-from sapf_ray.evaluation.protocol import evaluate
+from sapf_ray.evaluation.inputs import REFERENCE, Inputs
+from sapf_ray.evaluation.metrics import requested
+from sapf_ray.evaluation.protocol import combined
 from sapf_ray.models.device import pick_device
 from sapf_ray.runs import worktime
 
-FIDELITY = "fidelity"
 MOST_CPUS = 8.0
 
 
 @ray.remote(max_retries=3)
-def _score(
-    part: str,
-    synthetic_dir: str,
-    source: ImageSource,
-    resolution: int,
-    config: EvaluationConfig,
-    seed: int,
-    cpus: float,
-) -> worktime.Worked:
+def _score(compute: Callable[[Inputs], float], inputs: Inputs, cpus: float) -> worktime.Worked:
     torch.set_num_threads(max(1, int(cpus)))
-    if part == FIDELITY:
+    if REFERENCE in inputs.reads:
         importlib.import_module("sapf_ray.evaluation.fidelity")  # seconds, and no work
-    else:
-        config = replace(config, classifiers=[part])
-    return worktime.timed(evaluate)(
-        synthetic_dir,
-        source,
-        resolution,
-        config,
-        seed,
-        pick_device(config.gpus_per_task),
-        config.cache_dir,
-        fidelity=part == FIDELITY,
-        accuracy=part != FIDELITY,
-    )
+    device = pick_device(inputs.config.gpus_per_task)
+    return worktime.timed(compute)(dataclasses.replace(inputs, device=device))
 
 
 def evaluate_on_cluster(
@@ -58,12 +38,31 @@ def evaluate_on_cluster(
     resolution: int,
     config: EvaluationConfig,
     seed: int,
+    known: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """:func:`evaluate`, one Ray task per classifier and one for the FID.
+    """:func:`sapf_ray.evaluation.protocol.evaluate`, one Ray task per metric.
+
+    Args:
+        synthetic_dir: As :class:`Inputs`, like the next four.
+        source: The real images.
+        resolution: Side in pixels.
+        config: Settings of the evaluation.
+        seed: Seed.
+        known: Scores of an earlier start of the run, which are kept; only missing ones are
+            computed.
 
     Raises:
-        SapfError: As :func:`evaluate`.
+        SapfError: As :func:`sapf_ray.evaluation.protocol.evaluate`.
     """
+    inputs = Inputs(
+        synthetic_dir=str(synthetic_dir),
+        source=source,
+        resolution=resolution,
+        config=config,
+        seed=seed,
+    )
+    inputs.check_classes()
+    scores = dict(known or {})
     # small networks, small batches: more than a few cores would wait for each other
     node = max(n["Resources"].get("CPU", 1.0) for n in ray.nodes() if n["Alive"])
     cpus = config.cpus_per_task or min(node, MOST_CPUS)
@@ -73,15 +72,14 @@ def evaluate_on_cluster(
         num_gpus=config.gpus_per_task,
         scheduling_strategy=cluster.SPREAD,
     )
-    source_ref = ray.put(source)
-    # classifiers first: they take longest
-    parts = [*dict.fromkeys(config.classifiers), FIDELITY]
-    refs = [
-        task.remote(part, str(synthetic_dir), source_ref, resolution, config, seed, cpus)
-        for part in parts
-    ]
-    scores: dict[str, float] = {}
-    for ref in refs:
-        scores |= cluster.result(ref)
-    accuracies = [scores[f"accuracy_{name}"] for name in dict.fromkeys(config.classifiers)]
-    return scores | {"accuracy": float(np.mean(accuracies))}
+    pending = {}
+    for name, metric in requested(config).items():
+        if metric.compute is None or name in scores:
+            continue
+        readable = inputs.restricted_to(metric.reads)
+        if metric.cheap:
+            scores[name] = metric.compute(readable)
+        else:
+            pending[name] = task.remote(metric.compute, readable, cpus)
+    scores |= {name: cluster.result(reference) for name, reference in pending.items()}
+    return combined(scores, config)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapf_ray.config import EvolutionConfig, ModelConfig
-from sapf_ray.errors import DataError
+from sapf_ray.evaluation.features import INCEPTION_EXTRACTOR, check_inception_weights
 from sapf_ray.evolution.api import latent_means
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.glyph_features import load_glyph_features
@@ -114,14 +114,7 @@ def make_embedding(config: EvolutionConfig, model: ModelConfig, *, batch_size: i
         DataError: Inception weights that cannot be used.
     """
     if config.embedding == "inception":
-        from sapf_ray.evaluation.fidelity import check_inception_weights
-
-        try:
-            check_inception_weights(str(config.inception_weights))
-        except DataError as error:
-            raise DataError(
-                str(error).replace("evaluation.inception_weights", "evolution.inception_weights")
-            ) from error
+        check_inception_weights(config.inception_weights, "evolution.inception_weights")
     return EMBEDDINGS[config.embedding](config, model, batch_size)
 
 
@@ -145,8 +138,6 @@ def _glyph_net(device: str) -> Any:
 @lru_cache(maxsize=1)
 def _inception_net(weights: str, device: str) -> Any:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    from sapf_ray.evaluation.fidelity import INCEPTION_EXTRACTOR
 
     return (
         FeatureExtractorInceptionV3(

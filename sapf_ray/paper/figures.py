@@ -14,17 +14,18 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from sapf_ray.evaluation.metrics import ACCURACY, METRICS
+
 Row = Mapping[str, Any]
-_ACCURACY = ("accuracy", "paper_acc", "accuracy %")
-_FID = ("fid", "paper_fid", "FID")
-_GLYPH = ("fid_glyph", None, "glyph FID (not Inception)")
 
 
 def _scores(rows: Sequence[Row]) -> list[tuple[str, str | None, str]]:
     """(our key, the paper's key, axis label); Inception FID where some run has it, else the glyph
     FID.
     """
-    return [_ACCURACY, _FID if any(row.get("fid") is not None for row in rows) else _GLYPH]
+    distance = "fid" if any(row.get("fid") is not None for row in rows) else "fid_glyph"
+    chosen = {name: METRICS[name] for name in (ACCURACY, distance)}
+    return [(name, metric.paper_key, metric.short) for name, metric in chosen.items()]
 
 
 def _panels(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:

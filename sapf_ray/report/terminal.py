@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sapf_ray.evaluation.metrics import headline, shown
+
 if TYPE_CHECKING:
     from sapf_ray.pipeline import Result
 
@@ -43,13 +45,6 @@ def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]
         yield update
 
 
-_SCORES = (
-    ("fid", "FID (Inception)", ".2f"),
-    ("fid_glyph", "FID (glyph features, not Inception)", ".2f"),
-    ("accuracy", "accuracy on real test images", ".1%"),
-)
-
-
 def result_table(result: Result) -> Table:
     """Epsilon spent against planned, scores, times, and where things lie."""
     metrics, directory = result.metrics, result.directory
@@ -67,9 +62,9 @@ def result_table(result: Result) -> Table:
     )
     if result.plan.non_private and result.plan.reads_images:
         table.add_row("", "[bold red]NOT PRIVATE: sensitive images were used without noise[/]")
-    for key, name, form in _SCORES:
-        if key in metrics:
-            table.add_row(name, format(metrics[key], form))
+    for name, metric in headline().items():
+        if name in metrics:
+            table.add_row(metric.title, shown(name, metrics[name]))
     table.add_row(
         "seconds",
         ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items()),

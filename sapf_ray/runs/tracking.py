@@ -11,12 +11,12 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from sapf_ray.config import RunConfig, flatten, to_dict
-from sapf_ray.errors import SapfError, TrackingError, reason
+from sapf_ray.errors import SapfError, TrackingError
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import STAGES, PrivacyPlan
 from sapf_ray.runs import runlog
@@ -111,10 +111,10 @@ class Tracker:
                     params=flatten(to_dict(config)) if params is None else params,
                 )
         except MlflowException as error:
-            raise TrackingError(f"tracking.uri = {uri}: {reason(error)}") from error
+            raise TrackingError(f"tracking.uri = {uri}: {str(error).splitlines()[0]}") from error
         except Exception as error:  # sqlalchemy and requests raise their own families
             raise TrackingError(
-                f"tracking.uri = {uri}: cannot be used ({type(error).__name__}: {reason(error)})"
+                f"tracking.uri = {uri}: cannot be used ({type(error).__name__}: {str(error).splitlines()[0]})"
             ) from error
         tracker = cls(uri, run_id)
         tracker.client = client
@@ -186,19 +186,37 @@ class Tracker:
 
     @_while_reachable
     def finish(
-        self, directory: RunDirectory, plan: PrivacyPlan, metrics: dict[str, Any], grid: Path
+        self,
+        directory: RunDirectory,
+        plan: PrivacyPlan,
+        *,
+        metrics: Mapping[str, Any],
+        grid: Path,
+        not_private: Sequence[str] = (),
     ) -> None:
-        """Logs the scores and the artifacts, and closes the run."""
+        """Logs the scores and the artifacts, and closes the run.
+
+        Args:
+            directory: Where the artifacts are.
+            plan: The run's plan, for the tags.
+            metrics: Content of ``metrics.json``; every number in it is logged, nested ones as
+                ``stage/name``.
+            grid: The picture.
+            not_private: Names of scores that were computed from real images outside the privacy
+                mechanism.
+        """
         if self.uri is not None:
             _probe(self.uri)
         # missed while the server was down
         if SPENT not in self.client.get_run(self.run_id).data.metrics:
             self._log_spend(Ledger.open(directory.ledger))
-        for key, value in flatten(metrics).items():
+        for key, value in flatten(dict(metrics)).items():
             if isinstance(value, int | float):
                 self.client.log_metric(self.run_id, key.replace(".", "/"), float(value))
         self.client.set_tag(self.run_id, "privacy.adjacency", plan.adjacency)
         self.client.set_tag(self.run_id, "privacy.accountant", plan.accountant)
+        if not_private:
+            self.client.set_tag(self.run_id, "privacy.not_private", ", ".join(sorted(not_private)))
         self.client.log_artifact(self.run_id, str(grid), "pictures")
         for path in (
             directory.config,

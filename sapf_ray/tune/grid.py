@@ -22,9 +22,8 @@ from rich.table import Table
 from sapf_ray import cluster
 from sapf_ray.config import RunConfig, config_hash, flatten, from_dict, to_dict
 from sapf_ray.errors import RunDirectoryError, SapfError
-from sapf_ray.files import write_json
 from sapf_ray.report.render import Report
-from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.runs.directory import RunDirectory, write_atomic
 from sapf_ray.runs.tracking import Tracker, tracking_uri
 from sapf_ray.tune.budget import PlannedCell, check_disk, estimate, is_finished, plan_cells, totals
 from sapf_ray.tune.run import RETRIES, Outcome, run_cells, unfinished_runs
@@ -250,22 +249,20 @@ def _close_children(tracker: Tracker, grid: Grid, *, status: str) -> None:
 @ray.remote(num_cpus=1, max_retries=1)
 def _real_data_accuracy(config: RunConfig) -> float:
     from sapf_ray.data.base import open_source
-    from sapf_ray.evaluation.downstream import train_and_score
-    from sapf_ray.models.public_model import PublicModel
+    from sapf_ray.evaluation.downstream import mean_accuracy
+    from sapf_ray.models.loading import model_resolution
 
     source = open_source(config.data)
-    resolution = PublicModel.open(config.model).resolution
+    resolution = model_resolution(config.model.path)
     train = source.read("train", np.arange(source.n_train), resolution)
     test = source.read("test", np.arange(source.n_test), resolution)
-    scores = train_and_score(
-        *train,
-        test_images=test[0],
-        test_labels=test[1],
+    return mean_accuracy(
+        train,
+        test,
         n_classes=len(source.class_names),
         config=config.evaluation,
         seed=config.seed,
     )
-    return scores["accuracy"]
 
 
 def _real_data(grid: Grid) -> dict[str, list[float]]:
@@ -281,7 +278,7 @@ def _real_data(grid: Grid) -> dict[str, list[float]]:
         if key not in known
     }
     known.update({key: cluster.result(reference) for key, reference in pending.items()})
-    write_json(path, known)
+    write_atomic(path, json.dumps(known, indent=2))
     sources = {config.data.source for config in wanted.values()}
     named: dict[str, list[float]] = {}
     for key, config in wanted.items():

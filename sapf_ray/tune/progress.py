@@ -9,6 +9,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from sapf_ray.evaluation.metrics import headline
 from sapf_ray.runs.directory import RunDirectory
 
 
@@ -68,11 +69,7 @@ class GridProgress(TrialProgressCallback):
     def _scores(self, name: str) -> str:
         run = RunDirectory(self.directories[name])
         metrics = run.read_json(run.metrics)
-        words = [
-            f"{key} {metrics[key]:.4g}"
-            for key in ("accuracy", "fid", "fid_glyph")
-            if key in metrics
-        ]
+        words = [f"{name} {metrics[name]:.4g}" for name in headline() if name in metrics]
         seconds = sum(metrics["seconds"].values())
         return ", ".join(
             [*words, f"ε spent {float(metrics['epsilon_spent']):.4g}", f"{seconds:.0f} s"]

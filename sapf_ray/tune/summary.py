@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sapf_ray.files import write_atomic
+from sapf_ray.evaluation.metrics import ACCURACY, headline
 from sapf_ray.report.render import Column, Report
-from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.runs.directory import RunDirectory, write_atomic
 from sapf_ray.tune.budget import WHO_PAYS, PlannedCell, is_finished, total_text, totals
 
 SEED = "seed"
@@ -23,11 +23,6 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     FINETUNE: ("finetune",),
     SYNTHESIS: ("synthesis", "evolution"),
 }
-_SCORES: Mapping[str, float] = {
-    "accuracy": 100.0,
-    "fid": 1.0,
-    "fid_glyph": 1.0,
-}  # and the factor they are shown with
 _HEADERS = {"model": "public model", "dataset": "data set", "epsilon": "ε", "sigma_s": "σ_s"}
 
 
@@ -50,7 +45,11 @@ def collect(
             metrics = run.read_json(run.metrics)
             row["status"] = "done"
             row.update(
-                {key: metrics[key] * factor for key, factor in _SCORES.items() if key in metrics}
+                {
+                    name: metrics[name] * metric.scale
+                    for name, metric in headline().items()
+                    if name in metrics
+                }
             )
             row["epsilon_spent"] = float(metrics["epsilon_spent"])
             row["seconds"] = metrics["seconds"]
@@ -83,11 +82,12 @@ def _merged(labels: dict[str, Any], cells: list[Mapping[str, Any]]) -> dict[str,
         "; ".join(dict.fromkeys(cell["status"] for cell in cells if cell["status"] != "done"))
         or None
     )
-    for key in (*_SCORES, "epsilon_spent"):
+    scores = headline()
+    for key in (*scores, "epsilon_spent"):
         values = np.array([cell[key] for cell in done if key in cell])
         if len(values):
             merged[key] = float(values.mean())
-        if len(values) > 1 and key in _SCORES:
+        if len(values) > 1 and key in scores:
             merged[f"{key}_sd"] = float(values.std(ddof=1))
     if done:
         merged["minutes"] = float(np.mean([sum(cell["seconds"].values()) for cell in done])) / 60
@@ -116,38 +116,25 @@ def axis_columns(axes: Iterable[str]) -> list[Column]:
 
 
 def score_columns(rows: Iterable[Mapping[str, Any]], paper: bool = False) -> list[Column]:
-    """Accuracy and FID; glyph FID, which is no Inception FID, has a column of its own where some
-    run has it.
+    """Accuracy, and every other metric of the table that some run has.
+
+    Args:
+        rows: As :func:`over_seeds` makes them.
+        paper: Beside our values those of the paper, with a column for each metric that it has.
     """
     rows = list(rows)
-    columns = [
-        Column(
-            key="accuracy",
-            header="accuracy %",
-            format=".1f",
-            paper_key="paper_acc" if paper else None,
-            spread_key="accuracy_sd",
-        ),
-    ]
-    if paper or any("fid" in row for row in rows):
-        columns.append(
-            Column(
-                key="fid",
-                header="FID",
-                format=".1f",
-                paper_key="paper_fid" if paper else None,
-                spread_key="fid_sd",
+    columns = []
+    for name, metric in headline().items():
+        paper_key = metric.paper_key if paper else None
+        if name == ACCURACY or paper_key or any(name in row for row in rows):
+            column = Column(
+                key=name,
+                header=metric.short,
+                format=metric.column_format,
+                paper_key=paper_key,
+                spread_key=f"{name}_sd",
             )
-        )
-    if any("fid_glyph" in row for row in rows):
-        columns.append(
-            Column(
-                key="fid_glyph",
-                header="glyph FID (not Inception)",
-                format=".1f",
-                spread_key="fid_glyph_sd",
-            )
-        )
+            columns.append(column)
     return columns
 
 

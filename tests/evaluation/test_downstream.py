@@ -8,7 +8,8 @@ import torch
 
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.errors import DataError
-from sapf_ray.evaluation.downstream import CLASSIFIERS, augment, train_and_score
+from sapf_ray.evaluation.classifiers import CLASSIFIERS
+from sapf_ray.evaluation.downstream import augment, mean_accuracy
 
 CONFIG = EvaluationConfig(epochs=6, batch_size=32)
 
@@ -23,25 +24,28 @@ def bars(n, seed, side=16):
     return images, labels
 
 
+def accuracy(train, test, *, config=CONFIG, seed=0):
+    return mean_accuracy(train, test, n_classes=3, config=config, seed=seed)
+
+
 def test_learns_a_separable_set():
-    scores = train_and_score(*bars(150, 0), **as_test(90, 1), n_classes=3, config=CONFIG, seed=0)
-    assert set(scores) == {"accuracy", "accuracy_cnn"} and 0.95 <= scores["accuracy"] <= 1
+    assert 0.95 <= accuracy(bars(150, 0), bars(90, 1)) <= 1
 
 
-def as_test(*arguments, **options) -> dict:
-    images, labels = bars(*arguments, **options)
-    return {"test_images": images, "test_labels": labels}
+def test_several_classifiers_are_averaged():
+    config = replace(CONFIG, epochs=1, classifiers=["cnn", "resnet"])
+    train, test = bars(40, 0), bars(60, 1)
+    parts = [
+        accuracy(train, test, config=replace(config, classifiers=[name]))
+        for name in config.classifiers
+    ]
+    assert accuracy(train, test, config=config) == pytest.approx(np.mean(parts))
 
 
 def test_shuffled_labels_give_chance():
     images, labels = bars(150, 0)
     labels = np.random.default_rng(2).permutation(labels)
-    assert (
-        train_and_score(images, labels, **as_test(300, 1), n_classes=3, config=CONFIG, seed=0)[
-            "accuracy"
-        ]
-        < 0.6
-    )
+    assert accuracy((images, labels), bars(300, 1)) < 0.6
 
 
 def test_the_same_seed_gives_the_same_result_whatever_the_global_generator():
@@ -50,42 +54,28 @@ def test_the_same_seed_gives_the_same_result_whatever_the_global_generator():
         noisy[0].astype(int) + np.random.default_rng(0).integers(-190, 190, noisy[0].shape), 0, 255
     )
     config = replace(CONFIG, epochs=2)
-    first = train_and_score(*noisy, **as_test(200, 1), n_classes=3, config=config, seed=3)
+    first = accuracy(noisy, bars(200, 1), config=config, seed=3)
     torch.manual_seed(77)
     state = torch.get_rng_state()
-    assert train_and_score(*noisy, **as_test(200, 1), n_classes=3, config=config, seed=3) == first
+    assert accuracy(noisy, bars(200, 1), config=config, seed=3) == first
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_test_images_play_no_part_in_training():
     train, config = bars(60, 0), replace(CONFIG, epochs=2)
     images, labels = bars(100, 1)
-    whole = train_and_score(
-        *train, test_images=images, test_labels=labels, n_classes=3, config=config, seed=0
-    )["accuracy"]
-    halves = [
-        train_and_score(
-            *train,
-            test_images=images[i::2],
-            test_labels=labels[i::2],
-            n_classes=3,
-            config=config,
-            seed=0,
-        )["accuracy"]
-        for i in (0, 1)
-    ]
+    whole = accuracy(train, (images, labels), config=config)
+    halves = [accuracy(train, (images[i::2], labels[i::2]), config=config) for i in (0, 1)]
     assert whole == pytest.approx(np.mean(halves))
 
 
 def test_a_class_may_be_missing_and_sets_may_be_tiny():
     images, labels = bars(5, 0)
-    train_and_score(
-        images, labels * 0, **as_test(3, 1), n_classes=3, config=replace(CONFIG, epochs=1), seed=0
-    )
+    accuracy((images, labels * 0), bars(3, 1), config=replace(CONFIG, epochs=1))
     with pytest.raises(DataError, match="at least 4"):
-        train_and_score(images[:3], labels[:3], **as_test(3, 1), n_classes=3, config=CONFIG, seed=0)
+        accuracy((images[:3], labels[:3]), bars(3, 1))
     with pytest.raises(DataError, match="sizes must agree"):
-        train_and_score(images, labels, **as_test(3, 1, side=8), n_classes=3, config=CONFIG, seed=0)
+        accuracy((images, labels), bars(3, 1, side=8))
 
 
 @pytest.mark.parametrize("name", list(CLASSIFIERS))

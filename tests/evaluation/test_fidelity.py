@@ -10,7 +10,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from sapf_ray.config import DataConfig, EvaluationConfig
 from sapf_ray.data import open_source
 from sapf_ray.errors import DataError
-from sapf_ray.evaluation.fidelity import INCEPTION_WEIGHTS, frechet_distance
+from sapf_ray.evaluation.features import INCEPTION_WEIGHTS
+from sapf_ray.evaluation.fidelity import compare, frechet
+from sapf_ray.evaluation.metrics import requested
 from sapf_ray.evaluation.protocol import check_evaluation
 
 CONFIG = EvaluationConfig()
@@ -22,26 +24,26 @@ def digits():
 
 
 def test_identical_sets_have_distance_zero(digits):
-    scores = frechet_distance(digits, digits, config=CONFIG)
-    assert list(scores) == ["fid_glyph"] and 0 <= scores["fid_glyph"] < 1e-3
+    assert 0 <= frechet(digits, digits, config=CONFIG) < 1e-3
 
 
 def test_noise_is_farther_than_other_digits(digits):
     noise = np.random.default_rng(0).integers(0, 256, digits.shape, dtype=np.uint8)
-    same = frechet_distance(digits[:200], digits[200:], config=CONFIG)["fid_glyph"]
-    assert 0 < 5 * same < frechet_distance(noise, digits, config=CONFIG)["fid_glyph"]
+    same = frechet(digits[:200], digits[200:], config=CONFIG)
+    assert 0 < 5 * same < frechet(noise, digits, config=CONFIG)
 
 
 def test_fewer_images_than_features_and_any_size(digits):
     large = np.repeat(np.repeat(digits[:6], 3, axis=1), 3, axis=2)
-    assert np.isfinite(frechet_distance(large, digits[:5], config=CONFIG)["fid_glyph"])
+    assert np.isfinite(frechet(large, digits[:5], config=CONFIG))
     with pytest.raises(DataError, match="at least 2"):
-        frechet_distance(digits[:1], digits, config=CONFIG)
+        frechet(digits[:1], digits, config=CONFIG)
 
 
 def test_nothing_is_written_for_glyph_features(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    frechet_distance(digits[:20], digits[20:40], config=CONFIG, cache_dir=tmp_path / "cache")
+    config = EvaluationConfig(cache_dir=str(tmp_path / "cache"))
+    frechet(digits[:20], digits[20:40], config=config)
     assert not list(tmp_path.rglob("*"))
 
 
@@ -81,6 +83,11 @@ class TestInceptionWeights:
         check_evaluation(EvaluationConfig(fid_features="glyph", inception_weights="nowhere.pth"))
 
 
+def test_other_numbers_of_torch_fidelity_by_its_keywords(digits):
+    found = compare(digits[:50], digits[50:], config=CONFIG, kid=True, kid_subset_size=20)
+    assert np.isfinite(found["kernel_inception_distance_mean"])
+
+
 @pytest.mark.long
 def test_inception_features_are_named_fid_and_cached_where_asked(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -93,13 +100,11 @@ def test_inception_features_are_named_fid_and_cached_where_asked(digits, tmp_pat
     torch.save(FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict(), weights)
     monkeypatch.undo()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    config = EvaluationConfig(inception_weights=str(weights))
-    first = frechet_distance(digits[:4], digits[4:8], config=config, cache_dir=tmp_path / "cache")
-    assert list(first) == ["fid"] and np.isfinite(first["fid"])
+    config = EvaluationConfig(inception_weights=str(weights), cache_dir=str(tmp_path / "cache"))
+    assert "fid" in requested(config) and "fid_glyph" not in requested(config)
+    first = frechet(digits[:4], digits[4:8], config=config)
+    assert np.isfinite(first)
     cached = sorted((tmp_path / "cache").iterdir())
     assert cached and (tmp_path / "cache").stat().st_mode & 0o077 == 0
-    assert (
-        frechet_distance(digits[:4], digits[4:8], config=config, cache_dir=tmp_path / "cache")
-        == first
-    )
+    assert frechet(digits[:4], digits[4:8], config=config) == first
     assert sorted((tmp_path / "cache").iterdir()) == cached and not (tmp_path / "torch").exists()

@@ -6,8 +6,9 @@ import pytest
 from sapf_ray.config import DataConfig, EvaluationConfig
 from sapf_ray.data import open_source
 from sapf_ray.errors import DataError
+from sapf_ray.evaluation.inputs import Inputs, resize
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
-from sapf_ray.evaluation.protocol import evaluate, resize
+from sapf_ray.evaluation.protocol import evaluate
 from sapf_ray.synthesis.sampling_plan import SamplingPlan
 from sapf_ray.synthesis.writer import write_manifest, write_shard
 
@@ -40,10 +41,16 @@ def write_digits(directory, source, names, side):
     )
 
 
+def inputs_of(directory, source, *, resolution, config=CONFIG):
+    return Inputs(
+        synthetic_dir=str(directory), source=source, resolution=resolution, config=config, seed=0
+    )
+
+
 @pytest.mark.parametrize("side", [32, 20])
 def test_scores_of_a_data_set_on_disk(source, tmp_path, side):
     write_digits(tmp_path, source, source.class_names, side)
-    scores = evaluate(tmp_path, source, 32, CONFIG, seed=0)
+    scores = evaluate(inputs_of(tmp_path, source, resolution=32))
     assert set(scores) == {
         "fid_glyph",
         "accuracy",
@@ -59,13 +66,13 @@ def test_scores_of_a_data_set_on_disk(source, tmp_path, side):
 def test_another_list_of_classes_is_refused(source, tmp_path):
     write_digits(tmp_path, source, tuple("abcdefghij"), 32)
     with pytest.raises(DataError, match="a, b, c"):
-        evaluate(tmp_path, source, 32, CONFIG, seed=0)
+        evaluate(inputs_of(tmp_path, source, resolution=32))
 
 
 def test_tasks_on_the_cluster_give_the_same_scores(source, tmp_path, ray_cluster):
     write_digits(tmp_path, source, source.class_names, 16)
     config = EvaluationConfig(epochs=1, batch_size=16, classifiers=["cnn", "resnet"])
-    expected = evaluate(tmp_path, source, 16, config, seed=0)
+    expected = evaluate(inputs_of(tmp_path, source, resolution=16, config=config))
     scores = evaluate_on_cluster(tmp_path, source, resolution=16, config=config, seed=0)
     assert scores.keys() == expected.keys()
     assert scores == pytest.approx(

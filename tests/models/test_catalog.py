@@ -11,8 +11,7 @@ from sapf_ray.config import ModelConfig
 from sapf_ray.data.catalog import CATALOG as DATA_SETS
 from sapf_ray.errors import DataError
 from sapf_ray.models.catalog import CATALOG
-from sapf_ray.models.location import bundled_models, resolve_model
-from sapf_ray.models.public_model import PublicModel
+from sapf_ray.models.loading import bundled_models, check_model, resolve_model
 
 PROMPTS = DATA_SETS["digits"].prompts
 
@@ -20,11 +19,7 @@ PROMPTS = DATA_SETS["digits"].prompts
 def test_every_bundled_model_has_a_row_that_tells_the_truth():
     assert sorted(name for name, row in CATALOG.items() if not row.hub_id) == bundled_models()
     for name in bundled_models():
-        row = CATALOG[name]
-        model = PublicModel.open(ModelConfig(path=name))
-        model.check_classes(PROMPTS)
-        denoiser = model.denoiser
-        assert model.resolution == row.resolution
+        denoiser, row = check_model(ModelConfig(path=name), PROMPTS), CATALOG[name]
         assert sum(p.numel() for p in denoiser.parameters()) / 1e6 == pytest.approx(
             row.parameters, abs=0.006
         )

@@ -1,0 +1,239 @@
+"""Table of metrics: the one place that knows which scores there are.
+
+A metric is a row of :data:`METRICS`. The evaluation computes it, ``metrics.json`` and MLflow store
+it under the row's name, and the terminal, a grid's tables, its progress lines and the figures show
+it as the row says. A row added from outside the package is treated like any other:
+
+>>> METRICS["spread"] = Metric(
+...     title="standard deviation of the synthetic pixels",
+...     higher_is_better=None,
+...     reads=(SYNTHETIC,),
+...     compute=lambda inputs: float(inputs.synthetic[0].std()),
+... )
+>>> shown("spread", 31.456)
+'31.46'
+>>> del METRICS["spread"]
+
+Whatever reads real images does so outside the privacy mechanism: a non-private measurement of
+research runs, which the privacy card lists. Importing this module loads no network.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sapf_ray.config import EvaluationConfig
+from sapf_ray.evaluation.classifiers import CLASSIFIERS, Build
+from sapf_ray.evaluation.features import FEATURES, FeatureSpace, feature_space_name
+from sapf_ray.evaluation.inputs import REFERENCE, SYNTHETIC, TEST, TRAIN, Inputs
+from sapf_ray.registry import Registry
+
+ACCURACY = "accuracy"
+_PER_CLASSIFIER = f"{ACCURACY}_"
+_REAL = frozenset({TEST, TRAIN, REFERENCE})
+
+
+def _always(config: EvaluationConfig) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One score of a run. A row without ``compute`` and ``combine`` is recorded by a stage itself.
+
+    Attributes:
+        title: Name in full, for the table at a run's end.
+        higher_is_better: Direction; None where a value is neither good nor bad.
+        reads: What it is computed from (:mod:`sapf_ray.evaluation.inputs`); ``compute`` is refused
+            anything else. Empty: no image.
+        compute: From the inputs to the stored number. Runs as a Ray task of its own.
+        combine: From the other scores of the run to the stored number; ``reads`` is then what those
+            were computed from.
+        when: Whether these settings ask for it.
+        cheap: Computed at once where the tasks are started, instead of in a task.
+        headline: Shown in tables and figures; the others stand in ``metrics.json`` and MLflow only.
+        header: Short name, for column heads and axes; the title where empty.
+        scale: Factor between the stored and the shown number, e.g. 100 for percent.
+        unit: Text behind the shown number.
+        format: Format spec of the shown number of one run.
+        column_format: Format spec in tables over many runs.
+        paper_key: Key of the same score in the paper's tables, where these have it.
+    """
+
+    title: str
+    higher_is_better: bool | None
+    reads: tuple[str, ...] = ()
+    compute: Callable[[Inputs], float] | None = None
+    combine: Callable[[Mapping[str, float]], float] | None = None
+    when: Callable[[EvaluationConfig], bool] = _always
+    cheap: bool = False
+    headline: bool = True
+    header: str = ""
+    scale: float = 1.0
+    unit: str = ""
+    format: str = ".2f"
+    column_format: str = ".1f"
+    paper_key: str | None = None
+
+    @property
+    def reads_real_images(self) -> bool:
+        return not _REAL.isdisjoint(self.reads)
+
+    @property
+    def short(self) -> str:
+        return self.header or self.title
+
+
+def _accuracy(build: Build, inputs: Inputs) -> float:
+    from sapf_ray.evaluation.downstream import accuracy_on_test  # torch
+
+    return accuracy_on_test(
+        build,
+        inputs.synthetic,
+        inputs.test,
+        n_classes=len(inputs.class_names),
+        config=inputs.config,
+        seed=inputs.seed,
+        device=inputs.device,
+    )
+
+
+def _mean_accuracy(scores: Mapping[str, float]) -> float:
+    parts = [value for name, value in scores.items() if name.startswith(_PER_CLASSIFIER)]
+    return float(sum(parts) / len(parts))
+
+
+def _frechet(space: FeatureSpace, inputs: Inputs) -> float:
+    from sapf_ray.evaluation.fidelity import frechet  # torch
+
+    return frechet(
+        inputs.synthetic[0],
+        inputs.reference[0],
+        space=space,
+        config=inputs.config,
+        device=inputs.device,
+    )
+
+
+def frechet_metric(
+    features: str, *, title: str, header: str, paper_key: str | None = None
+) -> Metric:
+    """A row for the Frechet distance in one feature space.
+
+    Args:
+        features: A row of :data:`sapf_ray.evaluation.features.FEATURES`.
+        title: As :class:`Metric`.
+        header: As :class:`Metric`.
+        paper_key: As :class:`Metric`.
+    """
+    return Metric(
+        title=title,
+        header=header,
+        higher_is_better=False,
+        reads=(SYNTHETIC, REFERENCE),
+        # the row itself travels to the task: it need not be in the table there
+        compute=functools.partial(_frechet, FEATURES[features]),
+        when=lambda config: feature_space_name(config) == features,
+        paper_key=paper_key,
+    )
+
+
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    {
+        ACCURACY: Metric(
+            title="accuracy on real test images",
+            header="accuracy %",
+            higher_is_better=True,
+            reads=(SYNTHETIC, TEST),
+            combine=_mean_accuracy,
+            scale=100.0,
+            unit="%",
+            format=".1f",
+            paper_key="paper_acc",
+        ),
+        "fid": frechet_metric(
+            "inception", title="FID (Inception)", header="FID", paper_key="paper_fid"
+        ),
+        "fid_glyph": frechet_metric(
+            "glyph", title="FID (glyph features, not Inception)", header="glyph FID (not Inception)"
+        ),
+        "n_synthetic": Metric(
+            title="synthetic images",
+            higher_is_better=None,
+            compute=lambda inputs: inputs.n_synthetic,
+            cheap=True,
+            headline=False,
+        ),
+        "n_reference": Metric(
+            title="real images that FID compares with",
+            higher_is_better=None,
+            compute=lambda inputs: inputs.n_reference,
+            cheap=True,
+            headline=False,
+        ),
+        "n_test": Metric(
+            title="real test images",
+            higher_is_better=None,
+            compute=lambda inputs: inputs.source.n_test,
+            cheap=True,
+            headline=False,
+        ),
+        "synthesis_idle_share": Metric(
+            title="share of the sampling actors' time spent waiting",
+            higher_is_better=False,
+            headline=False,
+        ),
+    },
+)
+"""Key in ``metrics.json`` to metric, in the order in which tables show them."""
+
+
+def requested(config: EvaluationConfig) -> dict[str, Metric]:
+    """The rows that these settings ask for, and one for each classifier, which come first because
+    they take longest.
+    """
+    per_classifier = {
+        f"{_PER_CLASSIFIER}{name}": Metric(
+            title=f"accuracy of {name} on real test images",
+            higher_is_better=True,
+            reads=(SYNTHETIC, TEST),
+            compute=functools.partial(_accuracy, CLASSIFIERS[name]),
+            headline=False,
+        )
+        for name in config.classifiers
+    }
+    chosen = {name: metric for name, metric in METRICS.items() if metric.when(config)}
+    return {**per_classifier, **chosen}
+
+
+def known_scores(saved: Mapping[str, Any]) -> dict[str, float]:
+    """The scores among the keys of a ``metrics.json``, which a run started again keeps."""
+    return {
+        name: value
+        for name, value in saved.items()
+        if name in METRICS or name.startswith(_PER_CLASSIFIER)
+    }
+
+
+def headline() -> dict[str, Metric]:
+    """The rows that tables and figures show."""
+    return {name: metric for name, metric in METRICS.items() if metric.headline}
+
+
+def shown(name: str, value: float) -> str:
+    """A stored score as people read it, e.g. ``75.3%``."""
+    metric = METRICS[name]
+    return f"{value * metric.scale:{metric.format}}{metric.unit}"
+
+
+def from_real_images(names: Iterable[str]) -> list[str]:
+    """Those of the scores named that were computed from real images."""
+    return [
+        name
+        for name in names
+        if name.startswith(_PER_CLASSIFIER) or (name in METRICS and METRICS[name].reads_real_images)
+    ]
