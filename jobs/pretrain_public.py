@@ -148,7 +148,7 @@ def recognition(
         with torch.no_grad():
             read = net.eval()(images.permute(0, 3, 1, 2) / 255)[:, :10].argmax(1)
         rates[f"guidance {guidance:g}"] = round(float((read == labels).float().mean()), 3)
-    log.info("recognised as the asked digit: %s", rates)
+    log.info("recognised as the requested digit: %s", rates)
     return rates
 
 
@@ -156,7 +156,7 @@ def held_out_accuracy(net: GlyphFeatures, corpus: GlyphCorpus, *, seed: int) -> 
     """On fresh glyphs: among all 62 classes (c/C/0/O/o overlap), and among digits for digits."""
     generator = torch.Generator().manual_seed(seed)
     images, labels = corpus.render(
-        4000, generator, draw_labels(4000, generator, digit_share=MODELS[DONOR].digit_share)
+        4000, generator, classes=draw_labels(4000, generator, digit_share=MODELS[DONOR].digit_share)
     )
     with torch.no_grad():
         logits = torch.cat([net.eval()(to_rgb(part)) for part in images.split(500)])
@@ -176,7 +176,7 @@ def pretrain(name: str, args: argparse.Namespace, *, command: str) -> None:
     images, labels = corpus.render(
         args.images,
         trace.generator,
-        draw_labels(args.images, trace.generator, digit_share=row.digit_share),
+        classes=draw_labels(args.images, trace.generator, digit_share=row.digit_share),
     )
     log.info(
         "%s: %d images of corpus %s, %.0f s",

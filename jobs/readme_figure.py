@@ -32,7 +32,7 @@ def main(
     """
     real = open_source(DataConfig(source=source))
     n_classes = len(real.class_names)
-    images, labels = real.read("test", np.arange(real.n_test), 32)
+    images, labels = real.read("test", np.arange(real.n_test), resolution=32)
     panels = {
         "real (test set)": class_rows(images, labels, n_classes=n_classes, per_class=per_class)
     }

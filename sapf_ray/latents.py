@@ -89,7 +89,7 @@ def _encode_shard(
     source: ImageSource, model: ModelConfig, device: str, records: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     pipe = kept_pipeline(model, device)
-    images, labels = source.read("train", records, native_resolution(pipe))
+    images, labels = source.read("train", records, resolution=native_resolution(pipe))
     out = []
     with torch.no_grad():
         for batch in np.array_split(images, max(1, -(-len(images) // 64))):

@@ -59,9 +59,9 @@ def test_rendering_is_deterministic_and_seeded(corpus):
     assert torch.equal(GlyphCorpus(FEW_FONTS, seed=3).render(8)[0], twin.render(8)[0])
 
 
-def test_asked_classes_are_drawn(corpus):
-    asked = [3, 1, 4, 61]
-    assert corpus.render(4, generator(), asked)[1].tolist() == asked
+def test_requested_classes_are_drawn(corpus):
+    requested = [3, 1, 4, 61]
+    assert corpus.render(4, generator(), classes=requested)[1].tolist() == requested
 
 
 def test_ink_is_mostly_light_on_dark_and_centred(corpus):

@@ -44,7 +44,7 @@ def test_records_are_those_of_the_source(built, tiny_pipeline):
     cache, source, _, _ = built
     records = np.array([1200, 3, 777])
     moments, embeddings = cache.read(records)
-    images, labels = source.read("train", records, 8)
+    images, labels = source.read("train", records, resolution=8)
     pipe = load_pipeline(str(tiny_pipeline))
     with torch.no_grad():
         expected = pipe.vae.encode(

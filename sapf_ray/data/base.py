@@ -49,7 +49,11 @@ class ImageSource(ABC):
 
     @abstractmethod
     def read(
-        self, split: Split, indices: np.ndarray, resolution: int
+        self,
+        split: Split,
+        indices: np.ndarray,
+        *,
+        resolution: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Decodes the named records only.
 
@@ -72,7 +76,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest that changes when the records do; used to tell whether a run can be resumed."""
+        """Hex digest that changes when the records do: whether a run can be resumed."""
 
     @abstractmethod
     def verify(self) -> None:
@@ -90,7 +94,10 @@ SOURCES: Registry[Callable[[DataConfig], ImageSource]] = Registry(
 
 
 def register(name: str) -> Callable[[type[ImageSource]], type[ImageSource]]:
-    """Class decorator: enters a source under ``name``; its constructor takes a :class:`DataConfig`."""
+    """Class decorator that enters a source under ``name``.
+
+    Its constructor takes a :class:`DataConfig`.
+    """
 
     def enter(cls: type[ImageSource]) -> type[ImageSource]:
         cls.name = name
@@ -110,7 +117,12 @@ def open_source(config: DataConfig) -> ImageSource:
     return SOURCES[config.source](config)
 
 
-def check_indices(indices: np.ndarray, n: int, *, split: str) -> np.ndarray:
+def check_indices(
+    indices: np.ndarray,
+    n: int,
+    *,
+    split: str,
+) -> np.ndarray:
     """``indices`` as an int64 vector, every entry in [0, n).
 
     Raises:
@@ -120,6 +132,8 @@ def check_indices(indices: np.ndarray, n: int, *, split: str) -> np.ndarray:
     import numpy as np
 
     indices = np.asarray(indices, dtype=np.int64)
-    if indices.size and (indices.min() < 0 or indices.max() >= n):
+    if not indices.size:
+        return indices
+    if indices.min() < 0 or indices.max() >= n:
         raise IndexError(f"record indices must lie in [0, {n}) of the {split} split")
     return indices

@@ -1,10 +1,9 @@
-"""What is publicly known of each data set: the one home of published sizes, class names, prompts
-and addresses.
+"""What is publicly known of each data set.
 
-Sizes are those of the paper's Table 3, prompts those of its Table 14. ``n_train`` is the N of the
+The one home of published sizes, class names, prompts and addresses. Sizes are those of the paper's Table 3, prompts those of its Table 14. ``n_train`` is the N of the
 privacy analysis; validation images are used nowhere, neither in training nor in evaluation.
 
->>> CATALOG["cifar10"].n_train, CATALOG["celeba"].prompts[1]
+>>> DATA_SETS["cifar10"].n_train, DATA_SETS["celeba"].prompts[1]
 (45000, 'An image of a male face')
 >>> datasets_json()[0]["name"]
 'digits'
@@ -31,10 +30,10 @@ class KnownSet:
         licence: Terms of use as the publisher states them; they bind the user, not this program.
         class_names: One per label; empty where the user's own files decide.
         prompts: One per label, in the same order.
-        n_train: Published training images, None where the user's own files decide; likewise the
-            next three.
-        n_val: Validation images, which stay unused.
-        n_test: Test images.
+        n_train: Number of published training images, None where the user's own files decide;
+            likewise the next three.
+        n_val: Number of validation images, which stay unused.
+        n_test: Number of test images.
         resolution: Side in pixels at which the paper uses the set.
         notes: How the records are split, and what else is worth knowing.
     """
@@ -57,6 +56,11 @@ class KnownSet:
         """Half a sentence for error messages."""
         return f"{self.title} is obtained from {self.url}"
 
+    @property
+    def obtain_hint(self) -> str:
+        """The end of an error message; empty where nothing has to be obtained."""
+        return f"; {self.obtain}" if self.url else ""
+
 
 DIGITS_TRAIN = 1_297
 DIGITS_TEST = 500
@@ -73,9 +77,13 @@ _CIFAR10 = (
     "ship",
     "truck",
 )
+_DIGIT_PROMPTS = tuple(f"An image of the digit {name}" for name in _DIGITS)
+_CIFAR10_PROMPTS = tuple(
+    f"An image of an {name}" if name[0] in "aeiou" else f"An image of a {name}" for name in _CIFAR10
+)
 _OCT = "An optical coherence tomography (OCT) image for retinal disease"
 
-CATALOG: dict[str, KnownSet] = {
+DATA_SETS: dict[str, KnownSet] = {
     row.name: row
     for row in (
         KnownSet(
@@ -84,7 +92,7 @@ CATALOG: dict[str, KnownSet] = {
             url="https://doi.org/10.24432/C50P49",
             licence="CC BY 4.0 (UCI, Alpaydin and Kaynak)",
             class_names=_DIGITS,
-            prompts=tuple(f"An image of the digit {name}" for name in _DIGITS),
+            prompts=_DIGIT_PROMPTS,
             n_train=DIGITS_TRAIN,
             n_val=0,
             n_test=DIGITS_TEST,
@@ -96,7 +104,7 @@ CATALOG: dict[str, KnownSet] = {
             title="Rendered digits",
             licence="public: drawn from fonts",
             class_names=_DIGITS,
-            prompts=tuple(f"An image of the digit {name}" for name in _DIGITS),
+            prompts=_DIGIT_PROMPTS,
             n_train=DIGITS_TRAIN,
             n_val=0,
             n_test=DIGITS_TEST,
@@ -110,9 +118,7 @@ CATALOG: dict[str, KnownSet] = {
             path="cifar-10-batches-py/ or the folder above it",
             licence="none stated; cite Krizhevsky 2009",
             class_names=_CIFAR10,
-            prompts=tuple(
-                f"An image of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in _CIFAR10
-            ),
+            prompts=_CIFAR10_PROMPTS,
             n_train=45_000,
             n_val=5_000,
             n_test=10_000,
@@ -142,7 +148,8 @@ CATALOG: dict[str, KnownSet] = {
             name="celeba",
             title="CelebA",
             url="http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-            path="folder with img_align_celeba/, list_attr_celeba.txt and list_eval_partition.txt (or Kaggle's .csv)",
+            path="folder with img_align_celeba/, list_attr_celeba.txt and "
+            "list_eval_partition.txt (or Kaggle's .csv)",
             licence="non-commercial research only",
             class_names=("female", "male"),
             prompts=("An image of a female face", "An image of a male face"),
@@ -150,7 +157,8 @@ CATALOG: dict[str, KnownSet] = {
             n_val=19_867,
             n_test=19_962,
             resolution=256,
-            notes="Published partition; label: attribute Male. Several images show one person: the guarantee is per image.",
+            notes="Published partition; label: attribute Male. Several images show one person: "
+            "the guarantee is per image.",
         ),
         KnownSet(
             name="camelyon",
@@ -164,9 +172,9 @@ CATALOG: dict[str, KnownSet] = {
             n_val=34_904,
             n_test=85_054,
             resolution=96,
-            notes="WILDS official split: train hospitals 0, 3, 4; val hospital 1; test hospital 2; "
-            "its 33,560 in-distribution validation images stay unused. Many images show one patient: "
-            "the guarantee is per image.",
+            notes="WILDS official split: train hospitals 0, 3, 4; val hospital 1; test "
+            "hospital 2; its 33,560 in-distribution validation images stay unused. Many images "
+            "show one patient: the guarantee is per image.",
         ),
         KnownSet(
             name="image_folder",
@@ -178,8 +186,8 @@ CATALOG: dict[str, KnownSet] = {
             name="parquet",
             title="Your own Parquet files",
             path="folder of train-*.parquet and test-*.parquet",
-            notes="As Hugging Face datasets and `sapf run` write them; without test files, split by a hash of the "
-            "image's path.",
+            notes="As Hugging Face datasets and `sapf run` write them; without test files, "
+            "split by a hash of the image's path.",
         ),
     )
 }
@@ -187,25 +195,34 @@ CATALOG: dict[str, KnownSet] = {
 
 
 def datasets_json() -> list[dict[str, Any]]:
-    """The catalog for machines: one dict per set with the fields of :class:`KnownSet`, plus
-    ``classes`` (or None).
+    """The catalog for machines: one dict per set.
+
+    It has the fields of :class:`KnownSet`, plus ``classes`` (or None).
     """
-    return [{**asdict(row), "classes": len(row.class_names) or None} for row in CATALOG.values()]
+    rows = []
+    for row in DATA_SETS.values():
+        classes = len(row.class_names) or None
+        rows.append({**asdict(row), "classes": classes})
+    return rows
 
 
 def datasets_table() -> Table:
     """The catalog for the terminal: readable, addresses unbroken, from 80 columns on."""
-    from rich import (
-        box,  # the sources import this module in every Ray task, which needs no terminal
-    )
+    # The sources import this module in every Ray task, which needs no terminal.
+    from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_lines=True,
+        pad_edge=False,
+    )
     table.add_column("data.source", no_wrap=True, style="bold")
     table.add_column("data set", overflow="fold")
-    for row in CATALOG.values():
+    for row in DATA_SETS.values():
+        headline = ": ".join(filter(None, (row.title, _sizes(row))))
         lines = [
-            ("", ": ".join(filter(None, (row.title, _sizes(row))))),
+            ("", headline),
             ("data.path: ", row.path),
             ("from: ", row.url),
             ("terms: ", row.licence),
@@ -219,5 +236,8 @@ def _sizes(row: KnownSet) -> str:
     if row.n_train is None:
         return ""
     parts = [f"{len(row.class_names)} classes", f"{row.n_train:,} train"]
-    parts += [f"{row.n_val:,} val (unused)"] if row.n_val else []
-    return ", ".join([*parts, f"{row.n_test:,} test", f"{row.resolution} px"])
+    if row.n_val:
+        parts.append(f"{row.n_val:,} val (unused)")
+    parts.append(f"{row.n_test:,} test")
+    parts.append(f"{row.resolution} px")
+    return ", ".join(parts)

@@ -12,51 +12,69 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from sapf_ray.errors import DataError
+from sapf_ray.errors import DataError, reason
 
 # What PIL raises on damaged files, by format; UnidentifiedImageError is an OSError.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    Image.DecompressionBombError,
+)
 
 
-def decode(file: Path | bytes, resolution: int, name: str | None = None) -> np.ndarray:
+def decode(
+    file: Path | bytes,
+    resolution: int,
+    *,
+    name: str | None = None,
+) -> np.ndarray:
     """One image file as uint8 (R, R, 3).
 
     Args:
-        file: Its path, or its content.
-        name: What an error calls it; by default the path.
+        file: Path of the file, or its content.
+        resolution: Side R in pixels.
+        name: What an error calls the image; by default the path.
 
     Raises:
         DataError: Not an image, truncated or gone; names it.
     """
+    readable = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            return _square(_to_rgb(ImageOps.exif_transpose(image)), resolution)
+        with Image.open(readable) as image:
+            upright = ImageOps.exif_transpose(image)
+            return _square(_to_rgb(upright), resolution)
     except UNREADABLE as error:
-        raise DataError(unreadable_message(name or str(file), error)) from error
+        message = unreadable_message(name or str(file), error)
+        raise DataError(message) from error
 
 
 def decode_pixels(pixels: np.ndarray, resolution: int) -> np.ndarray:
     """Pixels uint8 (H, W) or (H, W, 3) as uint8 (R, R, 3)."""
-    return _square(Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB"), resolution)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return _square(image.convert("RGB"), resolution)
 
 
 def _square(image: Image.Image, resolution: int) -> np.ndarray:
-    return np.asarray(ImageOps.fit(image, (resolution, resolution), Image.Resampling.BILINEAR))
+    size = (resolution, resolution)
+    fitted = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    return np.asarray(fitted)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if image.mode == "I" or image.mode.startswith("I;16"):
         # PIL clips 16-bit greys at 255 instead of scaling them.
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        grey = np.asarray(image).clip(0, 65535)
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
     return image.convert("RGB")
 
 
 def unreadable_message(name: str, error: Exception) -> str:
     """The one line that names an image and says why it cannot be read."""
-    reason = (
-        str(error).splitlines()[0].replace(f" '{name}'", "") if str(error) else type(error).__name__
-    )
-    return f"{name}: cannot be read as an image ({reason})"
+    why = reason(error).replace(f" '{name}'", "")
+    return f"{name}: cannot be read as an image ({why})"

@@ -12,7 +12,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,10 @@ from sapf_ray.data.decoding import decode
 from sapf_ray.errors import ConfigError, DataError
 
 VERIFY_SAMPLE = 1024
-"""Images that ``verify`` decodes, evenly spread over a split; the rest is checked for presence and size only."""
+"""Number of images that ``verify`` decodes, evenly spread over a split.
+
+The others are checked for presence and size only.
+"""
 
 SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
@@ -42,28 +45,34 @@ def required_path(config: DataConfig, row: KnownSet) -> Path:
         DataError: There is nothing there.
     """
     if config.path is None:
-        raise ConfigError(
-            "data.path", None, f"must be the {row.path}" + (f"; {row.obtain}" if row.url else "")
-        )
+        allowed = f"must be the {row.path}{row.obtain_hint}"
+        raise ConfigError("data.path", None, allowed)
     path = Path(config.path).expanduser()
     if not path.exists():
-        hint = f"; {row.obtain}" if row.url else ""
         raise DataError(
-            f"data.path = {config.path!r}: no such file or directory; expected the {row.path}{hint}"
+            f"data.path = {config.path!r}: no such file or directory; "
+            f"expected the {row.path}{row.obtain_hint}"
         )
     return path.resolve()
 
 
-def first_existing(root: Path, names: tuple[str, ...], *, row: KnownSet) -> Path:
+def first_existing(
+    root: Path,
+    names: tuple[str, ...],
+    *,
+    row: KnownSet,
+) -> Path:
     """The first of several places, relative to root, where a set's file or folder may be.
 
     Raises:
         DataError: None exists; names them.
     """
     for name in names:
-        if (root / name).exists():
-            return root / name
-    raise DataError(f"{root}: no {' or '.join(names)}; expected the {row.path}. {row.obtain}")
+        place = root / name
+        if place.exists():
+            return place
+    places = " or ".join(names)
+    raise DataError(f"{root}: no {places}; expected the {row.path}. {row.obtain}")
 
 
 def stamp(path: Path) -> Stamp:
@@ -81,36 +90,57 @@ def stamp(path: Path) -> Stamp:
 
 def evenly_spread(n: int, most: int = VERIFY_SAMPLE) -> np.ndarray:
     """At most ``most`` of the positions 0..n-1, first and last among them."""
-    return (
-        np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
-        if n
-        else np.empty(0, np.int64)
-    )
+    if n == 0:
+        return np.empty(0, np.int64)
+    positions = np.linspace(0, n - 1, min(n, most))
+    return np.unique(positions.astype(np.int64))
 
 
 def check_labels(
-    labels: np.ndarray, n_classes: int, *, where: object, obtain: str = ""
+    labels: np.ndarray,
+    n_classes: int,
+    *,
+    where: object,
+    obtain: str = "",
 ) -> np.ndarray:
-    """``labels`` as an int64 vector; ``where`` they are and how the set is obtained go into the
-    message.
+    """``labels`` as an int64 vector.
+
+    Args:
+        labels: Integers of any type.
+        n_classes: Number of classes.
+        where: Where the labels are, for the message.
+        obtain: How the set is obtained, for the message.
 
     Raises:
         DataError: One lies outside [0, n_classes).
     """
     labels = labels.astype(np.int64)
-    if labels.size and (labels.min() < 0 or labels.max() >= n_classes):
+    if not labels.size:
+        return labels
+    low = labels.min()
+    high = labels.max()
+    if low < 0 or high >= n_classes:
         hint = f"; {obtain}" if obtain else ""
         raise DataError(
-            f"{where}: labels must lie in [0, {n_classes}), found {labels.min()} to {labels.max()}{hint}"
+            f"{where}: labels must lie in [0, {n_classes}), found {low} to {high}{hint}"
         )
     return labels
 
 
 def split_of(name: str, test_fraction: float) -> Split:
-    """Split of a record where none is given: by a hash of its own name, so that adding or removing
-    one record moves no other between the splits."""
-    draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    """Split of a record where none is given: by a hash of its own name.
+
+    Adding or removing one record moves no other between the splits.
+    """
+    digest = hashlib.sha256(name.encode()).digest()
+    draw = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if draw < test_fraction else "train"
+
+
+def prompts_of(class_names: tuple[str, ...], template: str) -> tuple[str, ...]:
+    """One prompt per class: ``{name}`` in the template stands for the name, without underscores."""
+    words = [name.replace("_", " ") for name in class_names]
+    return tuple(template.replace("{name}", word) for word in words)
 
 
 @dataclass(frozen=True)
@@ -122,15 +152,25 @@ class FileIndex:
         labels: Per split, labels int64 in the same order.
     """
 
-    paths: dict[Split, pa.StringArray]
-    labels: dict[Split, np.ndarray]
+    paths: dict[Split, pa.StringArray] = field(default_factory=dict)
+    labels: dict[Split, np.ndarray] = field(default_factory=dict)
+
+    def add(
+        self,
+        split: Split,
+        *,
+        paths: pa.StringArray,
+        labels: np.ndarray,
+    ) -> None:
+        self.paths[split] = paths
+        self.labels[split] = labels
 
 
 class ImageFiles(ImageSource):
-    """Base of sets with one file per image and lists that tell paths, labels and splits.
+    """Base of sets with one file per image, and with lists of paths, labels and splits.
 
-    Opening reads the lists only. A subclass sets ``root``, ``lists`` and the attributes of
-    :class:`ImageSource`, and gives :meth:`index`.
+    Opening reads the lists only. A subclass sets ``row``, ``root`` and ``lists``, calls
+    :meth:`_read_names_and_sizes`, and gives :meth:`index`.
 
     Attributes:
         row: What is published about the set.
@@ -151,13 +191,19 @@ class ImageFiles(ImageSource):
         """
 
     def read(
-        self, split: Split, indices: np.ndarray, resolution: int
+        self,
+        split: Split,
+        indices: np.ndarray,
+        *,
+        resolution: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         index = self._unchanged_index()
-        indices = check_indices(indices, len(index.paths[split]), split=split)
+        paths = index.paths[split]
+        indices = check_indices(indices, len(paths), split=split)
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
-        for row, i in enumerate(indices):
-            images[row] = decode(self.root / index.paths[split][int(i)].as_py(), resolution)
+        for row, position in enumerate(indices):
+            relative = paths[int(position)].as_py()
+            images[row] = decode(self.root / relative, resolution)
         return images, index.labels[split][indices]
 
     def labels(self, split: Split) -> np.ndarray:
@@ -167,38 +213,26 @@ class ImageFiles(ImageSource):
         """Over the lists' content and every image's path, size and modification time."""
         digest = hashlib.sha256()
         for path in self.lists:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            content = hashlib.sha256(path.read_bytes())
+            digest.update(content.digest())
         index = self._unchanged_index()
         for split in SPLITS:
             for relative, (size, mtime) in self._stats(index.paths[split]):
-                digest.update(f"{split}\0{relative}\0{size}\0{mtime}\n".encode())
+                line = f"{split}\0{relative}\0{size}\0{mtime}\n"
+                digest.update(line.encode())
         return digest.hexdigest()
 
     def verify(self) -> None:
-        """Every image must be there and not empty; an evenly spread sample of 1,024 per split is
-        decoded.
+        """Every image must be there and not empty; 1,024 per split are decoded, evenly spread.
 
-        Each directory is listed once per split. An unreadable image outside the sample is met, and
-        named, by ``read``.
+        Each directory is listed once per split. An unreadable image outside the sample is found,
+        and named, by ``read``.
         """
         index = self._unchanged_index()
         for split in SPLITS:
             paths = index.paths[split]
-            empty = next(
-                (relative for relative, (size, _) in self._stats(paths) if size == 0), None
-            )
-            if empty is not None:
-                raise DataError(
-                    f"{self.root / empty}: empty file; unpack {self.row.title} again ({self.row.url})"
-                )
-            sample = [self.root / paths[int(i)].as_py() for i in evenly_spread(len(paths))]
-            with ThreadPoolExecutor() as pool:
-                faults = [found for found in pool.map(_fault, sample) if found]
-            if faults:
-                raise DataError(
-                    faults[0]
-                    + (f" (and {len(faults) - 1} more of {len(sample)})" if len(faults) > 1 else "")
-                )
+            self._refuse_empty(paths)
+            self._refuse_unreadable(paths)
 
     def check_published_sizes(self, total: int, published_total: int) -> None:
         """A set with the published number of records must have the published split as well.
@@ -208,34 +242,63 @@ class ImageFiles(ImageSource):
         Raises:
             DataError: Other sizes than published.
         """
-        found, published = (self.n_train, self.n_test), (self.row.n_train, self.row.n_test)
-        if total == published_total and found != published:
-            raise DataError(
-                f"{self.lists[-1]}: {found[0]} training and {found[1]} test images, published are "
-                f"{published[0]} and {published[1]}; {self.row.obtain}"
-            )
+        if total != published_total:
+            return
+        if self.n_train == self.row.n_train and self.n_test == self.row.n_test:
+            return
+        raise DataError(
+            f"{self.lists[-1]}: {self.n_train} training and {self.n_test} test images, "
+            f"published are {self.row.n_train} and {self.row.n_test}; {self.row.obtain}"
+        )
+
+    def _read_names_and_sizes(self) -> None:
+        self.class_names = self.row.class_names
+        self.prompts = self.row.prompts
+        paths = self.index().paths
+        self.n_train = len(paths["train"])
+        self.n_test = len(paths["test"])
 
     def _unchanged_index(self) -> FileIndex:
         index = self.index()
-        if (len(index.paths["train"]), len(index.paths["test"])) != (self.n_train, self.n_test):
+        sizes = [len(index.paths[split]) for split in SPLITS]
+        if sizes != [self.n_train, self.n_test]:
             raise DataError(
                 f"{self.lists[-1]}: changed since the data set was opened; start the run again"
             )
         return index
 
+    def _refuse_empty(self, paths: pa.StringArray) -> None:
+        for relative, (size, _) in self._stats(paths):
+            if size == 0:
+                raise DataError(
+                    f"{self.root / relative}: empty file; "
+                    f"unpack {self.row.title} again ({self.row.url})"
+                )
+
+    def _refuse_unreadable(self, paths: pa.StringArray) -> None:
+        positions = evenly_spread(len(paths))
+        sample = [self.root / paths[int(i)].as_py() for i in positions]
+        with ThreadPoolExecutor() as pool:
+            faults = [fault for fault in pool.map(_fault, sample) if fault]
+        if not faults:
+            return
+        more = f" (and {len(faults) - 1} more of {len(sample)})" if len(faults) > 1 else ""
+        raise DataError(faults[0] + more)
+
     def _stats(self, paths: pa.StringArray) -> Iterator[tuple[str, Stamp]]:
-        """Pairs (relative path, (size, mtime)), sorted by path, so that each directory is listed
-        only once.
-        """
+        """Pairs (relative path, (size, mtime)), sorted by path to list each directory once."""
         parent: str | None = None
         listing: dict[str, Stamp] = {}
-        for relative in paths.take(pc.sort_indices(paths)).to_pylist():
+        ordered = paths.take(pc.sort_indices(paths))
+        for relative in ordered.to_pylist():
             folder, _, name = relative.rpartition("/")
             if folder != parent:
-                parent, listing = folder, _list(self.root / folder)
+                parent = folder
+                listing = _list(self.root / folder)
             if name not in listing:
                 raise DataError(
-                    f"{self.root / relative}: no such file, though {self.lists[0].name} lists it; {self.row.obtain}"
+                    f"{self.root / relative}: no such file, though {self.lists[0].name} "
+                    f"lists it; {self.row.obtain}"
                 )
             yield relative, listing[name]
 
@@ -250,12 +313,15 @@ def _fault(path: Path) -> str | None:
 
 
 def _list(folder: Path) -> dict[str, Stamp]:
+    listing = {}
     try:
         with os.scandir(folder) as entries:
-            return {
-                e.name: (e.stat().st_size, e.stat().st_mtime_ns) for e in entries if e.is_file()
-            }
+            for entry in entries:
+                if entry.is_file():
+                    stat = entry.stat()
+                    listing[entry.name] = (stat.st_size, stat.st_mtime_ns)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
+    return listing

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from sapf_ray.config import RunConfig
-from sapf_ray.data.catalog import CATALOG as DATA_SETS
+from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import ConfigError
 from sapf_ray.models.catalog import CATALOG, KnownModel
 from sapf_ray.privacy.planner import PrivacyPlan

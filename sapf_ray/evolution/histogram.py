@@ -99,7 +99,7 @@ def _embed_records(
 ) -> None:
     torch.set_num_threads(max(1, int(cpus)))
     source, embedding = shared
-    images, labels = source.read("train", records.shards[shard], resolution)
+    images, labels = source.read("train", records.shards[shard], resolution=resolution)
     embeddings = embedding(images)
     table = np.empty(
         len(labels), [("embedding", np.float32, embeddings.shape[1:]), ("label", np.int64)]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sapf_ray.config import DataConfig, RunConfig, config_hash
 from sapf_ray.data.base import open_source
-from sapf_ray.data.catalog import CATALOG
+from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import SapfError
 from sapf_ray.estimate.cluster import Cluster
 from sapf_ray.estimate.cluster import estimate as estimate_on
@@ -88,7 +88,7 @@ def _n_records(data: DataConfig, strict: bool) -> int:
     try:
         return _shape(data)[0]
     except SapfError:
-        known = data.n_records or getattr(CATALOG.get(data.source), "n_train", None)
+        known = data.n_records or getattr(DATA_SETS.get(data.source), "n_train", None)
         if strict or known is None:
             raise
         return known

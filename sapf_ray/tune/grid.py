@@ -254,8 +254,8 @@ def _real_data_accuracy(config: RunConfig) -> float:
 
     source = open_source(config.data)
     resolution = model_resolution(config.model.path)
-    train = source.read("train", np.arange(source.n_train), resolution)
-    test = source.read("test", np.arange(source.n_test), resolution)
+    train = source.read("train", np.arange(source.n_train), resolution=resolution)
+    test = source.read("test", np.arange(source.n_test), resolution=resolution)
     return mean_accuracy(
         train,
         test,

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data import SOURCES, open_source
-from sapf_ray.data.catalog import CATALOG, datasets_json, datasets_table
+from sapf_ray.data.catalog import DATA_SETS, datasets_json, datasets_table
 
 TABLE_3 = {
     "cifar10": (45000, 5000, 10000, 32, 10),
@@ -22,25 +22,25 @@ TABLE_3 = {
 
 def test_sizes_are_those_of_table_3():
     for name, sizes in TABLE_3.items():
-        row = CATALOG[name]
+        row = DATA_SETS[name]
         assert (row.n_train, row.n_val, row.n_test, row.resolution, len(row.class_names)) == sizes
         assert row.url.startswith("http") and row.licence and row.path
 
 
 def test_every_source_has_a_row_and_as_many_prompts_as_classes():
-    assert set(CATALOG) == set(SOURCES)
-    assert all(len(row.prompts) == len(row.class_names) for row in CATALOG.values())
+    assert set(DATA_SETS) == set(SOURCES)
+    assert all(len(row.prompts) == len(row.class_names) for row in DATA_SETS.values())
     digits = open_source(DataConfig())
-    assert (CATALOG["digits"].class_names, CATALOG["digits"].prompts) == (
+    assert (DATA_SETS["digits"].class_names, DATA_SETS["digits"].prompts) == (
         digits.class_names,
         digits.prompts,
     )
 
 
 def test_prompts_are_those_of_table_14():
-    assert CATALOG["cifar10"].prompts[6] == "An image of a frog"
+    assert DATA_SETS["cifar10"].prompts[6] == "An image of a frog"
     assert (
-        CATALOG["octmnist"].prompts[0]
+        DATA_SETS["octmnist"].prompts[0]
         == "An optical coherence tomography (OCT) image for retinal disease 1"
     )
 
@@ -59,7 +59,7 @@ def test_for_the_terminal(width):
     console = Console(width=width, file=io.StringIO())
     console.print(datasets_table())
     text = console.file.getvalue()
-    assert all(name in text and row.url in text for name, row in CATALOG.items())
+    assert all(name in text and row.url in text for name, row in DATA_SETS.items())
     assert (
         "302,436 train" in text and "85,054 test" in text and "non-commercial research only" in text
     )

@@ -30,7 +30,7 @@ class Generated(ImageSource):
     def __init__(self, n_train: int) -> None:
         self.n_train = n_train
 
-    def read(self, split, indices, resolution):
+    def read(self, split, indices, *, resolution):
         assert resolution == SIDE
         pixels = np.broadcast_to(
             (indices % 251).astype(np.uint8)[:, None, None, None], (len(indices), SIDE, SIDE, 3)

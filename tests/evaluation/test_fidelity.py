@@ -20,7 +20,7 @@ CONFIG = EvaluationConfig()
 
 @pytest.fixture(scope="module")
 def digits():
-    return open_source(DataConfig()).read("train", np.arange(400), 32)[0]
+    return open_source(DataConfig()).read("train", np.arange(400), resolution=32)[0]
 
 
 def test_identical_sets_have_distance_zero(digits):

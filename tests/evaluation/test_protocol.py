@@ -25,7 +25,7 @@ def write_digits(directory, source, names, side):
     plan = SamplingPlan(n_images=60, n_classes=10, shard_size=40, seed=0)
     labels = source.labels("train")
     records = np.array([np.flatnonzero(labels == i % 10)[i // 10] for i in range(60)])
-    images, _ = source.read("train", records, side)
+    images, _ = source.read("train", records, resolution=side)
     for shard in plan.shards:
         write_shard(
             directory,

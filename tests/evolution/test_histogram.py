@@ -217,7 +217,7 @@ def test_votes_do_not_depend_on_the_number_of_tasks(ray_cluster, tmp_path):
 
 
 def _records(source):
-    points, labels = source.read("train", np.arange(source.n_train), 8)
+    points, labels = source.read("train", np.arange(source.n_train), resolution=8)
     return points.astype(np.float32), labels
 
 

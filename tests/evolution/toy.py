@@ -69,7 +69,7 @@ class PointSource(ImageSource):
         return np.random.default_rng(0).choice(3, self.n_train, p=[0.5, 0.3, 0.2])
 
     def read(
-        self, split: str, indices: np.ndarray, resolution: int
+        self, split: str, indices: np.ndarray, *, resolution: int
     ) -> tuple[np.ndarray, np.ndarray]:
         labels = self.labels(split)
         points = CENTRES[labels] + 0.3 * np.random.default_rng(1).normal(size=(self.n_train, 2))
@@ -84,7 +84,7 @@ class PointSource(ImageSource):
 
 class UnreadableSource(PointSource):
     def read(
-        self, split: str, indices: np.ndarray, resolution: int
+        self, split: str, indices: np.ndarray, *, resolution: int
     ) -> tuple[np.ndarray, np.ndarray]:
         raise AssertionError("a record was read")
 

@@ -8,7 +8,7 @@ import pytest
 
 from sapf_ray.cli import main
 from sapf_ray.config import ModelConfig
-from sapf_ray.data.catalog import CATALOG as DATA_SETS
+from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import DataError
 from sapf_ray.models.catalog import CATALOG
 from sapf_ray.models.loading import bundled_models, check_model, resolve_model

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from sapf_ray.config import RunConfig, from_dict
-from sapf_ray.data.catalog import CATALOG
+from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import ConfigError
 from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
@@ -79,7 +79,7 @@ def test_evolution_works_on_a_dit():
 
     api = DiffusionApi(
         model=ModelConfig(path="glyphs-dit-tiny"),
-        prompts=CATALOG["digits"].prompts,
+        prompts=DATA_SETS["digits"].prompts,
         steps=4,
         guidance_scale=2.0,
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from sapf_ray.data.catalog import CATALOG
+from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.models.conditioning import encode_conditions, null_condition
 from sapf_ray.models.glyph_features import load_glyph_features
 from sapf_ray.models.loading import BUNDLED_DIR, load_pipeline
@@ -22,7 +22,7 @@ def test_digits_without_fine_tuning(name, low, high):
     """At guidance 2: 98 % and 63 % of 300 were read as asked."""
     pipe = load_pipeline(name)
     labels = torch.arange(60) % 10
-    conditions = encode_conditions(pipe, CATALOG["digits"].prompts)[labels]
+    conditions = encode_conditions(pipe, DATA_SETS["digits"].prompts)[labels]
     images = torch.from_numpy(
         sample_images(
             pipe,

@@ -20,7 +20,7 @@ from pyarrow import csv
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import Split, register
-from sapf_ray.data.catalog import CATALOG
+from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.files import (
     FileIndex,
     ImageFiles,
@@ -30,20 +30,23 @@ from sapf_ray.data.files import (
     required_path,
     stamp,
 )
-from sapf_ray.errors import DataError
+from sapf_ray.errors import DataError, reason
 
-VAL_CENTER, TEST_CENTER = 1, 2
+VAL_CENTER = 1
+TEST_CENTER = 2
 TRAIN_SPLIT = 0
 N_PUBLISHED = 455_954
-_ROW = CATALOG["camelyon"]
+
+_ROW = DATA_SETS["camelyon"]
 _FOLDER = "camelyon17_v1.0"
 _NUMBERS = ("node", "x_coord", "y_coord", "tumor", "center", "split")
 
 
 @register("camelyon")
 class Camelyon(ImageFiles):
-    """Label 1 where the central 32x32 pixels hold tumor tissue. Opening reads ``metadata.csv``, no
-    image.
+    """Label 1 where the central 32x32 pixels hold tumor tissue.
+
+    Opening reads ``metadata.csv``, no image.
 
     Raises:
         ConfigError: ``data.path`` is not given.
@@ -53,70 +56,80 @@ class Camelyon(ImageFiles):
     row = _ROW
 
     def __init__(self, config: DataConfig) -> None:
-        root = required_path(config, _ROW)
-        self.root = root / _FOLDER if (root / _FOLDER).is_dir() else root
-        self.lists = (first_existing(self.root, ("metadata.csv",), row=_ROW),)
-        first_existing(self.root, ("patches",), row=_ROW)
-        self.class_names, self.prompts = _ROW.class_names, _ROW.prompts
-        paths = self.index().paths
-        self.n_train, self.n_test = len(paths["train"]), len(paths["test"])
+        self.root = required_path(config, self.row)
+        if (self.root / _FOLDER).is_dir():
+            self.root = self.root / _FOLDER
+        metadata = first_existing(self.root, ("metadata.csv",), row=self.row)
+        first_existing(self.root, ("patches",), row=self.row)
+        self.lists = (metadata,)
+        self._read_names_and_sizes()
 
     def index(self) -> FileIndex:
-        return _index(self.lists[0], stamp(self.lists[0]))
+        (metadata,) = self.lists
+        return _index(metadata, stamp(metadata))
 
     def verify(self) -> None:
-        self.check_published_sizes(len(_metadata(self.lists[0])), N_PUBLISHED)
+        (metadata,) = self.lists
+        self.check_published_sizes(len(_metadata(metadata)), N_PUBLISHED)
         super().verify()
 
 
 @lru_cache(maxsize=2)
 def _index(path: Path, _stamp: Stamp) -> FileIndex:
     table = _metadata(path)
-    center, split = (table[name].to_numpy() for name in ("center", "split"))
-    labels = check_labels(
-        table["tumor"].to_numpy(), 2, where=f"{path}: column tumor", obtain=_ROW.obtain
-    )
-    patient, node, x, y = (
-        pc.cast(table[name], pa.string()) for name in ("patient", "node", "x_coord", "y_coord")
-    )
-    folder = pc.binary_join_element_wise("patches/patient_", patient, "_node_", node, "/", "")
-    file = pc.binary_join_element_wise(
-        "patch_patient_", patient, "_node_", node, "_x_", x, "_y_", y, ".png", ""
-    )
-    paths = pc.binary_join_element_wise(folder, file, "").combine_chunks()
+    where = f"{path}: column tumor"
+    labels = check_labels(table["tumor"].to_numpy(), 2, where=where, obtain=_ROW.obtain)
+    paths = _patch_paths(table)
+    center = table["center"].to_numpy()
+    split = table["split"].to_numpy()
+    of_training_hospital = (center != VAL_CENTER) & (center != TEST_CENTER)
     members: dict[Split, np.ndarray] = {
-        "train": (split == TRAIN_SPLIT) & (center != VAL_CENTER) & (center != TEST_CENTER),
+        "train": of_training_hospital & (split == TRAIN_SPLIT),
         "test": center == TEST_CENTER,
     }
-    index = FileIndex({}, {})
+    wanted = {
+        "train": f"split {TRAIN_SPLIT} and a training hospital",
+        "test": f"center {TEST_CENTER}",
+    }
+    index = FileIndex()
     for name, member in members.items():
         rows = np.flatnonzero(member)
         if not len(rows):
-            wanted = (
-                f"center {TEST_CENTER}"
-                if name == "test"
-                else f"split {TRAIN_SPLIT} and a training hospital"
-            )
-            raise DataError(f"{path}: no {name} image (rows of {wanted}); {_ROW.obtain}")
-        index.paths[name] = paths.take(pa.array(rows))
-        index.labels[name] = labels[rows]
+            raise DataError(f"{path}: no {name} image (rows of {wanted[name]}); {_ROW.obtain}")
+        index.add(name, paths=paths.take(pa.array(rows)), labels=labels[rows])
     return index
 
 
+def _patch_paths(table: pa.Table) -> pa.StringArray:
+    """Path of each row's patch: ``patches/patient_P_node_N/patch_patient_P_node_N_x_X_y_Y.png``."""
+    patient = table["patient"]
+    node = pc.cast(table["node"], pa.string())
+    x = pc.cast(table["x_coord"], pa.string())
+    y = pc.cast(table["y_coord"], pa.string())
+
+    def join(*parts: object) -> pa.ChunkedArray:
+        return pc.binary_join_element_wise(*parts, "")
+
+    slide = join("patient_", patient, "_node_", node)
+    file = join("patch_", slide, "_x_", x, "_y_", y, ".png")
+    return join("patches/", slide, "/", file).combine_chunks()
+
+
 def _metadata(path: Path) -> pa.Table:
-    """Columns patient (string: its leading zeros are part of file names) and integers of
-    ``metadata.csv``.
+    """The columns of ``metadata.csv`` that are used.
+
+    ``patient`` is a string, since its leading zeros are part of file names; the others are
+    integers.
     """
     types = {"patient": pa.string(), **dict.fromkeys(_NUMBERS, pa.int64())}
+    options = csv.ConvertOptions(column_types=types, include_columns=list(types))
     try:
-        table = csv.read_csv(
-            path,
-            convert_options=csv.ConvertOptions(column_types=types, include_columns=list(types)),
-        )
+        table = csv.read_csv(path, convert_options=options)
     except (pa.ArrowException, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        columns = ", ".join(types)
         raise DataError(
-            f"{path}: not the published table with columns {', '.join(types)} ({reason}); {_ROW.obtain}"
+            f"{path}: not the published table with columns {columns} ({reason(error)}); "
+            f"{_ROW.obtain}"
         ) from error
     if any(column.null_count for column in table.columns):
         raise DataError(f"{path}: empty cells; the file is damaged, {_ROW.obtain}")

@@ -8,7 +8,7 @@ the last 5,000 stay unused.
 
 A pickle can run code, so a file is read by an unpickler that knows numpy arrays and plain
 containers only. It skips the pixels and notes where in the file they are; ``read`` then maps just
-the records asked for. So opening reads labels and counts, no image, and a process keeps 0.5 MB of
+the requested records. So opening reads labels and counts, no image, and a process keeps 0.5 MB of
 labels however many records it reads.
 """
 
@@ -26,17 +26,19 @@ import numpy as np
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import ImageSource, Split, check_indices, register
-from sapf_ray.data.catalog import CATALOG
+from sapf_ray.data.catalog import DATA_SETS, KnownSet
 from sapf_ray.data.decoding import decode_pixels
-from sapf_ray.data.files import Stamp, check_labels, required_path, stamp
-from sapf_ray.errors import DataError
+from sapf_ray.data.files import SPLITS, Stamp, check_labels, required_path, stamp
+from sapf_ray.errors import DataError, reason
 from sapf_ray.files import file_digest
 
 N_TRAIN = 45_000
 RECORDS_PER_FILE = 10_000
 RECORD_BYTES = 3 * 32 * 32  # red, green, blue plane, each row by row
-_ROW = CATALOG["cifar10"]
-_FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+
+_FOLDER = "cifar-10-batches-py"
+_ARCHIVE = "cifar-10-python.tar.gz"
+_PACKED = (".tar.gz", ".tgz", ".tar")
 
 # MD5 as published on the CIFAR page and checked by torchvision
 _MD5 = {
@@ -48,7 +50,10 @@ _MD5 = {
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
 _META = "batches.meta"
-_FILES: dict[Split, tuple[str, ...]] = {"train": tuple(_MD5)[:5], "test": tuple(_MD5)[5:]}
+_FILES: dict[Split, tuple[str, ...]] = {
+    "train": tuple(_MD5)[:5],
+    "test": tuple(_MD5)[5:],
+}
 
 
 @register("cifar10")
@@ -60,92 +65,104 @@ class Cifar10(ImageSource):
         DataError: A file is missing or not in the published format; names it.
     """
 
+    row = DATA_SETS["cifar10"]
+
     def __init__(self, config: DataConfig) -> None:
-        self.root = _folder(required_path(config, _ROW))
-        missing = [name for name in (*_MD5, _META) if not (self.root / name).is_file()]
-        if missing:
-            raise DataError(
-                f"{self.root / missing[0]}: no such file; expected the {_ROW.path}. {_ROW.obtain}"
-            )
-        self.class_names, self.prompts = _ROW.class_names, _ROW.prompts
-        self.n_train = min(N_TRAIN, sum(len(batch.labels) for batch in self._batches("train")))
-        self.n_test = sum(len(batch.labels) for batch in self._batches("test"))
-        for split, n in (("train", self.n_train), ("test", self.n_test)):
-            if n == 0:
-                raise DataError(f"{self.root}: no {split} images; {_ROW.obtain}")
+        self.root = _folder(required_path(config, self.row), self.row)
+        for name in (*_MD5, _META):
+            path = self.root / name
+            if not path.is_file():
+                raise DataError(
+                    f"{path}: no such file; expected the {self.row.path}. {self.row.obtain}"
+                )
+        self.class_names = self.row.class_names
+        self.prompts = self.row.prompts
+        self.n_train = min(N_TRAIN, self._count("train"))
+        self.n_test = self._count("test")
 
     def read(
-        self, split: Split, indices: np.ndarray, resolution: int
+        self,
+        split: Split,
+        indices: np.ndarray,
+        *,
+        resolution: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        indices = check_indices(indices, self._n(split), split=split)
+        labels = self.labels(split)
+        indices = check_indices(indices, len(labels), split=split)
         batches = self._batches(split)
         ends = np.cumsum([len(batch.labels) for batch in batches])
+        files = np.searchsorted(ends, indices, side="right")
+        maps = {file: batches[file].pixels() for file in np.unique(files)}
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
-        maps: dict[int, np.ndarray] = {}
-        for row, index in enumerate(indices):
-            file = int(np.searchsorted(ends, index, side="right"))
-            if file not in maps:
-                maps[file] = batches[file].pixels()
+        for row, (file, index) in enumerate(zip(files, indices, strict=True)):
             planes = maps[file][index - ends[file]]  # counted from the end of its file
-            images[row] = decode_pixels(planes.reshape(3, 32, 32).transpose(1, 2, 0), resolution)
-        return images, self.labels(split)[indices]
+            pixels = planes.reshape(3, 32, 32).transpose(1, 2, 0)
+            images[row] = decode_pixels(pixels, resolution)
+        return images, labels[indices]
 
     def labels(self, split: Split) -> np.ndarray:
-        return np.concatenate([batch.labels for batch in self._batches(split)])[: self._n(split)]
+        labels = np.concatenate([batch.labels for batch in self._batches(split)])
+        return labels[: self.n_train] if split == "train" else labels
 
     def fingerprint(self) -> str:
-        """Over the content of all batches."""
-        return hashlib.sha256(
-            "".join(file_digest(self.root / name, "sha256") for name in _MD5).encode()
-        ).hexdigest()
+        """Hex digest over the content of all batches."""
+        digests = [file_digest(self.root / name, "sha256") for name in _MD5]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Structure, class names, and, for files with the published 10,000 records, the published
-        MD5.
+        """Checks class names, and, of files with the published 10,000 records, the published MD5.
 
         The structure was checked at opening: every image is whole, since raw pixels cannot be
         undecodable.
         """
-        meta = _unpickle(self.root / _META)[0]
-        names = (
-            meta.get(b"label_names", meta.get("label_names")) if isinstance(meta, dict) else None
-        )
-        if not isinstance(names, list) or tuple(map(_text, names)) != _ROW.class_names:
-            raise DataError(
-                f"{self.root / _META}: label_names must be {', '.join(_ROW.class_names)}; {_ROW.obtain}"
-            )
-        for split, files in _FILES.items():
-            for name, batch in zip(files, self._batches(split), strict=True):
-                if (
-                    len(batch.labels) == RECORDS_PER_FILE
-                    and file_digest(self.root / name, "md5") != _MD5[name]
-                ):
-                    raise DataError(
-                        f"{self.root / name}: damaged or altered, its MD5 is not the published {_MD5[name]}; {_ROW.obtain}"
-                    )
+        self._check_class_names()
+        for split in SPLITS:
+            for batch in self._batches(split):
+                self._check_md5(batch)
 
-    def _n(self, split: Split) -> int:
-        return self.n_train if split == "train" else self.n_test
+    def _check_class_names(self) -> None:
+        path = self.root / _META
+        meta, _ = _unpickle(path, self.row)
+        names = _entry(meta, "label_names")
+        if isinstance(names, list) and tuple(map(_text, names)) == self.row.class_names:
+            return
+        expected = ", ".join(self.row.class_names)
+        raise DataError(f"{path}: label_names must be {expected}; {self.row.obtain}")
+
+    def _check_md5(self, batch: _Batch) -> None:
+        published = _MD5[batch.path.name]
+        if len(batch.labels) != RECORDS_PER_FILE:
+            return
+        if file_digest(batch.path, "md5") != published:
+            raise DataError(
+                f"{batch.path}: damaged or altered, its MD5 is not the published {published}; "
+                f"{self.row.obtain}"
+            )
+
+    def _count(self, split: Split) -> int:
+        n = sum(len(batch.labels) for batch in self._batches(split))
+        if n == 0:
+            raise DataError(f"{self.root}: no {split} images; {self.row.obtain}")
+        return n
 
     def _batches(self, split: Split) -> list[_Batch]:
-        return [_batch(self.root / name, stamp(self.root / name)) for name in _FILES[split]]
+        paths = [self.root / name for name in _FILES[split]]
+        return [_batch(path, row=self.row, _stamp=stamp(path)) for path in paths]
 
 
-def _folder(path: Path) -> Path:
+def _folder(path: Path, row: KnownSet) -> Path:
     """The folder of the batches, given it or the one above."""
     if (path / _FOLDER).is_dir():
         return path / _FOLDER
     archive = path if path.is_file() else path / _ARCHIVE
-    if (
-        archive.name.endswith((".tar.gz", ".tgz", ".tar"))
-        and archive.is_file()
-        and not (path / "test_batch").exists()
-    ):
+    packed = archive.is_file() and archive.name.endswith(_PACKED)
+    if packed and not (path / "test_batch").exists():
         raise DataError(
-            f"{archive}: packed; unpack it first (tar xzf {archive.name}) and give the folder it makes"
+            f"{archive}: packed; unpack it first (tar xzf {archive.name}) and give the folder "
+            "it makes"
         )
     if path.is_file():
-        raise DataError(f"{path}: a file; data.path must be the {_ROW.path}. {_ROW.obtain}")
+        raise DataError(f"{path}: a file; data.path must be the {row.path}. {row.obtain}")
     return path
 
 
@@ -160,57 +177,93 @@ class _Batch:
 
     def pixels(self) -> np.ndarray:
         """Read-only map of the file; only the records that are looked at are read."""
-        shape = (len(self.labels), RECORD_BYTES)
         return np.memmap(
-            self.path, np.uint8, "r", self.offset, shape, order="F" if self.by_column else "C"
+            self.path,
+            dtype=np.uint8,
+            mode="r",
+            offset=self.offset,
+            shape=(len(self.labels), RECORD_BYTES),
+            order="F" if self.by_column else "C",
         )
 
 
 @lru_cache(maxsize=12)
-def _batch(path: Path, _stamp: Stamp) -> _Batch:
-    entry, skipped = _unpickle(path)
-    if not isinstance(entry, dict):
-        raise DataError(
-            f"{path}: not a batch of CIFAR-10 (a dict with data and labels); {_ROW.obtain}"
+def _batch(
+    path: Path,
+    *,
+    row: KnownSet,
+    _stamp: Stamp,
+) -> _Batch:
+    content, skipped = _unpickle(path, row)
+    data = _check_data(_entry(content, "data"), path=path, row=row)
+    labels = _check_batch_labels(_entry(content, "labels"), len(data), path=path, row=row)
+    if not len(labels):
+        return _Batch(
+            path=path,
+            labels=labels,
+            offset=0,
+            by_column=False,
         )
-    data, labels = (entry.get(key.encode(), entry.get(key)) for key in ("data", "labels"))
-    if (
-        not isinstance(data, np.ndarray)
-        or data.dtype != np.uint8
-        or data.ndim != 2
-        or data.shape[1] != RECORD_BYTES
-    ):
-        raise DataError(
-            f"{path}: data must be a uint8 array of {RECORD_BYTES} bytes a record; {_ROW.obtain}"
-        )
-    if (
-        not isinstance(labels, list)
-        or not all(type(label) is int for label in labels)
-        or len(labels) != len(data)
-    ):
-        raise DataError(
-            f"{path}: labels must be a list of {len(data)} integers, one a record; {_ROW.obtain}"
-        )
-    values = check_labels(
-        np.array(labels, np.int64), len(_ROW.class_names), where=path, obtain=_ROW.obtain
-    )
-    if not len(values):
-        return _Batch(path=path, labels=values, offset=0, by_column=False)
     if list(skipped.values()) != [data.nbytes]:
         raise DataError(
-            f"{path}: pixels are not stored as one string of bytes, as published; {_ROW.obtain}"
+            f"{path}: pixels are not stored as one string of bytes, as published; {row.obtain}"
         )
+    (offset,) = skipped
+    by_column = not data.flags.c_contiguous
     return _Batch(
-        path=path, labels=values, offset=next(iter(skipped)), by_column=not data.flags.c_contiguous
+        path=path,
+        labels=labels,
+        offset=offset,
+        by_column=by_column,
     )
+
+
+def _check_data(
+    data: Any,
+    *,
+    path: Path,
+    row: KnownSet,
+) -> np.ndarray:
+    records = isinstance(data, np.ndarray) and data.ndim == 2
+    if records and data.dtype == np.uint8 and data.shape[1] == RECORD_BYTES:
+        return data
+    raise DataError(
+        f"{path}: not a batch of CIFAR-10: data must be a uint8 array of {RECORD_BYTES} bytes "
+        f"a record; {row.obtain}"
+    )
+
+
+def _check_batch_labels(
+    labels: Any,
+    n: int,
+    *,
+    path: Path,
+    row: KnownSet,
+) -> np.ndarray:
+    integers = isinstance(labels, list) and all(type(label) is int for label in labels)
+    if not integers or len(labels) != n:
+        raise DataError(
+            f"{path}: labels must be a list of {n} integers, one a record; {row.obtain}"
+        )
+    values = np.array(labels, np.int64)
+    return check_labels(values, len(row.class_names), where=path, obtain=row.obtain)
+
+
+def _entry(content: object, key: str) -> Any:
+    """One entry of a dict whose keys are byte strings, as Python 2 wrote them, or strings."""
+    if not isinstance(content, dict):
+        return None
+    return content.get(key.encode(), content.get(key))
 
 
 class _SkippingFile:
-    """A file for an unpickler that jumps over pixels, giving zeros, and notes ``{offset: bytes}``
-    of each jump.
+    """A file for an unpickler that jumps over pixels and gives zeros in their place.
 
     Pixels are the only item whose size is a multiple of 3,072 bytes; labels and file names are
-    short. There is no ``peek`` nor ``readinto``, so the unpickler asks for each item by its size.
+    short. There is no ``peek`` nor ``readinto``, so the unpickler requests each item by its size.
+
+    Attributes:
+        skipped: Offset → number of bytes of each jump.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -230,16 +283,18 @@ class _SkippingFile:
         return bytes(n)
 
 
-_ALLOWED = frozenset(
-    (module, name)
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy")
-    for name in (("ndarray", "dtype") if module == "numpy" else ("_reconstruct",))
-)
+_ALLOWED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+}
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds numpy arrays, containers, strings and numbers; anything else is refused before it is
-    called.
+    """Builds numpy arrays, containers, strings and numbers.
+
+    Anything else is refused before it is called.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -248,7 +303,7 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _unpickle(path: Path) -> tuple[Any, dict[int, int]]:
+def _unpickle(path: Path, row: KnownSet) -> tuple[Any, dict[int, int]]:
     """The object in a pickle, pixels left out, and the places of the pixels.
 
     Raises:
@@ -258,15 +313,15 @@ def _unpickle(path: Path) -> tuple[Any, dict[int, int]]:
         head = file.read(2)
     if len(head) < 2 or head[0] != 0x80 or head[1] > 3:
         # Newer protocols wrap items in frames, inside which pixels cannot be skipped.
-        raise DataError(f"{path}: not a pickle of protocol 2 (as published) or 3; {_ROW.obtain}")
+        raise DataError(f"{path}: not a pickle of protocol 2 (as published) or 3; {row.obtain}")
     try:
         with path.open("rb") as file:
             skipping = _SkippingFile(file)
-            return _Unpickler(skipping, encoding="bytes").load(), skipping.skipped
+            content = _Unpickler(skipping, encoding="bytes").load()
+            return content, skipping.skipped
     except Exception as error:  # a damaged pickle can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{path}: not a readable batch of CIFAR-10 ({reason}); {_ROW.obtain}"
+            f"{path}: not a readable batch of CIFAR-10 ({reason(error)}); {row.obtain}"
         ) from error
 
 

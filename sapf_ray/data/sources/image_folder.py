@@ -17,6 +17,7 @@ import hashlib
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,20 @@ from PIL import Image
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import ImageSource, Split, check_indices, register
 from sapf_ray.data.decoding import UNREADABLE, decode, unreadable_message
-from sapf_ray.data.files import split_of
+from sapf_ray.data.files import SPLITS, prompts_of, split_of
 from sapf_ray.errors import ConfigError, DataError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 _JPEG_END = b"\xff\xd9"
+_FILES_PER_TASK = 256
 
 
 @register("image_folder")
 class ImageFolder(ImageSource):
-    """Images become RGB (transparent ones over white), are resized by their shorter side and
+    """Your own images, of any size.
+
+    They become RGB (transparent ones over white), are resized by their shorter side and
     centre-cropped.
 
     Raises:
@@ -45,39 +49,39 @@ class ImageFolder(ImageSource):
     """
 
     def __init__(self, config: DataConfig) -> None:
-        if config.path is None:
-            raise ConfigError(
-                "data.path", None, "must be a directory with one sub-folder per class"
-            )
-        root = Path(config.path).expanduser()
-        if not root.exists():
-            raise DataError(f"data.path = {config.path!r}: no such directory")
-        if not root.is_dir():
-            raise DataError(
-                f"data.path = {config.path!r}: not a directory; give the folder of the class folders"
-            )
-        self.root = root.resolve()
-        self.class_names, self._paths, self._labels = _list(self.root, config.test_fraction)
-        self.prompts = tuple(
-            config.prompt_template.replace("{name}", name.replace("_", " "))
-            for name in self.class_names
-        )
-        self.n_train, self.n_test = len(self._paths["train"]), len(self._paths["test"])
+        self.root = _root(config)
+        listing = _list(self.root, config.test_fraction)
+        self.class_names = listing.class_names
+        self._paths = listing.paths
+        self._labels = {
+            split: np.array(values, np.int32) for split, values in listing.labels.items()
+        }
+        self.prompts = prompts_of(self.class_names, config.prompt_template)
+        self.n_train = len(self._paths["train"])
+        self.n_test = len(self._paths["test"])
 
     def __getstate__(self) -> dict[str, Any]:
         # File names are most of the object and repeat themselves: packed, 160,000 of them are
         # about 0.4 MB.
-        packed = {
-            split: zlib.compress("\0".join(paths).encode()) for split, paths in self._paths.items()
-        }
+        packed = {}
+        for split, paths in self._paths.items():
+            names = "\0".join(paths)
+            packed[split] = zlib.compress(names.encode())
         return {**self.__dict__, "_paths": packed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        unpacked = {k: zlib.decompress(v).decode().split("\0") for k, v in state["_paths"].items()}
+        unpacked = {}
+        for split, packed in state["_paths"].items():
+            names = zlib.decompress(packed).decode()
+            unpacked[split] = names.split("\0")
         self.__dict__.update(state, _paths=unpacked)
 
     def read(
-        self, split: Split, indices: np.ndarray, resolution: int
+        self,
+        split: Split,
+        indices: np.ndarray,
+        *,
+        resolution: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         paths = self._paths[split]
         indices = check_indices(indices, len(paths), split=split)
@@ -95,75 +99,130 @@ class ImageFolder(ImageSource):
         for split, paths in self._paths.items():
             for path in paths:
                 stat = (self.root / path).stat()
-                digest.update(f"{split}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+                line = f"{split}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+                digest.update(line.encode())
         return digest.hexdigest()
 
     def verify(self) -> None:
         """Checks headers and checksums; decodes only what its format gives no cheaper check for."""
         paths = [self.root / path for split in self._paths.values() for path in split]
-        parts = [paths[i : i + 256] for i in range(0, len(paths), 256)]
+        starts = range(0, len(paths), _FILES_PER_TASK)
+        parts = [paths[start : start + _FILES_PER_TASK] for start in starts]
         with ThreadPoolExecutor() as pool:
-            faults = [fault for part in pool.map(_faults, parts) for fault in part]
-        if faults:
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise DataError(faults[0] + more)
+            found = list(pool.map(_faults, parts))
+        faults = [fault for part in found for fault in part]
+        if not faults:
+            return
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise DataError(faults[0] + more)
 
 
-def _list(
-    root: Path, test_fraction: float
-) -> tuple[tuple[str, ...], dict[str, list[str]], dict[str, np.ndarray]]:
-    """Class names, then per split the sorted paths relative to root and their labels (int32)."""
-    given = all((root / split).is_dir() and _folders(root / split) for split in ("train", "test"))
-    parents = {split: root / split if given else root for split in ("train", "test")}
-    classes = _folders(parents["train"])
+def _root(config: DataConfig) -> Path:
+    """``data.path``, an existing directory."""
+    if config.path is None:
+        allowed = "must be a directory with one sub-folder per class"
+        raise ConfigError("data.path", None, allowed)
+    root = Path(config.path).expanduser()
+    if not root.exists():
+        raise DataError(f"data.path = {config.path!r}: no such directory")
+    if not root.is_dir():
+        raise DataError(
+            f"data.path = {config.path!r}: not a directory; give the folder of the class folders"
+        )
+    return root.resolve()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listing:
+    """Class names, and per split the sorted paths relative to the root and their labels."""
+
+    class_names: tuple[str, ...]
+    paths: dict[str, list[str]]
+    labels: dict[str, list[int]]
+
+    def add(
+        self,
+        path: str,
+        label: int,
+        *,
+        split: str,
+    ) -> None:
+        self.paths[split].append(path)
+        self.labels[split].append(label)
+
+
+def _list(root: Path, test_fraction: float) -> _Listing:
+    parents = {split: root / split for split in SPLITS}
+    given = all(parent.is_dir() and _folders(parent) for parent in parents.values())
+    if not given:
+        parents = dict.fromkeys(SPLITS, root)
+    classes = _classes(root, parents["train"])
+    if given:
+        _check_same_classes(root, classes, _folders(parents["test"]))
+
+    listing = _Listing(
+        class_names=tuple(classes),
+        paths={split: [] for split in SPLITS},
+        labels={split: [] for split in SPLITS},
+    )
+    for parent in dict.fromkeys(parents.values()):
+        for label, name in enumerate(classes):
+            for file in _images(parent / name):
+                relative = file.relative_to(root).as_posix()
+                split = parent.name if given else split_of(relative, test_fraction)
+                listing.add(relative, label, split=split)
+    for split, members in listing.paths.items():
+        if not members:
+            raise DataError(
+                f"{root}: too few images, none falls into the {split} split at "
+                f"data.test_fraction = {test_fraction}"
+            )
+    return listing
+
+
+def _classes(root: Path, parent: Path) -> list[str]:
+    """Names of the class folders, at least two."""
+    classes = _folders(parent)
     if not classes:
         raise DataError(f"{root}: no class sub-folders; expected one folder of images per class")
     if len(classes) == 1:
         raise DataError(
-            f"{parents['train']}: only one class ({classes[0]}); at least two sub-folders are needed"
+            f"{parent}: only one class ({classes[0]}); at least two sub-folders are needed"
         )
-    if given and (differing := set(classes) ^ set(_folders(parents["test"]))):
-        raise DataError(
-            f"{root}: train/ and test/ must hold the same classes; only one has {', '.join(sorted(differing))}"
-        )
+    return classes
 
-    paths: dict[str, list[str]] = {"train": [], "test": []}
-    labels: dict[str, list[int]] = {"train": [], "test": []}
-    for parent in dict.fromkeys(parents.values()):
-        for label, name in enumerate(classes):
-            files = _images(parent / name)
-            if not files:
-                endings = " ".join(sorted(EXTENSIONS))
-                raise DataError(
-                    f"{parent / name}: class without images; expected files ending in {endings}"
-                )
-            for file in files:
-                relative = file.relative_to(root).as_posix()
-                split = parent.name if given else split_of(relative, test_fraction)
-                paths[split].append(relative)
-                labels[split].append(label)
-    for split, members in paths.items():
-        if not members:
-            raise DataError(
-                f"{root}: too few images, none falls into the {split} split at data.test_fraction = {test_fraction}"
-            )
-    return (
-        tuple(classes),
-        paths,
-        {split: np.array(values, np.int32) for split, values in labels.items()},
-    )
+
+def _check_same_classes(
+    root: Path,
+    train: list[str],
+    test: list[str],
+) -> None:
+    differing = set(train) ^ set(test)
+    if differing:
+        names = ", ".join(sorted(differing))
+        raise DataError(
+            f"{root}: train/ and test/ must hold the same classes; only one has {names}"
+        )
 
 
 def _folders(parent: Path) -> list[str]:
-    return sorted(p.name for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = [place.name for place in parent.iterdir() if place.is_dir()]
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and p.is_file()
-    )
+    """The images of a class, at least one."""
+    found = [path for path in folder.rglob("*") if _is_image(path)]
+    if not found:
+        endings = " ".join(sorted(EXTENSIONS))
+        raise DataError(f"{folder}: class without images; expected files ending in {endings}")
+    return sorted(found)
+
+
+def _is_image(path: Path) -> bool:
+    if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
+        return False
+    return path.is_file()
 
 
 def _faults(paths: list[Path]) -> list[str]:
@@ -186,5 +245,6 @@ def _fault(path: Path) -> str | None:
 def _ends_as_jpeg(path: Path) -> bool:
     """Whether the end marker stands near the end; some writers pad behind it."""
     with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 1024))
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - 1024))
         return _JPEG_END in file.read()

@@ -1,7 +1,7 @@
-"""Public stand-in for a sensitive digit set: fonts that pretraining never saw, in a style of their
-own.
+"""Public stand-in for a sensitive digit set.
 
-For choosing hyperparameters without touching, or paying for, the sensitive images.
+Fonts that pretraining never saw, in a style of their own: for choosing hyperparameters without
+touching, or paying for, the sensitive images.
 """
 
 from __future__ import annotations
@@ -14,39 +14,52 @@ from PIL import Image
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import ImageSource, Split, check_indices, register
-from sapf_ray.data.catalog import CATALOG, DIGITS_TEST, DIGITS_TRAIN
-from sapf_ray.glyphs import stand_in_digits
-
-_rendered = lru_cache(maxsize=1)(lambda: stand_in_digits(DIGITS_TRAIN, DIGITS_TEST))
+from sapf_ray.data.catalog import DATA_SETS, DIGITS_TEST, DIGITS_TRAIN
 
 
 @register("stand_in")
 class StandIn(ImageSource):
     """As many records, classes and prompts as ``digits``, all of it public."""
 
+    row = DATA_SETS["stand_in"]
+
     def __init__(self, config: DataConfig) -> None:
-        self.class_names = CATALOG["stand_in"].class_names
-        self.prompts = CATALOG["stand_in"].prompts
+        self.class_names = self.row.class_names
+        self.prompts = self.row.prompts
         self.n_train = DIGITS_TRAIN
         self.n_test = DIGITS_TEST
 
     def read(
-        self, split: Split, indices: np.ndarray, resolution: int
+        self,
+        split: Split,
+        indices: np.ndarray,
+        *,
+        resolution: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = _rendered()[0 if split == "train" else 1]
+        images, labels = _rendered()[split]
         rows = check_indices(indices, len(labels), split=split)
         size = (resolution, resolution)
-        resized = [
-            np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-            for image in images[rows]
-        ]
-        return np.stack(resized), labels[rows]
+        resized = np.empty((len(rows), *size, 3), dtype=np.uint8)
+        for i, row in enumerate(rows):
+            image = Image.fromarray(images[row])
+            resized[i] = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+        return resized, labels[rows]
 
     def labels(self, split: Split) -> np.ndarray:
-        return _rendered()[0 if split == "train" else 1][1]
+        _, labels = _rendered()[split]
+        return labels
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(np.ascontiguousarray(_rendered()[0][0]).tobytes()).hexdigest()
+        images, _ = _rendered()["train"]
+        return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
 
     def verify(self) -> None:
         """Nothing to look for: the records are rendered."""
+
+
+@lru_cache(maxsize=1)
+def _rendered() -> dict[Split, tuple[np.ndarray, np.ndarray]]:
+    from sapf_ray.glyphs import stand_in_digits  # torch and matplotlib take over a second
+
+    train, test = stand_in_digits(DIGITS_TRAIN, DIGITS_TEST)
+    return {"train": train, "test": test}

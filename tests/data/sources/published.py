@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data import SOURCES, ImageSource, open_source
-from sapf_ray.data.catalog import CATALOG
+from sapf_ray.data import ImageSource, open_source
+from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import SapfError
 
 
@@ -71,7 +71,7 @@ def write_cifar10(folder: Path, per_file: int = 7) -> tuple[np.ndarray, np.ndarr
         (folder / name).write_bytes(python2_pickle(cifar_batch(labels[rows], pixels[rows])))
     meta = {
         b"num_cases_per_batch": per_file,
-        b"label_names": [n.encode() for n in CATALOG["cifar10"].class_names],
+        b"label_names": [n.encode() for n in DATA_SETS["cifar10"].class_names],
         b"num_vis": 3072,
     }
     (folder / "batches.meta").write_bytes(python2_pickle(meta))
@@ -202,7 +202,6 @@ def write_parquet(root: Path, **kwargs) -> None:
 
 
 def open_named(name: str, path: Path | str, **kwargs) -> ImageSource:
-    assert name in SOURCES
     return open_source(DataConfig(source=name, path=str(path), **kwargs))
 
 
@@ -218,4 +217,4 @@ def refusal(name: str, path: Path | str, **kwargs) -> str:
 
 def read_all(source: ImageSource, split: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
     n = source.n_train if split == "train" else source.n_test
-    return source.read(split, np.arange(n), resolution)  # type: ignore[arg-type]
+    return source.read(split, np.arange(n), resolution=resolution)  # type: ignore[arg-type]

@@ -87,17 +87,17 @@ def test_opening_opens_no_image(root, refuse_images):
 def test_the_index_is_made_once_per_process(root, monkeypatch):
     source = open_named("celeba", root)
     monkeypatch.setattr(celeba, "_table", lambda *a: pytest.fail("the lists were read again"))
-    source.read("train", np.array([0]), 8)
-    pickle.loads(pickle.dumps(source)).read("test", np.array([0]), 8)
+    source.read("train", np.array([0]), resolution=8)
+    pickle.loads(pickle.dumps(source)).read("test", np.array([0]), resolution=8)
 
 
 def test_order_of_indices_and_bounds(root):
     source = open_named("celeba", root)
-    images, labels = source.read("train", np.array([4, 0]), 8)
-    assert np.array_equal(images[::-1], source.read("train", np.array([0, 4]), 8)[0])
+    images, labels = source.read("train", np.array([4, 0]), resolution=8)
+    assert np.array_equal(images[::-1], source.read("train", np.array([0, 4]), resolution=8)[0])
     assert labels.tolist() == source.labels("train")[[4, 0]].tolist()
     with pytest.raises(IndexError):
-        source.read("test", np.array([3]), 8)
+        source.read("test", np.array([3]), resolution=8)
 
 
 def test_fingerprint(root):
@@ -172,4 +172,4 @@ def test_lists_that_change_under_an_open_source(root):
     source = open_named("celeba", root)
     edit(root / EVAL, "000012.jpg 0", "000012.jpg 1")
     with pytest.raises(DataError, match="changed since"):
-        source.read("train", np.array([0]), 8)
+        source.read("train", np.array([0]), resolution=8)

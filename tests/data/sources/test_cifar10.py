@@ -49,11 +49,16 @@ def test_reads_what_was_written_from_the_folder_or_the_one_above(published):
 def test_order_repeats_and_size(published):
     folder, pixels, labels = published
     indices = np.array([34, 0, 20, 0])
-    images, found = open_named("cifar10", folder).read("train", indices, 32)
+    images, found = open_named("cifar10", folder).read("train", indices, resolution=32)
     assert np.array_equal(images, pixels[indices]) and np.array_equal(found, labels[indices])
-    assert open_named("cifar10", folder).read("test", np.array([1]), 48)[0].shape == (1, 48, 48, 3)
+    assert open_named("cifar10", folder).read("test", np.array([1]), resolution=48)[0].shape == (
+        1,
+        48,
+        48,
+        3,
+    )
     with pytest.raises(IndexError):
-        open_named("cifar10", folder).read("train", np.array([35]), 32)
+        open_named("cifar10", folder).read("train", np.array([35]), resolution=32)
 
 
 class Counting:
@@ -246,4 +251,4 @@ def test_a_batch_that_goes_away_is_named(published):
     source = open_named("cifar10", published[0])
     (published[0] / "data_batch_4").unlink()
     with pytest.raises(DataError, match="data_batch_4"):
-        source.read("train", np.array([0]), 32)
+        source.read("train", np.array([0]), resolution=32)

@@ -52,11 +52,11 @@ def test_any_order(published, monkeypatch):
         np.array([], int),
         *(rng.integers(0, 40, 9) for _ in range(30)),
     ):
-        images, labels = source.read("train", indices, 28)
+        images, labels = source.read("train", indices, resolution=28)
         assert np.array_equal(images[..., 1], arrays["train_images"][indices])
         assert np.array_equal(labels, arrays["train_labels"][indices, 0])
     with pytest.raises(IndexError):
-        source.read("train", np.array([40]), 28)
+        source.read("train", np.array([40]), resolution=28)
 
 
 def test_colour_images_and_the_paper_size_first(tmp_path):
@@ -79,7 +79,7 @@ def test_opening_inflates_no_image(published, monkeypatch):
     assert source.n_train == 40 and source.fingerprint() and len(source.labels("train")) == 40
     assert len(pickle.dumps(source)) < 2000
     with pytest.raises(AssertionError):
-        source.read("train", np.array([0]), 28)
+        source.read("train", np.array([0]), resolution=28)
 
 
 def test_a_pickled_source_reads_the_same(published):
@@ -93,7 +93,7 @@ def test_reading_does_not_hold_the_array(tmp_path):
     np.savez_compressed(tmp_path / "octmnist_224.npz", **arrays)
     source = open_named("octmnist", tmp_path)
     tracemalloc.start()
-    images, _ = source.read("train", np.array([299, 3]), 32)
+    images, _ = source.read("train", np.array([299, 3]), resolution=32)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5e6
@@ -114,10 +114,10 @@ def test_a_stream_is_inflated_once_and_later_reads_start_nearby(tmp_path, monkey
     monkeypatch.setattr(npz._Deflated, "_inflate", counting)
     source = open_named("octmnist", tmp_path)
     for start in range(0, 2000, 100):  # shards in ascending order: one pass
-        source.read("train", np.arange(start, start + 100), 8)
+        source.read("train", np.arange(start, start + 100), resolution=8)
     assert sum(inflated) == 2000 * 784 + 128  # with the array's header
     inflated.clear()
-    source.read("train", np.array([1200]), 8)
+    source.read("train", np.array([1200]), resolution=8)
     assert sum(inflated) <= 100_000 + 784
 
 

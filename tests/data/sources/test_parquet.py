@@ -30,15 +30,15 @@ def test_reads_what_was_written(tmp_path, place):
         images, labels = read_all(source, split, 6)
         assert values(images) == list(range(first, first + len(images)))
         assert labels.tolist() == [v % 2 for v in values(images)] == source.labels(split).tolist()
-    images, labels = source.read("train", np.array([39, 5, 24, 25, 5]), 9)
+    images, labels = source.read("train", np.array([39, 5, 24, 25, 5]), resolution=9)
     assert (
         images.shape == (5, 9, 9, 3)
         and values(images) == [39, 5, 24, 25, 5]
         and labels.tolist() == [1, 1, 0, 1, 1]
     )
-    assert source.read("train", np.array([], int), 9)[0].shape == (0, 9, 9, 3)
+    assert source.read("train", np.array([], int), resolution=9)[0].shape == (0, 9, 9, 3)
     with pytest.raises(IndexError):
-        source.read("test", np.array([6]), 9)
+        source.read("test", np.array([6]), resolution=9)
     source.verify()
 
 
@@ -62,7 +62,7 @@ def test_columns_are_found_by_their_features(tmp_path):
 def test_opening_decodes_nothing_and_pickles_small(tmp_path, monkeypatch):
     write_parquet(tmp_path)
     monkeypatch.setattr(parquet, "decode", lambda *a: pytest.fail("an image was decoded"))
-    monkeypatch.setattr(parquet, "_decode_group", lambda *a: pytest.fail("a row group was read"))
+    monkeypatch.setattr(parquet._RowGroup, "decode", lambda *a: pytest.fail("a row group was read"))
     source = open_named("parquet", tmp_path)
     assert source.fingerprint() == open_named("parquet", tmp_path).fingerprint()
     packed = pickle.dumps(source)
@@ -71,18 +71,27 @@ def test_opening_decodes_nothing_and_pickles_small(tmp_path, monkeypatch):
     assert values(read_all(pickle.loads(packed), "train", 6)[0]) == list(range(40))
 
 
-def test_only_the_row_groups_asked_for_are_read(tmp_path, monkeypatch):
+def test_only_the_requested_row_groups_are_read(tmp_path, monkeypatch):
     write_parquet(tmp_path)
-    source, read, decoded = open_named("parquet", tmp_path), [], []
-    group, decode = parquet._decode_group, parquet.decode
-    monkeypatch.setattr(
-        parquet,
-        "_decode_group",
-        lambda path, g, *a: read.append((path.name[:11], g)) or group(path, g, *a),
-    )
-    monkeypatch.setattr(parquet, "decode", lambda *a: decoded.append(a[2]) or decode(*a))
-    source.read("train", np.array([36, 22, 21]), 6)
-    assert read == [("train-00000", 2), ("train-00001", 1)] and len(decoded) == 3
+    source = open_named("parquet", tmp_path)
+    read = []
+    decoded = []
+    decode_group = parquet._RowGroup.decode
+    decode = parquet.decode
+
+    def noting_group(group, *args):
+        read.append((group.path.name[:11], group.number))
+        return decode_group(group, *args)
+
+    def noting_image(*args, name):
+        decoded.append(name)
+        return decode(*args, name=name)
+
+    monkeypatch.setattr(parquet._RowGroup, "decode", noting_group)
+    monkeypatch.setattr(parquet, "decode", noting_image)
+    source.read("train", np.array([36, 22, 21]), resolution=6)
+    assert read == [("train-00000", 2), ("train-00001", 1)]
+    assert len(decoded) == 3
 
 
 def test_fingerprint_follows_the_files(tmp_path):

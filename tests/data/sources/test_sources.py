@@ -40,7 +40,9 @@ def folder_config(path, **kwargs):
 
 def read_all(source, split, resolution=8):
     return source.read(
-        split, np.arange(source.n_train if split == "train" else source.n_test), resolution
+        split,
+        np.arange(source.n_train if split == "train" else source.n_test),
+        resolution=resolution,
     )
 
 
@@ -63,7 +65,7 @@ class TestDigits:
         assert train[:5].tolist() == [1223, 327, 1791, 48, 1302]  # constant over versions
 
     def test_images_are_light_ink_on_dark_in_the_full_range(self):
-        images, labels = self.source.read("train", np.arange(100), 32)
+        images, labels = self.source.read("train", np.arange(100), resolution=32)
         assert (
             images.shape == (100, 32, 32, 3)
             and images.dtype == np.uint8
@@ -74,11 +76,11 @@ class TestDigits:
         assert images[:, :4, :4].mean() < 20  # corners are ground
 
     def test_reads_in_the_order_asked(self):
-        images, labels = self.source.read("test", np.array([7, 3]), 8)
-        again, again_labels = self.source.read("test", np.array([3, 7]), 8)
+        images, labels = self.source.read("test", np.array([7, 3]), resolution=8)
+        again, again_labels = self.source.read("test", np.array([3, 7]), resolution=8)
         assert np.array_equal(images, again[::-1]) and np.array_equal(labels, again_labels[::-1])
         assert labels.tolist() == self.source.labels("test")[[7, 3]].tolist()
-        assert self.source.read("test", np.array([], int), 8)[0].shape == (0, 8, 8, 3)
+        assert self.source.read("test", np.array([], int), resolution=8)[0].shape == (0, 8, 8, 3)
 
     def test_opening_reads_nothing(self, no_decoding):
         assert open_source(DataConfig()).prompts[0] == "An image of the digit zero"
@@ -86,7 +88,7 @@ class TestDigits:
     @pytest.mark.parametrize("index", [-1, 500])
     def test_an_index_outside_the_split_is_refused(self, index):
         with pytest.raises(IndexError):
-            self.source.read("test", np.array([index]), 8)
+            self.source.read("test", np.array([index]), resolution=8)
 
     def test_fingerprint_is_stable_and_pickle_small(self):
         assert self.source.fingerprint() == open_source(DataConfig()).fingerprint()
@@ -118,7 +120,7 @@ class TestImageFolder:
         assert Image.open(path).mode == mode
         source = open_source(folder_config(tmp_path))
         source.verify()
-        image = source.read("train", np.array([0]), 10)[0][0]
+        image = source.read("train", np.array([0]), resolution=10)[0][0]
         assert image.shape == (10, 10, 3)
         assert image[:, :3].mean() < 40 and image[:, -3:].mean() > 170
 
