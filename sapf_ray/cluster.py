@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sapf_ray.config import ClusterConfig, FinetuneConfig, RunConfig
-from sapf_ray.errors import ClusterError, SapfError
+from sapf_ray.errors import ClusterError, SapfError, reason
 from sapf_ray.runs import runlog, worktime
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ def _why_not(error: Exception) -> str:
             f"Ray {part[0][1]} on Python {part[1][1]}" for part in (versions[:2], versions[2:])
         )
         return f"the cluster runs {there}, this process {here}; install the same versions on both"
-    return f"no Ray answers there ({(text or type(error).__name__).splitlines()[0]}); leave it out to start a local one"
+    return f"no Ray answers there ({reason(error)}); leave it out to start a local one"
 
 
 def result(reference: ray.ObjectRef) -> Any:
@@ -143,9 +143,8 @@ def result(reference: ray.ObjectRef) -> Any:
         raise
     except RayError as error:
         runlog.event("work_lost", runlog.ERROR, error=type(error).__name__)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(
-            f"work was lost and repeating it did not help ({reason}); finished work is kept, the same command goes on"
+            f"work was lost and repeating it did not help ({reason(error)}); finished work is kept, the same command goes on"
         ) from error
     if not isinstance(value, worktime.Worked):
         return value

@@ -40,6 +40,18 @@ class ClusterError(SapfError):
     """The Ray cluster lacks what the run asks for."""
 
 
-def reason(error: Exception) -> str:
-    """What another library's error says, on one line."""
-    return " ".join(str(error).split())[:200]
+def reason(error: BaseException, *, line: int = 0) -> str:
+    """What another library's error says, on one line; the error's class where it says nothing.
+
+    Args:
+        error: Any error.
+        line: Which of the message's lines that are not blank: 0 is the first, -1 the last.
+
+    >>> reason(ValueError("no such file\\n  in the folder"))
+    'no such file'
+    >>> reason(KeyError())
+    'KeyError'
+    """
+    lines = [" ".join(text.split()) for text in str(error).splitlines()]
+    said = [text for text in lines if text]
+    return said[line][:300] if said else type(error).__name__

@@ -1,21 +1,101 @@
-"""Files, whoever reads them."""
+"""Files, whoever reads them: written whole or not at all, recognised by their content."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import hashlib
+import json
+import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, mode: int = 0o666, replace: bool = True) -> Iterator[IO[bytes]]:
+    """Yields a file that gets its name ``path`` only once it is whole and on disk.
+
+    The file and the entry in its folder are both synchronised, so that neither is lost with the
+    power. Any number of processes may write the same path: each writes a file of its own, and the
+    last one to finish wins, or the first one where ``replace`` is False.
+
+    Args:
+        path: Where the file appears; its folder must exist.
+        mode: Permissions, from the first byte on: less what the umask takes;
+            0o600 for what is sensitive or secret.
+        replace: False keeps a file that is already there.
+
+    Raises:
+        FileExistsError: ``replace`` is False and the file is already there.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(partial, path)
+        else:
+            os.link(partial, path)
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomic(
+    path: Path, content: str | bytes, *, mode: int = 0o666, replace: bool = True
+) -> None:
+    """Writes text (UTF-8) or bytes through :func:`atomic_file`."""
+    with atomic_file(path, mode=mode, replace=replace) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
+    """Writes a value as indented JSON through :func:`atomic_file`."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n", mode=mode)
+
+
+def write_array(path: Path, array: np.ndarray, *, mode: int = 0o666) -> None:
+    """Writes a ``.npy`` file through :func:`atomic_file`."""
+    import numpy as np  # this module is at the ground of the package and stays light
+
+    with atomic_file(path, mode=mode) as file:
+        np.save(file, array)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's entries on disk: a new name may otherwise be lost with the power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hex digest of a file's content, read piece by piece."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(
+            file, lambda: hashlib.new(algorithm, usedforsecurity=False)
+        ).hexdigest()
+
+
+def short_hash(value: Any) -> str:
+    """16 hex digits of a JSON value: enough to tell folders and settings apart.
+
+    The order of a mapping's keys does not count.
+
+    >>> short_hash({"a": 1, "b": 2}) == short_hash({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def below(uri: str, name: str) -> str:

@@ -8,8 +8,6 @@ rather than samples are kept, so that training still draws a fresh latent each t
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +19,8 @@ import torch
 
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig
-from sapf_ray.data.arrays import save_array
 from sapf_ray.data.base import ImageSource
-from sapf_ray.files import only_one
+from sapf_ray.files import only_one, short_hash, write_array
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.loading import kept_pipeline, load_pipeline, native_resolution, resolve_model
 from sapf_ray.runs import worktime
@@ -71,16 +68,14 @@ def shared_directory(root: Path, source: ImageSource, *, model: ModelConfig) -> 
     """Folder in ``root`` for the latents of these images: the same for all runs that may share
     them.
     """
-    what = json.dumps(
-        [
-            source.fingerprint(),
-            source.prompts,
-            resolve_model(model.path),
-            model.dtype,
-            model.class_labels,
-        ]
-    )
-    return root / hashlib.sha256(what.encode()).hexdigest()[:16]
+    what = [
+        source.fingerprint(),
+        source.prompts,
+        resolve_model(model.path),
+        model.dtype,
+        model.class_labels,
+    ]
+    return root / short_hash(what)
 
 
 @ray.remote(max_retries=3)
@@ -144,7 +139,7 @@ def _build(
         conditions = encode_conditions(
             pipe, source.prompts, class_labels=model.class_labels
         ).numpy()
-        save_array(directory / "conditions.npy", conditions, mode=0o600)
+        write_array(directory / "conditions.npy", conditions, mode=0o600)
         del pipe
     shards = np.array_split(np.arange(source.n_train), max(1, -(-source.n_train // shard_size)))
     # ImageSource may be large (a list of 300,000 paths): by reference, not pickled into every task
@@ -170,7 +165,7 @@ def _build(
     assert moments is not None
     moments.flush()
     del moments
-    save_array(directory / "labels.npy", labels, mode=0o600)
+    write_array(directory / "labels.npy", labels, mode=0o600)
     os.replace(partial, directory / "moments.npy")
 
 

@@ -22,6 +22,7 @@ from sapf_ray.evaluation.metrics import from_real_images, known_scores
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.evolution import check_evolution, is_written, make_parts, write_data_set
 from sapf_ray.evolution.evolve import evolve
+from sapf_ray.files import write_atomic
 from sapf_ray.finetune.adapter import add_adapter
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
@@ -37,7 +38,7 @@ from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.runs import runlog
 from sapf_ray.runs.clock import Stages, noise_of, open_ledger, privacy_note
-from sapf_ray.runs.directory import RunDirectory, write_atomic
+from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.runs.gauges import Meter
 from sapf_ray.runs.storage import Storage
 from sapf_ray.runs.tracking import Tracker

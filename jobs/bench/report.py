@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from jobs.bench.figures import TARGETS, Spread
-from sapf_ray.runs.directory import write_atomic
+from sapf_ray.files import write_atomic
 
 COLORS = {"ours": "#1b6ca8", "plain": "#8a8a8a", "nonprivate": "#8a8a8a", "opacus_hooks": "#d1742f"}
 

@@ -10,8 +10,6 @@ Defaults are those of the paper's Table 13; where they differ the field says why
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +37,7 @@ from sapf_ray.config.outputs import (
     SynthesisConfig,
 )
 from sapf_ray.config.running import ClusterConfig, TrackingConfig
+from sapf_ray.files import short_hash
 
 __all__ = [
     "ACCOUNTANTS",
@@ -200,4 +199,4 @@ def config_hash(config: RunConfig, *sections: str) -> str:
     keys = {
         k: v for k, v in result_keys(config).items() if not sections or k.split(".")[0] in sections
     }
-    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(keys)

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapf_ray.config import EXECUTION_ONLY, EvolutionConfig, ModelConfig, SynthesisConfig, flatten
-from sapf_ray.data.arrays import save_array
 from sapf_ray.data.base import ImageSource
 from sapf_ray.errors import ConfigError, RunDirectoryError
 from sapf_ray.evolution.api import Api, DiffusionApi
@@ -37,10 +36,10 @@ from sapf_ray.evolution.embedding import Embedding, make_embedding
 from sapf_ray.evolution.generation import Generation, Work, embed_candidates, make_samples
 from sapf_ray.evolution.histogram import RecordEmbeddings, all_votes, release_histogram
 from sapf_ray.evolution.population import next_parents, threshold_votes
+from sapf_ray.files import write_array, write_json
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import StagePlan
-from sapf_ray.runs.directory import write_atomic
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ def evolve(
                 seed=seed,
                 iteration=previous.index,
             )
-            save_array(generation.parents_file, parents)
+            write_array(generation.parents_file, parents)
         for _ in make_samples(work, generation, previous):
             progress(1)
         if previous is not None:
@@ -254,7 +253,7 @@ def _same_settings(
     }
     path = root / "settings.json"
     if not path.exists():
-        write_atomic(path, json.dumps(settings, indent=2) + "\n")
+        write_json(path, settings)
         return
     try:
         found = json.loads(path.read_text())

@@ -18,11 +18,11 @@ import torch
 
 from sapf_ray import cluster
 from sapf_ray.config import EvolutionConfig
-from sapf_ray.data.arrays import save_array
 from sapf_ray.errors import SapfError
 from sapf_ray.evolution.api import Api
 from sapf_ray.evolution.embedding import Embedding
 from sapf_ray.evolution.population import kept_slots, slot_seeds
+from sapf_ray.files import write_array
 from sapf_ray.runs import worktime
 
 
@@ -117,7 +117,7 @@ def _make_shard(
         if vary.any():
             strength = work.config.strength(previous.index)
             samples[vary] = work.api.vary(samples[vary], labels[vary], seeds[vary], strength)
-    save_array(generation.file("samples", shard), samples)
+    write_array(generation.file("samples", shard), samples)
 
 
 @ray.remote(max_retries=3)
@@ -142,7 +142,7 @@ def _embed_shard(work: Work, generation: Generation, shard: int) -> None:
         raise SapfError(
             f"generation {generation.index}: the embedding of a synthetic image is not finite"
         )
-    save_array(generation.file("embeddings", shard), embeddings)
+    write_array(generation.file("embeddings", shard), embeddings)
 
 
 def make_samples(work: Work, generation: Generation, previous: Generation | None) -> Iterator[None]:

@@ -23,11 +23,11 @@ import torch
 
 from sapf_ray import cluster
 from sapf_ray.config import EvolutionConfig
-from sapf_ray.data.arrays import save_array
 from sapf_ray.data.base import ImageSource
 from sapf_ray.errors import DataError
 from sapf_ray.evolution.embedding import Embedding
 from sapf_ray.evolution.generation import task_options
+from sapf_ray.files import write_array
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.noise import add_gaussian_noise
@@ -105,7 +105,7 @@ def _embed_records(
         len(labels), [("embedding", np.float32, embeddings.shape[1:]), ("label", np.int64)]
     )
     table["embedding"], table["label"] = embeddings, labels
-    save_array(records.file(shard), table, mode=0o600)
+    write_array(records.file(shard), table, mode=0o600)
 
 
 def count_votes(

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from sapf_ray.errors import DataError
+from sapf_ray.errors import DataError, reason
 from sapf_ray.glyphs import CHARACTERS, IMAGE_SIDE
 
 FEATURE_DIM = 96
@@ -72,8 +72,7 @@ def load_glyph_features(directory: Path = BUNDLED_FEATURES) -> GlyphFeatures:
             f"{path}: no such file; `python -m jobs.pretrain_public` writes it"
         ) from error
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: not the weights of GlyphFeatures ({reason})") from error
+        raise DataError(f"{path}: not the weights of GlyphFeatures ({reason(error)})") from error
     return net.eval().requires_grad_(False)
 
 

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from sapf_ray.config import ModelConfig
-from sapf_ray.errors import DataError
+from sapf_ray.errors import DataError, reason
 from sapf_ray.models.catalog import CATALOG
 from sapf_ray.models.conditioning import check_text_model, denoiser_of, label_ids
 
@@ -180,9 +180,8 @@ def _family(path: str) -> tuple[dict[str, Any], tuple[Any, str, Any, dict[str, A
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
-    reason = str(error).strip().splitlines()[0]
     return DataError(
-        f"model.path = {path!r}: cannot be loaded as one of {', '.join(FAMILIES)} ({reason})"
+        f"model.path = {path!r}: cannot be loaded as one of {', '.join(FAMILIES)} ({reason(error)})"
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import secrets
 import shutil
 from pathlib import Path
@@ -18,17 +17,8 @@ from typing import IO, Any
 import yaml
 
 from sapf_ray.config import RunConfig, from_dict, result_keys, to_dict
-from sapf_ray.errors import RunDirectoryError
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Whole file or nothing, durable before it returns."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)
+from sapf_ray.errors import RunDirectoryError, reason
+from sapf_ray.files import write_atomic, write_json
 
 
 def keep_fingerprint(path: Path, fingerprint: str, *, refusal: str) -> None:
@@ -40,8 +30,7 @@ def keep_fingerprint(path: Path, fingerprint: str, *, refusal: str) -> None:
     """
     if path.exists() and path.read_text() != fingerprint:
         raise RunDirectoryError(refusal)
-    write_atomic(path, fingerprint)
-    path.chmod(0o600)
+    write_atomic(path, fingerprint, mode=0o600)
 
 
 class RunDirectory:
@@ -85,7 +74,9 @@ class RunDirectory:
         if self.root.exists() and not self.root.is_dir():
             raise RunDirectoryError(f"--out {self.root}: is a file, must be a directory")
         if self.root.is_dir() and not self.config.exists():
-            foreign = [p.name for p in self.root.iterdir() if p.name != ".lock"]
+            foreign = [
+                p.name for p in self.root.iterdir() if p.name != ".lock" and p.suffix != ".partial"
+            ]
             if foreign:
                 raise RunDirectoryError(
                     f"--out {self.root}: not empty and no run of sapf ({foreign[0]} is there); use another directory"
@@ -129,9 +120,7 @@ class RunDirectory:
         try:
             return from_dict(yaml.safe_load(self.config.read_text()))
         except (yaml.YAMLError, TypeError, AttributeError) as error:
-            raise RunDirectoryError(
-                f"{self.config}: damaged ({str(error).splitlines()[0]})"
-            ) from error
+            raise RunDirectoryError(f"{self.config}: damaged ({reason(error)})") from error
 
     def check_same(self, config: RunConfig) -> None:
         """Raises RunDirectoryError where the directory holds a run with another result-bearing
@@ -153,7 +142,7 @@ class RunDirectory:
         shutil.rmtree(self.private, ignore_errors=True)
 
     def write_json(self, path: Path, value: Any) -> None:
-        write_atomic(path, json.dumps(value, indent=2) + "\n")
+        write_json(path, value)
 
     @staticmethod
     def read_json(path: Path) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from sapf_ray.config import RunConfig, flatten, to_dict
-from sapf_ray.errors import SapfError, TrackingError
+from sapf_ray.errors import SapfError, TrackingError, reason
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import STAGES, PrivacyPlan
 from sapf_ray.runs import runlog
@@ -111,10 +111,10 @@ class Tracker:
                     params=flatten(to_dict(config)) if params is None else params,
                 )
         except MlflowException as error:
-            raise TrackingError(f"tracking.uri = {uri}: {str(error).splitlines()[0]}") from error
+            raise TrackingError(f"tracking.uri = {uri}: {reason(error)}") from error
         except Exception as error:  # sqlalchemy and requests raise their own families
             raise TrackingError(
-                f"tracking.uri = {uri}: cannot be used ({type(error).__name__}: {str(error).splitlines()[0]})"
+                f"tracking.uri = {uri}: cannot be used ({type(error).__name__}: {reason(error)})"
             ) from error
         tracker = cls(uri, run_id)
         tracker.client = client

@@ -16,8 +16,6 @@ exactly) and deleted right after; whoever comes first makes the release, others 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,11 +24,11 @@ import torch
 
 from sapf_ray.config import RunConfig, result_keys
 from sapf_ray.errors import RunDirectoryError
-from sapf_ray.files import only_one
+from sapf_ray.files import only_one, short_hash, write_json
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
-from sapf_ray.runs.directory import RunDirectory, keep_fingerprint, write_atomic
+from sapf_ray.runs.directory import RunDirectory, keep_fingerprint
 from sapf_ray.saliency.scores import n_selected, top_n
 from sapf_ray.saliency.selection import Selection, release_names
 
@@ -60,7 +58,7 @@ def shared_folder(root: Path, config: RunConfig, *, plan: PrivacyPlan) -> Path:
     }
     stage = asdict(replace(plan.selection, share=None))
     what = [keys, stage, plan.n_records, config.seed, config.privacy.reproducible_seed]
-    return root / hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    return root / short_hash(what)
 
 
 def private_folder(root: Path, config: RunConfig, *, plan: PrivacyPlan) -> Path:
@@ -148,4 +146,4 @@ def _make(folder: Path, config: RunConfig, *, data: str, release: Release) -> No
     key = NoiseKey.load_or_create(folder / _PRIVATE / "noise_key", config.privacy.reproducible_seed)
     stream = key.stream_id("shared selection", data, folder.name)
     made = replace(release(key, stream), shared=True)
-    write_atomic(folder / _RELEASE, json.dumps(made.to_dict(), indent=2) + "\n")
+    write_json(folder / _RELEASE, made.to_dict())

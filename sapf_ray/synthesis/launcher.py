@@ -7,8 +7,6 @@ visible to every node that runs an actor (any shared file system).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +20,7 @@ import torch
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError, DataError
-from sapf_ray.files import file_digest
+from sapf_ray.files import file_digest, short_hash
 from sapf_ray.finetune.adapter import load_adapter
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
@@ -283,7 +281,7 @@ def data_set_spec(
         "size": [config.n_images, config.shard_size, config.batch_size],
         "sampling": [config.steps, config.guidance_scale, seed],
     }
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return short_hash(parts)
 
 
 def _model_files(model: ModelConfig) -> list[list[Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from sapf_ray.errors import DataError
+from sapf_ray.errors import DataError, reason
+from sapf_ray.files import write_atomic, write_json
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 
 MANIFEST = "manifest.json"
@@ -78,7 +78,7 @@ def write_shard(
     sink = io.BytesIO()
     # PNG bytes do not compress further
     pq.write_table(pa.table(rows, schema=schema(class_names, spec)), sink, compression="none")
-    _write_atomically(directory / shard.file, sink.getvalue())
+    write_atomic(directory / shard.file, sink.getvalue())
 
 
 def is_complete(directory: Path, plan: SamplingPlan, *, shard: Shard, spec: str) -> bool:
@@ -101,7 +101,7 @@ def remove_foreign(directory: Path, plan: SamplingPlan, *, spec: str) -> None:
     """
     planned = {shard.file for shard in plan.shards}
     for path in directory.iterdir():
-        partial = path.name.startswith(".") and ".parquet.partial-" in path.name
+        partial = path.name.startswith(".") and path.name.endswith(".partial")
         if partial or (_SHARD_NAME.fullmatch(path.name) and path.name not in planned):
             path.unlink()
     manifest = directory / MANIFEST
@@ -129,8 +129,8 @@ def write_manifest(
         "spec": spec,
         "shards": [{"file": s.file, "first_image": s.start, "rows": s.rows} for s in plan.shards],
     }
-    _write_atomically(directory / CARD, _card(manifest, privacy_note).encode())
-    _write_atomically(directory / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+    write_atomic(directory / CARD, _card(manifest, privacy_note))
+    write_json(directory / MANIFEST, manifest)
     return manifest
 
 
@@ -162,9 +162,8 @@ def read_synthetic(directory: Path | str) -> tuple[np.ndarray, np.ndarray]:
             for record in table.column("image").to_pylist():
                 images.append(np.asarray(Image.open(io.BytesIO(record["bytes"])).convert("RGB")))
         except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
             raise DataError(
-                f"{path}: damaged shard ({reason}); repeat the command to make it again"
+                f"{path}: damaged shard ({reason(error)}); repeat the command to make it again"
             ) from error
     return np.stack(images), np.concatenate(labels)
 
@@ -177,20 +176,6 @@ def encode_png(images: np.ndarray) -> list[bytes]:
         Image.fromarray(image).save(sink, format="PNG")
         files.append(sink.getvalue())
     return files
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # else the rename itself may be lost with the power
-    finally:
-        os.close(directory)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

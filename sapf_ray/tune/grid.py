@@ -22,8 +22,9 @@ from rich.table import Table
 from sapf_ray import cluster
 from sapf_ray.config import RunConfig, config_hash, flatten, from_dict, to_dict
 from sapf_ray.errors import RunDirectoryError, SapfError
+from sapf_ray.files import write_json
 from sapf_ray.report.render import Report
-from sapf_ray.runs.directory import RunDirectory, write_atomic
+from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.runs.tracking import Tracker, tracking_uri
 from sapf_ray.tune.budget import PlannedCell, check_disk, estimate, is_finished, plan_cells, totals
 from sapf_ray.tune.run import RETRIES, Outcome, run_cells, unfinished_runs
@@ -278,7 +279,7 @@ def _real_data(grid: Grid) -> dict[str, list[float]]:
         if key not in known
     }
     known.update({key: cluster.result(reference) for key, reference in pending.items()})
-    write_atomic(path, json.dumps(known, indent=2))
+    write_json(path, known)
     sources = {config.data.source for config in wanted.values()}
     named: dict[str, list[float]] = {}
     for key, config in wanted.items():

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from sapf_ray.evaluation.metrics import ACCURACY, headline
+from sapf_ray.files import write_atomic
 from sapf_ray.report.render import Column, Report
-from sapf_ray.runs.directory import RunDirectory, write_atomic
+from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.tune.budget import WHO_PAYS, PlannedCell, is_finished, total_text, totals
 
 SEED = "seed"

@@ -145,7 +145,7 @@ def crash_on_call(monkeypatch, module, name, number, after=False):
         ("release_histogram", 1, True, 1),  # paid for, and the noisy value lost
         ("release_histogram", 3, True, 1),
         ("next_parents", 2, True, 1),
-        ("save_array", 2, True, 0),  # parents are on disk: not released again
+        ("write_array", 2, True, 0),  # parents are on disk: not released again
         ("make_samples", 1, False, 0),
         ("make_samples", 3, False, 0),
         ("make_samples", 4, False, 0),

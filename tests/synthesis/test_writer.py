@@ -87,7 +87,7 @@ def test_a_truncated_shard_is_not_complete(data_set, keep):
 
 
 def test_shards_of_another_layout_and_partial_files_go(data_set):
-    (data_set / ".train-00000-of-00003.parquet.partial-9").write_bytes(b"left behind")
+    (data_set / ".train-00000-of-00003.parquet.9f.partial").write_bytes(b"left behind")
     (data_set / "notes.txt").write_text("mine")
     remove_foreign(data_set, PLAN, spec="spec")
     assert {p.name for p in data_set.iterdir()} == {

@@ -1,0 +1,22 @@
+"""The names of a run's stages, as logs, metrics, ledger and progress show them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """One stage of a run; its value is what users see.
+
+    >>> f"{Stage.FINETUNE}"
+    'finetune'
+    """
+
+    PLAN = "plan"
+    LATENTS = "latents"
+    SELECTION = "selection"
+    FINETUNE = "finetune"
+    EVOLUTION = "evolution"
+    SYNTHESIS = "synthesis"
+    PICTURES = "pictures"
+    EVALUATION = "evaluation"
