@@ -87,15 +87,16 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
         ).hexdigest()
 
 
-def short_hash(value: Any) -> str:
-    """16 hex digits of a JSON value: enough to tell folders and settings apart.
+def short_hash(value: Any, *, digits: int = 16) -> str:
+    """The first hex digits of a JSON value's SHA-256: by default enough to tell folders apart.
 
     The order of a mapping's keys does not count.
 
     >>> short_hash({"a": 1, "b": 2}) == short_hash({"b": 2, "a": 1})
     True
     """
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def below(uri: str, name: str) -> str:

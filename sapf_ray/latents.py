@@ -22,7 +22,8 @@ from sapf_ray.config import ModelConfig
 from sapf_ray.data.base import ImageSource
 from sapf_ray.files import only_one, short_hash, write_array
 from sapf_ray.models.conditioning import encode_conditions
-from sapf_ray.models.loading import kept_pipeline, load_pipeline, native_resolution, resolve_model
+from sapf_ray.models.loading import kept_pipeline, load_pipeline, native_resolution
+from sapf_ray.models.location import resolve_model
 from sapf_ray.runs import worktime
 
 

@@ -29,8 +29,8 @@ from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.latents import build_latent_cache, shared_directory
 from sapf_ray.models.conditioning import denoiser_of
 from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import check_model, load_pipeline, model_resolution, resolve_model
-from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.loading import load_pipeline
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.pictures import save_sample_grid
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.keyed_rng import NoiseKey
@@ -78,12 +78,13 @@ def run(
 
     since = time.time() if since is None else since
     # Checks: nothing sensitive is read, nothing is spent.
-    model_path = resolve_model(config.model.path)
+    model = PublicModel.open(config.model)
+    model_path = model.path
     source = open_source(config.data)
     plan = make_plan(config, source.n_train)
-    shapes = check_model(config.model, source.prompts)
+    model.check_classes(source.prompts)
     if plan.finetune is not None:
-        pool = candidate_pool(shapes, config.saliency.pool)
+        pool = model.pool(config.saliency.pool)
         if (
             config.finetune.adapter != "lora" or config.saliency.pool == "all"
         ):  # not every layer can be trained
@@ -210,7 +211,7 @@ def _stages(
         scores = known_scores(directory.read_json(directory.metrics))
     if config.evaluation.enabled:
         with stage("evaluation"):
-            resolution = model_resolution(config.model.path)
+            resolution = PublicModel.open(config.model).resolution
             scores = _evaluate(
                 config, directory, source=source, resolution=resolution, known=scores
             )
@@ -355,7 +356,7 @@ def _evolve(
     last = evolve(
         make_parts(config.evolution, config.synthesis, model=config.model, prompts=source.prompts),
         source,
-        resolution=model_resolution(config.model.path),
+        resolution=PublicModel.open(config.model).resolution,
         config=config.evolution,
         sampling=config.synthesis,
         stage=plan.evolution,

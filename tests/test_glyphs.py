@@ -19,7 +19,7 @@ from sapf_ray.glyphs import (
     stand_in_digits,
 )
 from sapf_ray.models.glyph_features import BUNDLED_FEATURES
-from sapf_ray.models.loading import BUNDLED_DIR
+from sapf_ray.models.location import BUNDLED_DIR
 
 FEW_FONTS = ("DejaVuSans", "DejaVuSansMono", "cmr10")
 

@@ -23,7 +23,7 @@ from jobs.bench.models import Case, write_pipeline
 from jobs.bench.selection import Step
 from jobs.bench.training import save_random_adapter
 from sapf_ray.config import ModelConfig, SynthesisConfig
-from sapf_ray.models.loading import resolve_model
+from sapf_ray.models.location import resolve_model
 from sapf_ray.synthesis.launcher import Job, SamplingActor
 from sapf_ray.synthesis.sampling_plan import SamplingPlan
 

@@ -10,7 +10,7 @@ hold.
 >>> pipe = load_pipeline("glyphs-tiny")
 >>> encode_conditions(pipe, ("An image of the digit three",)).shape
 torch.Size([1, 16, 64])
->>> label_ids({0: "digit three, three, 3"}, 1, ("An image of the digit three",))
+>>> label_ids({0: "digit three, three, 3"}, 1, prompts=("An image of the digit three",))
 (0,)
 """
 

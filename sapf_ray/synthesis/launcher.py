@@ -24,7 +24,8 @@ from sapf_ray.files import file_digest, short_hash
 from sapf_ray.finetune.adapter import load_adapter
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import load_pipeline, resolve_model
+from sapf_ray.models.loading import load_pipeline
+from sapf_ray.models.location import resolve_model
 from sapf_ray.runs import runlog, worktime
 from sapf_ray.synthesis.sampler import sample_images
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard

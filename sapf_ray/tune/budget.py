@@ -25,8 +25,8 @@ from sapf_ray.estimate.cluster import Cluster
 from sapf_ray.estimate.cluster import estimate as estimate_on
 from sapf_ray.estimate.costs import shipped_costs
 from sapf_ray.evaluation.protocol import check_evaluation
-from sapf_ray.models.loading import BUNDLED_DIR, check_model, resolve_model
-from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.location import BUNDLED_DIR, resolve_model
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.accountants import DpEvent, compose_epsilon
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan, plan_events
@@ -123,9 +123,10 @@ def _check_model(config: RunConfig, plan: PrivacyPlan) -> None:
     run.
     """
     if Path(resolve_model(config.model.path)).is_dir():
-        denoiser = check_model(config.model, _shape(config.data)[1])
+        model = PublicModel.open(config.model)
+        model.check_classes(_shape(config.data)[1])
         if plan.finetune is not None:
-            candidate_pool(denoiser, config.saliency.pool)
+            model.pool(config.saliency.pool)
 
 
 def selection_root(config: RunConfig, out: Path) -> Path:

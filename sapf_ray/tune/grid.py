@@ -251,10 +251,10 @@ def _close_children(tracker: Tracker, grid: Grid, *, status: str) -> None:
 def _real_data_accuracy(config: RunConfig) -> float:
     from sapf_ray.data.base import open_source
     from sapf_ray.evaluation.downstream import mean_accuracy
-    from sapf_ray.models.loading import model_resolution
+    from sapf_ray.models.public_model import PublicModel
 
     source = open_source(config.data)
-    resolution = model_resolution(config.model.path)
+    resolution = PublicModel.open(config.model).resolution
     train = source.read("train", np.arange(source.n_train), resolution=resolution)
     test = source.read("test", np.arange(source.n_test), resolution=resolution)
     return mean_accuracy(

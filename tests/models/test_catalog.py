@@ -11,7 +11,8 @@ from sapf_ray.config import ModelConfig
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import DataError
 from sapf_ray.models.catalog import CATALOG
-from sapf_ray.models.loading import bundled_models, check_model, resolve_model
+from sapf_ray.models.location import bundled_models, resolve_model
+from sapf_ray.models.public_model import PublicModel
 
 PROMPTS = DATA_SETS["digits"].prompts
 
@@ -19,7 +20,11 @@ PROMPTS = DATA_SETS["digits"].prompts
 def test_every_bundled_model_has_a_row_that_tells_the_truth():
     assert sorted(name for name, row in CATALOG.items() if not row.hub_id) == bundled_models()
     for name in bundled_models():
-        denoiser, row = check_model(ModelConfig(path=name), PROMPTS), CATALOG[name]
+        row = CATALOG[name]
+        model = PublicModel.open(ModelConfig(path=name))
+        model.check_classes(PROMPTS)
+        denoiser = model.denoiser
+        assert model.resolution == row.resolution
         assert sum(p.numel() for p in denoiser.parameters()) / 1e6 == pytest.approx(
             row.parameters, abs=0.006
         )

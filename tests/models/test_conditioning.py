@@ -23,8 +23,9 @@ from sapf_ray.models.conditioning import (
     to_denoiser,
 )
 from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
-from sapf_ray.models.loading import check_model, load_pipeline, native_resolution
+from sapf_ray.models.loading import load_pipeline, native_resolution
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.synthesis.sampler import initial_noise, sample_images, solver
 
@@ -99,12 +100,15 @@ def test_classes_without_label_are_refused_in_one_line(prompts, given, words):
 
 
 def test_model_is_checked_from_config_files_alone(dit, tiny_pipeline):
-    denoiser = check_model(ModelConfig(path=str(dit)), ("a cat", "a tench"))
-    assert all(p.is_meta for p in denoiser.parameters()) and len(candidate_pool(denoiser)) == 6
+    model = PublicModel.open(ModelConfig(path=str(dit)))
+    model.check_classes(("a cat", "a tench"))
+    assert all(p.is_meta for p in model.denoiser.parameters())
+    assert len(candidate_pool(model.denoiser)) == len(model.pool("qkv")) == 6
     with pytest.raises(ConfigError, match=r"model\.class_labels.*'a ship'"):
-        check_model(ModelConfig(path=str(dit)), ("a ship", "a cat"))
+        model.check_classes(("a ship", "a cat"))
     with pytest.raises(ConfigError, match="conditioned on prompts"):
-        check_model(ModelConfig(path=str(tiny_pipeline), class_labels=(1, 2)), ("a", "b"))
+        text_model = ModelConfig(path=str(tiny_pipeline), class_labels=(1, 2))
+        PublicModel.open(text_model).check_classes(("a", "b"))
     with pytest.raises(ConfigError, match="label ids from 0"):
         ModelConfig(class_labels=(-1,))
 

@@ -15,7 +15,7 @@ from jobs.pretraining.training import to_rgb
 from sapf_ray.errors import DataError
 from sapf_ray.glyphs import CHARACTERS, PRETRAIN_FONTS, GlyphCorpus, prompt_for
 from sapf_ray.models.glyph_features import BUNDLED_FEATURES, FEATURE_DIM, load_glyph_features
-from sapf_ray.models.loading import BUNDLED_DIR
+from sapf_ray.models.location import BUNDLED_DIR
 
 TINY = BUNDLED_DIR / "glyphs-tiny"
 

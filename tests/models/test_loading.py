@@ -11,7 +11,8 @@ import torch
 from sapf_ray.errors import ClusterError, ConfigError, DataError
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
 from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import load_pipeline, native_resolution, resolve_model
+from sapf_ray.models.loading import load_pipeline, native_resolution
+from sapf_ray.models.location import resolve_model
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from tests.tiny import save_tiny_pipeline

@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.models.conditioning import encode_conditions, null_condition
 from sapf_ray.models.glyph_features import load_glyph_features
-from sapf_ray.models.loading import BUNDLED_DIR, load_pipeline
+from sapf_ray.models.loading import load_pipeline
+from sapf_ray.models.location import BUNDLED_DIR
 from sapf_ray.synthesis.sampler import sample_images
 
 

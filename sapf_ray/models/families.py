@@ -1,0 +1,88 @@
+"""The kinds of public model that can be fine-tuned: one row each.
+
+A new kind of diffusers pipeline is one more row of ``FAMILIES``, provided that its denoiser takes
+the conditions that :mod:`sapf_ray.models.conditioning` knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusers import (
+    DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+
+from sapf_ray.errors import DataError, reason
+from sapf_ray.models.location import resolve_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one kind of pipeline is read.
+
+    Attributes:
+        pipeline: Class of the whole pipeline.
+        denoiser: Class of the network that predicts noise.
+        folder: Folder of the denoiser.
+        components: Folders that loading reads, the denoiser's among them.
+        options: Keyword arguments of ``from_pretrained``.
+        conditioned_on_labels: Whether classes are label ids rather than prompts.
+    """
+
+    pipeline: Any
+    denoiser: Any
+    folder: str
+    components: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    conditioned_on_labels: bool = False
+
+
+FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": Family(
+        pipeline=StableDiffusionPipeline,
+        denoiser=UNet2DConditionModel,
+        folder="unet",
+        components=("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
+        options={"safety_checker": None, "requires_safety_checker": False},
+    ),
+    "DiTPipeline": Family(
+        pipeline=DiTPipeline,
+        denoiser=DiTTransformer2DModel,
+        folder="transformer",
+        components=("scheduler", "transformer", "vae"),
+        conditioned_on_labels=True,
+    ),
+}
+"""``_class_name`` of model_index.json → how such a pipeline is read."""
+
+
+def read_index(path: str) -> tuple[dict[str, Any], Family]:
+    """The content of a model's model_index.json and its family.
+
+    Args:
+        path: Bundled or catalog name, directory or hub id.
+
+    Raises:
+        DataError: The model cannot be found or is of another family.
+    """
+    try:
+        index = DiffusionPipeline.load_config(resolve_model(path))
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    name = str(index.get("_class_name"))
+    if name not in FAMILIES:
+        raise DataError(f"model.path = {path!r}: is a {name}; must be one of {', '.join(FAMILIES)}")
+    return index, FAMILIES[name]
+
+
+def unreadable(path: str, error: Exception) -> DataError:
+    """The one-line error for a model that a library refuses."""
+    return DataError(
+        f"model.path = {path!r}: cannot be loaded as one of {', '.join(FAMILIES)} ({reason(error)})"
+    )

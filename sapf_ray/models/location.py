@@ -1,0 +1,78 @@
+"""Where a public model lies: bundled, in a local directory, under a catalog name or a hub id.
+
+Reads headers of files at most and imports no deep-learning library, so listings stay fast.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sapf_ray.errors import DataError, reason
+from sapf_ray.models.catalog import CATALOG
+
+BUNDLED_DIR = Path(__file__).parent / "bundled"
+
+
+def bundled_models() -> list[str]:
+    """Names of the pipelines that ship with the package."""
+    return sorted(p.parent.name for p in BUNDLED_DIR.glob("*/model_index.json"))
+
+
+def resolve_model(path: str) -> str:
+    """The place that ``model.path`` names.
+
+    Args:
+        path: Bundled or catalog name, directory or hub id.
+
+    Returns:
+        The absolute path of a bundled model or local directory; the hub id of any other.
+
+    Raises:
+        DataError: A local directory that is not a diffusers pipeline, or whose weights are
+            truncated.
+    """
+    local = BUNDLED_DIR / path
+    if not local.exists():
+        local = Path(path).expanduser()
+    if local.exists():
+        check_pipeline_directory(local)
+        return str(local.resolve())
+    if path in CATALOG and CATALOG[path].hub_id:
+        return CATALOG[path].hub_id
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        return path
+    known = [name for name, row in CATALOG.items() if row.hub_id]
+    raise DataError(
+        f"model.path = {path!r}: no such directory; give a diffusers directory, a hub id "
+        f"(owner/name), one of the bundled models ({', '.join(bundled_models())}) or of the known "
+        f"ones ({', '.join(known)})"
+    )
+
+
+def check_pipeline_directory(directory: Path) -> None:
+    """Reads headers only, so that a broken model is found before any budget is spent.
+
+    Raises:
+        DataError: Not a diffusers pipeline, or truncated weights; names the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    index = directory / "model_index.json"
+    if not index.is_file():
+        raise DataError(
+            f"model.path = {str(directory)!r}: no model_index.json there; expected a diffusers "
+            "pipeline directory"
+        )
+    try:
+        json.loads(index.read_text())
+    except ValueError as error:
+        raise DataError(f"{index}: not valid JSON ({reason(error)})") from error
+    for weights in sorted(directory.glob("*/*.safetensors")):
+        try:
+            with safe_open(weights, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                f"{weights}: truncated or damaged weights ({reason(error)}); copy the file again"
+            ) from error

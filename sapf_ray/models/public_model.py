@@ -1,0 +1,174 @@
+"""The public model as a run knows it before any weights are read.
+
+>>> from sapf_ray.config import ModelConfig
+>>> model = PublicModel.open(ModelConfig(path="glyphs-tiny"))
+>>> model.family_name, model.resolution, len(model.pool("qkv"))
+('StableDiffusionPipeline', 32, 60)
+>>> next(model.denoiser.parameters()).device.type
+'meta'
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from sapf_ray.config import ModelConfig
+from sapf_ray.files import file_digest, short_hash
+from sapf_ray.models.conditioning import check_text_model, label_ids
+from sapf_ray.models.families import FAMILIES, Family, read_index, unreadable
+from sapf_ray.models.loading import image_side
+from sapf_ray.models.location import resolve_model
+from sapf_ray.models.pool import Matrix, candidate_pool
+
+# A sharded model has several files, 00001-of-00003 and so on. Other variants of the weights
+# (fp16, non_ema) have one more word in their names; loading does not read them.
+_WEIGHTS = r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?\.{}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicModel:
+    """What config files say of a model; small, so it travels to tasks as it is.
+
+    Whoever needs weights loads them where they are used
+    (:func:`sapf_ray.models.loading.kept_pipeline`).
+
+    Attributes:
+        config: How the user named the model.
+        path: Absolute directory, or hub id, on the machine that opened it.
+        family_name: Key of ``FAMILIES``.
+        resolution: Side of the images it makes, in pixels.
+        denoiser_config: Of the network that predicts noise.
+        labels: Names of each label id, separated by commas; empty for a text-to-image model.
+    """
+
+    config: ModelConfig
+    path: str
+    family_name: str
+    resolution: int
+    denoiser_config: Mapping[str, Any]
+    labels: Mapping[int, str]
+
+    @classmethod
+    def open(cls, config: ModelConfig) -> PublicModel:
+        """Reads config files alone.
+
+        Raises:
+            DataError: The model cannot be found, is damaged, or is of another family.
+        """
+        path = resolve_model(config.path)
+        index, family = read_index(config.path)
+        try:
+            denoiser = family.denoiser.load_config(path, subfolder=family.folder)
+            vae = AutoencoderKL.load_config(path, subfolder="vae")
+            labels = index.get("id2label") or {}
+            model = cls(
+                config=config,
+                path=path,
+                family_name=index["_class_name"],
+                resolution=image_side(denoiser, vae),
+                denoiser_config=dict(denoiser),
+                labels={int(number): names for number, names in labels.items()},
+            )
+            _ = model.denoiser  # a config that makes no network is found now
+        except (OSError, ValueError, RuntimeError) as error:
+            raise unreadable(config.path, error) from error
+        return model
+
+    @property
+    def family(self) -> Family:
+        """How such a model is read."""
+        return FAMILIES[self.family_name]
+
+    @functools.cached_property
+    def denoiser(self) -> nn.Module:
+        """The network that predicts noise, on the meta device: names and shapes, no weights."""
+        with torch.device("meta"):
+            return self.family.denoiser.from_config(self.denoiser_config)
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """See :func:`content_hash`; takes a pass over the weights, so ask where noise needs it."""
+        return content_hash(self.config.path)
+
+    def pool(self, kind: str) -> dict[str, Matrix]:
+        """The candidate pool without weights, see :func:`candidate_pool`.
+
+        Raises:
+            ConfigError: The model has no such matrices.
+        """
+        return candidate_pool(self.denoiser, kind)
+
+    def check_classes(self, prompts: Sequence[str]) -> None:
+        """Checks that the model knows the classes.
+
+        Args:
+            prompts: One per class.
+
+        Raises:
+            ConfigError: ``model.class_labels`` is needed, or does not fit.
+        """
+        if not self.family.conditioned_on_labels:
+            check_text_model(self.config.class_labels)
+            return
+        label_ids(
+            self.labels,
+            self.denoiser_config["num_embeds_ada_norm"],
+            prompts=prompts,
+            class_labels=self.config.class_labels,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields and the hash; another process builds the empty network anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "denoiser"}
+
+
+def content_hash(path: str) -> str:
+    """Hex digest over all that loading the model would read: configs, tokenizer and weights.
+
+    Depends on contents and relative names alone, never on where or when files were written, so a
+    copy has the same digest. A model of the hub is fetched first, as loading it would.
+
+    Args:
+        path: Bundled or catalog name, directory or hub id.
+
+    Raises:
+        DataError: The model cannot be found or read.
+    """
+    place = resolve_model(path)
+    _, family = read_index(path)
+    try:
+        if not Path(place).is_dir():
+            place = family.pipeline.download(place, **family.options)
+        folder = Path(place)
+        files = [folder / "model_index.json"]
+        for component in family.components:
+            files += _loaded_files(folder / component)
+        return short_hash(
+            [[file.relative_to(folder).as_posix(), file_digest(file)] for file in files], digits=64
+        )
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def _loaded_files(folder: Path) -> list[Path]:
+    """Files of one component that loading reads, in a fixed order.
+
+    Of weights in both formats, diffusers and transformers read safetensors alone. Everything that
+    is neither weights nor a read-me counts as configuration.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    configs = [path for path in files if path.suffix in (".json", ".txt", ".model")]
+    for kind in ("safetensors", "bin"):
+        weights = [path for path in files if re.fullmatch(_WEIGHTS.format(kind), path.name)]
+        if weights:
+            return configs + weights
+    return configs
