@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from sapf_ray.config import FinetuneConfig
 from sapf_ray.errors import ConfigError, DataError
 from sapf_ray.grad_sample.ghost import GhostGradients
+from sapf_ray.grad_sample.layers import check_supported
 from sapf_ray.grad_sample.lora import LoraGradients, conv_limits
-from sapf_ray.grad_sample.norms import check_supported
 from sapf_ray.models.conditioning import denoiser_of
 from sapf_ray.models.pool import Matrix, base_layer, candidate_pool
 

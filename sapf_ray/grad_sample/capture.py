@@ -1,6 +1,6 @@
 """Per-sample gradient norms of weight matrices without per-sample gradients.
 
-For a linear layer with input ``a`` (B, T, d_in) and output gradient ``g`` (B, T, d_out) the
+For a linear layer with activations ``a`` (B, T, d_in) and backprops ``g`` (B, T, d_out) the
 gradient of record b is ``g_b^T a_b``. Its Frobenius norm comes from the T x T Gram products
 ``sum(a_b a_b^T * g_b g_b^T)`` [1, 2] or from instantiating one d_out x d_in product, whichever
 costs fewer operations for that layer; a convolution is a linear layer on the unfolded patches of
@@ -18,21 +18,21 @@ layer (book-keeping [3]): no second backward pass.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
+from sapf_ray.grad_sample.layers import LAYERS, NormQuery, channel_tokens, patches
 from sapf_ray.grad_sample.norms import (
     FLOAT,
-    LAYERS,
     MAX_TEMPORARY_BYTES,
-    Use,
-    channel_tokens,
+    Call,
+    chunks,
     fold_tokens,
-    patches,
-    pieces,
+    join_tokens,
+    round_up,
     token_squared_norms,
 )
 from sapf_ray.models.pool import Matrix, WeightRows
@@ -42,47 +42,52 @@ Layer = nn.Linear | nn.Conv2d
 
 
 def gradient_norms(
-    a: Tensor, g: Tensor, *, max_temporary_bytes: int = MAX_TEMPORARY_BYTES
+    activations: Tensor, backprops: Tensor, *, max_temporary_bytes: int = MAX_TEMPORARY_BYTES
 ) -> Tensor:
-    """‖g_bᵀ a_b‖_F for each record b, in float32.
+    """‖g_bᵀ a_b‖_F for each record b, never too small.
 
     Args:
-        a: (B, T, d_in) layer input.
-        g: (B, T, d_out) gradient of the loss with respect to the layer output.
+        activations: (B, T, d_in) a.
+        backprops: (B, T, d_out) g.
         max_temporary_bytes: Cap on what is allocated at a time.
 
     Returns:
-        (B,) norms.
+        (B,) float32 norms.
     """
-    return token_squared_norms(a, g, max_temporary_bytes=max_temporary_bytes).sqrt()
+    squared = token_squared_norms(activations, backprops, max_temporary_bytes=max_temporary_bytes)
+    return round_up(squared.sqrt())
 
 
 def weighted_norms(
-    a: Tensor, g: Tensor, *, weight: Tensor, max_temporary_bytes: int = MAX_TEMPORARY_BYTES
+    activations: Tensor,
+    backprops: Tensor,
+    *,
+    weight: Tensor,
+    max_temporary_bytes: int = MAX_TEMPORARY_BYTES,
 ) -> Tensor:
-    """``sum_ij |W_ij (g_bᵀ a_b)_ij|`` for each record b, in float32: what the record's loss says of
-    the weights' worth.
+    """``sum_ij |W_ij (g_bᵀ a_b)_ij|`` for each record b: what its loss says of the weights' worth.
 
     Args:
-        a: (B, T, d_in) layer input.
-        g: (B, T, d_out) gradient of the loss with respect to the layer output.
+        activations: (B, T, d_in) a.
+        backprops: (B, T, d_out) g.
         weight: (d_out, d_in) W.
         max_temporary_bytes: Cap on what is allocated at a time, above one record's tokens.
 
     Returns:
-        (B,) norms.
+        (B,) float32 norms.
     """
-    (n, tokens, d_in), d_out = a.shape, g.shape[2]
+    n, tokens, d_in = activations.shape
+    d_out = backprops.shape[2]
     width = min(d_out, max(1, max_temporary_bytes // (2 * FLOAT * (d_in + tokens))))
-    total = torch.zeros(n, device=a.device)
-    magnitude = weight.detach().abs().to(a.device)
-    for records in pieces(
-        n, FLOAT * (tokens * (d_in + width) + 2 * width * d_in), max_temporary_bytes
-    ):
-        inputs = a[records].float()
-        for out in pieces(d_out, 1, width):  # the sum splits over output features
-            gradient = torch.bmm(g[records, :, out].float().mT, inputs).abs_()
-            total[records] += gradient.mul_(magnitude[out].float()).sum((1, 2))
+    bytes_each = FLOAT * (tokens * (d_in + width) + 2 * width * d_in)
+    total = torch.zeros(n, device=activations.device)
+    magnitude = weight.detach().abs().to(activations.device)
+    for records in chunks(n, bytes_each, max_temporary_bytes):
+        inputs = activations[records].float()
+        for features in chunks(d_out, 1, width):  # the sum splits over output features
+            gradient = torch.bmm(backprops[records, :, features].float().mT, inputs)
+            gradient.abs_().mul_(magnitude[features].float())
+            total[records] += gradient.sum((1, 2))
     return total
 
 
@@ -92,13 +97,13 @@ class PoolCapture:
     Args:
         pool: Name to linear layer or convolution of one group, or to row slice of a linear layer;
             weights must be frozen.
-        keep: Keep inputs and output gradients for :meth:`clipped_sum`; otherwise each layer's
-            tensors are reduced to norms and freed as soon as back-propagation passes it.
-        rows_per_record: k; the batch has n·k rows, the k rows of a record side by side, and a
+        keep: Keep activations and backprops for :meth:`clipped_sum`; otherwise each layer's tensors
+            are reduced to norms and freed as soon as back-propagation passes it.
+        rows_per_record: K; the batch has n·K rows, the K rows of a record side by side, and a
             record's gradient is the sum over its rows.
         max_temporary_bytes: Cap on what norms and sums allocate at a time, their results aside.
         weighted: Take :func:`weighted_norms` instead of gradient norms.
-        closed: Names of matrices that count as zero in the forward pass; their gradients are those
+        pruned: Names of matrices that count as zero in the forward pass; their gradients are those
             at zero, their weights in weighted norms the real ones.
 
     Example:
@@ -117,142 +122,149 @@ class PoolCapture:
         rows_per_record: int = 1,
         max_temporary_bytes: int = MAX_TEMPORARY_BYTES,
         weighted: bool = False,
-        closed: Collection[str] = (),
+        pruned: Collection[str] = (),
     ) -> None:
-        self.pool, self.keep, self.weighted, self.closed = pool, keep, weighted, frozenset(closed)
-        self.rows_per_record, self.max_temporary_bytes = rows_per_record, max_temporary_bytes
-        self._entries: dict[
-            Layer, dict[str, slice]
-        ] = {}  # slices of one layer share its captured tensors
-        for name, entry in pool.items():
-            layer, rows = (
-                (entry.layer, entry.rows) if isinstance(entry, WeightRows) else (entry, slice(None))
-            )
-            self._entries.setdefault(layer, {})[name] = rows
+        self.pool = pool
+        self.keep = keep
+        self.weighted = weighted
+        self.pruned = frozenset(pruned)
+        self.rows_per_record = rows_per_record
+        self.max_temporary_bytes = max_temporary_bytes
+        # slices of one layer share its captured tensors
+        self._slices: dict[Layer, dict[str, slice]] = {}
+        for name, matrix in pool.items():
+            layer, rows = _layer_and_rows(matrix)
+            self._slices.setdefault(layer, {})[name] = rows
+        # a layer called twice has the sum of both calls' gradients
+        self._expected_calls: Counter[Layer] = Counter()
+        self._pending: dict[Layer, list[Call]] = {}
+        self._captured: dict[str, list[Call]] = {}
         self._norms: dict[str, Tensor] = {}
-        self._captured: dict[str, list[Use]] = {}
-        self._calls: Counter[Layer] = (
-            Counter()
-        )  # in the forward pass; a layer used twice has the sum of both gradients
-        self._uses: dict[Layer, list[Use]] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> PoolCapture:
-        for layer, entries in self._entries.items():
+        for layer, slices in self._slices.items():
             if layer.weight.requires_grad:
                 raise ValueError(
-                    f"{next(iter(entries))}: pool weights must be frozen while norms are captured"
+                    f"{next(iter(slices))}: pool weights must be frozen while norms are captured"
                 )
-        for layer in self._entries:
+        for layer in self._slices:
             self._handles.append(layer.register_forward_hook(self._forward_hook))
         return self
 
-    def __exit__(
-        self, kind: type | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: type | BaseException | TracebackType | None) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def _forward_hook(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert isinstance(layer, Layer)
-        a = inputs[0].detach()
-        version = a._version
-        self._calls[layer] += 1
-        output = self._close(layer, output)
+        activations = inputs[0].detach()
+        version = activations._version
+        self._expected_calls[layer] += 1
+        output = self._without_pruned(layer, output)
         if not output.requires_grad:
             output.requires_grad_(True)  # a leaf: back-propagation starts and ends here
-        output.register_hook(lambda g: self._reduce(layer, a, version=version, g=g.detach()))
+
+        def backward_hook(gradient: Tensor) -> None:
+            self._check_first_and_unchanged(layer, activations, version=version)
+            self._receive(layer, activations, backprops=gradient.detach())
+
+        output.register_hook(backward_hook)
         return output
 
-    def _close(self, layer: Layer, output: Tensor) -> Tensor:
-        """The output without the closed matrices: where they stood, the bias is left."""
-        rows = [rows for name, rows in self._entries[layer].items() if name in self.closed]
-        if not rows:
+    def _without_pruned(self, layer: Layer, output: Tensor) -> Tensor:
+        """The output without the pruned matrices: where they stood, the bias is left."""
+        pruned = [rows for name, rows in self._slices[layer].items() if name in self.pruned]
+        if not pruned:
             return output
         stays = torch.ones(layer.weight.shape[0], dtype=torch.bool, device=output.device)
-        for part in rows:
-            stays[part] = False
+        for rows in pruned:
+            stays[rows] = False
         shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
-        bias = (
-            torch.zeros_like(stays, dtype=output.dtype)
-            if layer.bias is None
-            else layer.bias.to(output.dtype)
-        )
-        return torch.where(stays.view(shape), output, bias.view(shape))
+        bias = torch.zeros_like(stays) if layer.bias is None else layer.bias
+        return torch.where(stays.view(shape), output, bias.to(output.dtype).view(shape))
 
-    def _reduce(self, layer: Layer, a: Tensor, *, version: int, g: Tensor) -> None:
-        name = next(iter(self._entries[layer]))
+    def _check_first_and_unchanged(
+        self, layer: Layer, activations: Tensor, *, version: int
+    ) -> None:
+        name = next(iter(self._slices[layer]))
         if name in self._norms:
             raise RuntimeError(f"{name}: a second backward pass")
-        if a._version != version:  # a frozen weight does not make autograd watch its input
+        # a frozen weight does not make autograd watch its input
+        if activations._version != version:
             raise RuntimeError(f"{name}: its input was changed in place after the forward pass")
+
+    def _receive(self, layer: Layer, activations: Tensor, *, backprops: Tensor) -> None:
         if isinstance(layer, nn.Linear):
-            a, g = fold_tokens(a, self.rows_per_record), fold_tokens(g, self.rows_per_record)
-        uses = self._uses.setdefault(layer, [])
-        uses.append((a, g))
-        if len(uses) >= self._calls[layer]:
+            activations = fold_tokens(activations, self.rows_per_record)
+            backprops = fold_tokens(backprops, self.rows_per_record)
+        calls = self._pending.setdefault(layer, [])
+        calls.append(Call(activations, backprops))
+        if len(calls) >= self._expected_calls[layer]:
             self._finish(layer)
 
     def _finish(self, layer: Layer) -> None:
-        uses = self._uses.pop(layer)
-        with torch.autocast(uses[0][1].device.type, enabled=False):
-            for name, rows in self._entries[layer].items():
-                part = [(a, g if isinstance(layer, nn.Conv2d) else g[..., rows]) for a, g in uses]
-                self._norms[name] = self._norm(layer, rows, uses=part)
+        calls = self._pending.pop(layer)
+        with torch.autocast(calls[0].backprops.device.type, enabled=False):
+            for name, rows in self._slices[layer].items():
+                part = calls
+                if isinstance(layer, nn.Linear):
+                    part = [call._replace(backprops=call.backprops[..., rows]) for call in calls]
+                self._norms[name] = self._norms_of(layer, rows, calls=part)
                 if self.keep:
                     self._captured[name] = part
 
-    def _norm(self, layer: Layer, rows: slice, *, uses: list[Use]) -> Tensor:
+    def _norms_of(self, layer: Layer, rows: slice, *, calls: Sequence[Call]) -> Tensor:
         cap = self.max_temporary_bytes
         if self.weighted:
             weight = layer.weight[rows].flatten(1)
-            return torch.cat(
-                [
-                    weighted_norms(a, g, weight=weight, max_temporary_bytes=cap)
-                    for a, g in self._tokens(layer, uses)
-                ]
-            )
-        if isinstance(layer, nn.Conv2d):
-            return (
-                LAYERS[nn.Conv2d]
-                .squared_norms(layer, uses, ("weight",), self.rows_per_record, cap)
-                .sqrt()
-            )
-        return torch.cat(
-            [gradient_norms(a, g, max_temporary_bytes=cap) for a, g in self._tokens(layer, uses)]
+            norms = [
+                weighted_norms(*tokens, weight=weight, max_temporary_bytes=cap)
+                for tokens in self._tokens(layer, calls)
+            ]
+            return torch.cat(norms)
+        if isinstance(layer, nn.Linear):
+            norms = [
+                gradient_norms(*tokens, max_temporary_bytes=cap)
+                for tokens in self._tokens(layer, calls)
+            ]
+            return torch.cat(norms)
+        query = NormQuery(
+            trained=("weight",), rows_per_record=self.rows_per_record, max_temporary_bytes=cap
         )
+        return round_up(LAYERS[nn.Conv2d].squared_norms(layer, calls, query=query).sqrt())
 
-    def _tokens(self, layer: Layer, uses: list[Use]) -> Iterator[Use]:
-        """Inputs (n, T, d_in) and output gradients (n, T, d_out), all records at once or, unfolded,
-        some at a time.
+    def _tokens(self, layer: Layer, calls: Sequence[Call]) -> Iterator[Call]:
+        """Activations (n, T, d_in) and backprops (n, T, d_out) of a layer.
 
-        Further uses of the layer are further tokens.
+        All records at once or, unfolded, some at a time. Further calls of the layer are further
+        tokens.
         """
         if isinstance(layer, nn.Linear):
-            yield (
-                uses[0]
-                if len(uses) == 1
-                else (torch.cat([a for a, _ in uses], 1), torch.cat([g for _, g in uses], 1))
+            yield Call(
+                join_tokens(call.activations for call in calls),
+                join_tokens(call.backprops for call in calls),
             )
             return
-        k, d_in = self.rows_per_record, layer.weight[0].numel()
-        each = (
-            FLOAT
-            * k
-            * sum(2 * a[0].numel() + g[0, 0].numel() * (2 * d_in + 2 * g.shape[1]) for a, g in uses)
-        )
-        for records in pieces(len(uses[0][1]) // k, each, self.max_temporary_bytes):
+        k = self.rows_per_record
+        n = len(calls[0].backprops) // k
+        bytes_each = FLOAT * k * sum(_unfolded_numbers(layer, call) for call in calls)
+        for records in chunks(n, bytes_each, self.max_temporary_bytes):
             rows = slice(records.start * k, records.stop * k)
-            a = torch.cat([patches(layer, a[rows], block=slice(None), k=k) for a, _ in uses], 1)
-            yield (
-                a,
-                torch.cat([channel_tokens(g[rows].float().flatten(2), 1, k=k) for _, g in uses], 1),
-            )
+            unfolded = [
+                patches(layer, call.activations[rows], channels=slice(None), rows_per_record=k)
+                for call in calls
+            ]
+            outputs = [
+                channel_tokens(call.backprops[rows].float().flatten(2), 1, rows_per_record=k)
+                for call in calls
+            ]
+            yield Call(torch.cat(unfolded, 1), torch.cat(outputs, 1))
 
     def norms(self) -> Tensor:
-        """(n, K) per-sample norm of each matrix, float32, in the pool's order."""
-        for layer in list(self._uses):  # a call that no gradient reached
+        """(n, number of matrices) per-sample norms, float32, in the pool's order."""
+        for layer in list(self._pending):  # a call that no gradient reached
             self._finish(layer)
         missing = [name for name in self.pool if name not in self._norms]
         if missing:
@@ -269,22 +281,42 @@ class PoolCapture:
                 is.
         """
         sums = []
-        for name, entry in self.pool.items():
-            layer = entry.layer if isinstance(entry, WeightRows) else entry
-            total, start = torch.zeros(entry.weight.shape, device=entry.weight.device).flatten(1), 0
-            for a, g in self._tokens(layer, self._captured[name]):
-                self._add_clipped(total, a, g=g, factors=factors[start : start + len(a)])
-                start += len(a)
-            sums.append(total.view(entry.weight.shape))
+        for name, matrix in self.pool.items():
+            layer, _ = _layer_and_rows(matrix)
+            weight = matrix.weight
+            total = torch.zeros(weight.shape, device=weight.device).flatten(1)
+            first = 0
+            for tokens in self._tokens(layer, self._captured[name]):
+                after = first + len(tokens.activations)
+                self._add_clipped(total, tokens, factors=factors[first:after])
+                first = after
+            sums.append(total.view(weight.shape))
         return sums
 
-    def _add_clipped(self, total: Tensor, a: Tensor, *, g: Tensor, factors: Tensor) -> None:
-        (_, tokens, d_in), d_out = a.shape, g.shape[2]
-        weights = factors.to(g.device, torch.float32).repeat_interleave(tokens).unsqueeze(1)
-        a, g = a.flatten(0, 1), g.flatten(0, 1)
+    def _add_clipped(self, total: Tensor, tokens: Call, *, factors: Tensor) -> None:
+        per_record = tokens.activations.shape[1]
+        activations = tokens.activations.flatten(0, 1)
+        backprops = tokens.backprops.flatten(0, 1)
+        weights = factors.to(backprops.device, torch.float32)
+        weights = weights.repeat_interleave(per_record).unsqueeze(1)
         # float32 copies of both, each once more with the left-out records blanked
-        for rows in pieces(len(a), 2 * FLOAT * (d_in + d_out), self.max_temporary_bytes):
+        bytes_each = 2 * FLOAT * (activations.shape[1] + backprops.shape[1])
+        for rows in chunks(len(activations), bytes_each, self.max_temporary_bytes):
             # a record that overflowed has factor 0 and must not turn the sum into NaN
             left_out = weights[rows] == 0
-            weighted = (g[rows].float() * weights[rows]).masked_fill_(left_out, 0.0)
-            total.addmm_(weighted.mT, a[rows].float().masked_fill(left_out, 0.0))
+            weighted = (backprops[rows].float() * weights[rows]).masked_fill_(left_out, 0.0)
+            total.addmm_(weighted.mT, activations[rows].float().masked_fill(left_out, 0.0))
+
+
+def _layer_and_rows(matrix: Matrix) -> tuple[Layer, slice]:
+    if isinstance(matrix, WeightRows):
+        return matrix.layer, matrix.rows
+    return matrix, slice(None)
+
+
+def _unfolded_numbers(layer: nn.Conv2d, call: Call) -> int:
+    """Numbers that unfolding one batch row of a call takes, temporaries included."""
+    positions = call.backprops[0, 0].numel()
+    d_in = layer.weight[0].numel()
+    d_out = call.backprops.shape[1]
+    return 2 * call.activations[0].numel() + positions * (2 * d_in + 2 * d_out)

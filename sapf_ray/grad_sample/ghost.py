@@ -1,11 +1,10 @@
-"""Clipped gradient sums of whole matrices without per-sample gradients in memory (ghost clipping
-[1, 2]).
+"""Clipped gradient sums of whole matrices without per-sample gradients in memory.
 
-One forward pass, then two backward passes over the same graph:
+Ghost clipping [1, 2]: one forward pass, then two backward passes over the same graph.
 
 1. Every trained layer's output passes through a tap, an identity that sees the output gradient.
-   Taps reduce input and output gradient to squared per-sample norms
-   (:mod:`sapf_ray.grad_sample.norms`). No weight gradient is computed: the pass asks for the
+   Taps reduce activations and backprops to squared per-sample norms
+   (:mod:`sapf_ray.grad_sample.layers`). No weight gradient is computed: the pass asks for the
    gradient of a probe that hangs on every tap, which also makes back-propagation stop at the first
    trained layer.
 2. Norms become clip factors, and the gradient of ``sum_i factor_i * loss_i`` *is* the clipped sum.
@@ -13,16 +12,16 @@ One forward pass, then two backward passes over the same graph:
 Memory is that of a non-private step plus ``max_temporary_bytes``; nothing grows with batch x
 parameters.
 
-Two cases take another pass 2, which repeats the output gradients of pass 1 unscaled and forms each
-layer's sum from its input and output gradient in float32, factors included, at the price of one
-more forward call per layer:
+Two cases take another pass 2, which repeats the backprops of pass 1 unscaled and forms each layer's
+sum from its activations and backprops in float32, factors included, at the price of one more
+forward call per layer:
 
-- Less than float32 in the forward pass (bf16 weights, autocast). Scaled output gradients would
-  round differently from those the norms were taken of, and a sum rounded to bf16 can change by more
-  than the clipping norm when one record joins.
+- Less than float32 in the forward pass (bf16 weights, autocast). Scaled backprops would round
+  differently from those the norms were taken of, and a sum rounded to bf16 can change by more than
+  the clipping norm when one record joins.
 - A record with factor 0. A norm that is infinite (above 1.8e19) or not a number gets factor 0
-  whatever the clip function says, and ``0 * inf`` is not a number: the record's inputs and output
-  gradients are blanked instead, so nothing of it, not even an overflow in the forward pass, reaches
+  whatever the clip function says, and ``0 * inf`` is not a number: the record's activations and
+  backprops are blanked instead, so nothing of it, not even an overflow in the forward pass, reaches
   the sum.
 
 The host waits for the device twice per call: to see whether some factor is 0, and whether the sums
@@ -37,46 +36,45 @@ are finite.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sapf_ray.grad_sample.norms import (
-    FLOAT,
-    MAX_TEMPORARY_BYTES,
-    TrainedLayer,
-    Use,
-    pieces,
-    trained_layers,
-)
+from sapf_ray.grad_sample.layers import TrainedLayer, trained_layers
+from sapf_ray.grad_sample.norms import FLOAT, MAX_TEMPORARY_BYTES, Call, chunks
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
-Receive = Callable[[int, Tensor, Tensor], Tensor]
+
+class Receive(Protocol):
+    """What a tap does on the way back."""
+
+    def __call__(self, layer: int, call: Call) -> None:
+        """Takes one call of the layer at that position."""
 
 
 class _Tap(torch.autograd.Function):
-    """Identity on a layer's output; shows (layer, its input, the output gradient) to ``receive`` on
-    the way back.
-    """
+    """Identity on a layer's output; shows the layer's call to ``receive`` on the way back."""
 
     @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, x: Tensor, probe: Tensor, layer: int, receive: Receive
+    def forward(  # positions are torch.apply's
+        ctx: Any, output: Tensor, activations: Tensor, probe: Tensor, layer: int, receive: Receive
     ) -> Tensor:
-        ctx.save_for_backward(
-            x
-        )  # watched by autograd: a change in place raises; recomputed under checkpointing
-        ctx.layer, ctx.receive = layer, receive
+        # watched by autograd: a change in place raises; recomputed under checkpointing
+        ctx.save_for_backward(activations)
+        ctx.layer = layer
+        ctx.receive = receive
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (x,) = ctx.saved_tensors
-        return ctx.receive(ctx.layer, x, gradients[0]), None, None, None, None
+        (activations,) = ctx.saved_tensors
+        (backprops,) = gradients
+        ctx.receive(ctx.layer, Call(activations, backprops.detach()))
+        return backprops, None, None, None, None
 
 
 class GhostGradients:
@@ -87,12 +85,12 @@ class GhostGradients:
         parameters: Name to trainable parameter of ``model``: whole layers, or some parameters of a
             layer. Other parameters are best frozen, so that autograd keeps nothing for them; they
             are never paid for here.
-        rows_per_record: k; the model's batch has n·k rows, the k rows of a record side by side.
+        rows_per_record: K; the model's batch has n·K rows, the K rows of a record side by side.
         max_temporary_bytes: Cap on what the norms of one layer allocate at a time.
 
     Raises:
         ConfigError: A parameter's per-sample norm is not supported
-            (:func:`sapf_ray.grad_sample.norms.check_supported`).
+            (:func:`sapf_ray.grad_sample.layers.check_supported`).
         ValueError: A parameter does not require a gradient.
 
     Example:
@@ -117,16 +115,13 @@ class GhostGradients:
         frozen = [name for name, p in parameters.items() if not p.requires_grad]
         if frozen:
             raise ValueError(f"{frozen[0]}: must require a gradient")
-        self.parameters, self.rows_per_record, self.max_temporary_bytes = (
-            dict(parameters),
-            rows_per_record,
-            max_temporary_bytes,
-        )
+        self.parameters = dict(parameters)
+        self.rows_per_record = rows_per_record
+        self.max_temporary_bytes = max_temporary_bytes
         self.layers = trained_layers(model, self.parameters)
         self._probe = torch.zeros((), requires_grad=True)
-        self._low_precision = any(
-            p.dtype in LOW_PRECISION for p in model.parameters()
-        )  # or a forward pass shows it
+        # of the weights; a forward pass under autocast shows it, too
+        self._low_precision = any(p.dtype in LOW_PRECISION for p in model.parameters())
         self._receive: Receive | None = None  # what the taps of the running backward pass do
         self._inside = False
         self._handles = [
@@ -137,9 +132,7 @@ class GhostGradients:
     def __enter__(self) -> GhostGradients:
         return self
 
-    def __exit__(
-        self, kind: type | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: type | BaseException | TracebackType | None) -> None:
         self.remove()
 
     def remove(self) -> None:
@@ -148,24 +141,23 @@ class GhostGradients:
             handle.remove()
         self._handles.clear()
 
-    def _forward_hook(self, i: int):
-        def hook(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+    def _forward_hook(self, i: int) -> Callable[..., Tensor | None]:
+        def hook(layer: nn.Module, inputs: tuple, kwinputs: dict, output: Tensor) -> Tensor | None:
             if self._inside or not output.requires_grad:  # no graph: sampling under no_grad
                 return None
-            self._low_precision |= output.dtype in LOW_PRECISION or torch.is_autocast_enabled(
-                output.device.type
-            )
-            x = args[0] if args else next(iter(kwargs.values()))
+            autocast = torch.is_autocast_enabled(output.device.type)
+            self._low_precision |= autocast or output.dtype in LOW_PRECISION
+            activations = inputs[0] if inputs else next(iter(kwinputs.values()))
             if "weight" not in self.layers[i].parameters:
-                x = x.new_zeros(()).expand(
-                    x.shape
-                )  # a bias needs no input; autograd does not keep it either
-            return _Tap.apply(output, x.detach(), self._probe, i, self._show)
+                # a bias needs no input; autograd does not keep it either
+                activations = activations.new_zeros(()).expand(activations.shape)
+            return _Tap.apply(output, activations.detach(), self._probe, i, self._show)
 
         return hook
 
-    def _show(self, i: int, x: Tensor, g: Tensor) -> Tensor:
-        return g if self._receive is None else self._receive(i, x, g)
+    def _show(self, layer: int, call: Call) -> None:
+        if self._receive is not None:
+            self._receive(layer, call)
 
     def clipped_sums(self, losses: Tensor, clip: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """``sum_i factor_i * gradient_i`` over the records, ``factor = clip(norms)``. Frees the
@@ -173,8 +165,8 @@ class GhostGradients:
 
         Args:
             losses: (n,) one loss per record, graph attached; record i's loss depends on the batch
-                rows i·k ... (i+1)·k - 1 alone.
-            clip: (n,) float32 norms of the records' gradients over all parameters together to (n,)
+                rows i·K ... (i+1)·K - 1 alone.
+            clip: (n,) float64 norms of the records' gradients over all parameters together to (n,)
                 factors with ``factor * norm`` at most the clipping norm
                 (``privacy.noise.clip_factors``).
 
@@ -184,7 +176,7 @@ class GhostGradients:
 
         Raises:
             RuntimeError: A parameter was used outside its layer's call, so its norm is not known.
-            ValueError: A layer's batch axis does not have n·k rows (the model folds other axes into
+            ValueError: A layer's batch axis does not have n·K rows (the model folds other axes into
                 it).
             FloatingPointError: The sums are not finite: a clip factor or their addition overflowed.
         """
@@ -199,9 +191,7 @@ class GhostGradients:
                 raise ValueError(
                     f"clip returned {tuple(factors.shape)} for {tuple(losses.shape)} norms"
                 )
-            factors = torch.where(
-                torch.isfinite(norms), factors, torch.zeros_like(factors)
-            ).detach()
+            factors = factors.detach().masked_fill(~torch.isfinite(norms), 0.0)
             if self._low_precision or bool((factors == 0).any()):
                 sums = self._sums_layer_by_layer(losses, factors)
             else:
@@ -215,63 +205,57 @@ class GhostGradients:
         return sums
 
     def _norms(self, losses: Tensor) -> Tensor:
-        """(n,) norm of each record's gradient over all parameters; keeps the graph."""
-        expected = self._uses(losses)
+        """(n,) float64 norm of each record's gradient over all parameters; keeps the graph."""
+        expected = self._calls(losses)
         rows = len(losses) * self.rows_per_record
         squared: list[Tensor] = []
-        pending: dict[int, list[Use]] = {}
+        pending: dict[int, list[Call]] = {}
 
-        def receive(i: int, x: Tensor, g: Tensor) -> Tensor:
-            if len(g) != rows:
+        def receive(layer: int, call: Call) -> None:
+            if len(call.backprops) != rows:
                 raise ValueError(
-                    f"{self.layers[i].name}: batch axis of {len(g)} rows, must be {rows} (records x rows of each)"
+                    f"{self.layers[layer].name}: batch axis of {len(call.backprops)} rows, "
+                    f"must be {rows} (records x rows of each)"
                 )
-            uses = pending.setdefault(i, [])
-            uses.append((x, g.detach()))
-            if len(uses) == expected[i]:  # all calls of the layer are here, most often the only one
-                squared.append(self._squared(self.layers[i], pending.pop(i)))
-            return g
+            calls = pending.setdefault(layer, [])
+            calls.append(call)
+            if len(calls) == expected[layer]:  # most often the only one
+                squared.append(self._squared_norms(self.layers[layer], pending.pop(layer)))
 
         self._receive = receive
         torch.autograd.grad(losses.sum(), [self._probe], retain_graph=True, allow_unused=True)
-        squared += [
-            self._squared(self.layers[i], uses) for i, uses in pending.items()
-        ]  # a call no gradient reached
+        for layer, calls in pending.items():  # no gradient reached some call of the layer
+            squared.append(self._squared_norms(self.layers[layer], calls))
         if not squared:
-            return losses.detach().new_zeros(len(losses), dtype=torch.float32)
+            return losses.detach().new_zeros(len(losses), dtype=torch.float64)
         return torch.stack(squared).sum(0).sqrt()
 
-    def _squared(self, layer: TrainedLayer, uses: list[Use]) -> Tensor:
-        with torch.autocast(uses[0][1].device.type, enabled=False):
+    def _squared_norms(self, layer: TrainedLayer, calls: list[Call]) -> Tensor:
+        with torch.autocast(calls[0].backprops.device.type, enabled=False):
             return layer.squared_norms(
-                uses, self.rows_per_record, max_temporary_bytes=self.max_temporary_bytes
+                calls,
+                rows_per_record=self.rows_per_record,
+                max_temporary_bytes=self.max_temporary_bytes,
             )
 
-    def _uses(self, losses: Tensor) -> Counter[int]:
+    def _calls(self, losses: Tensor) -> Counter[int]:
         """Calls of each layer in the graph; every use of a parameter must belong to one of them."""
         calls: Counter[int] = Counter()
         direct: Counter[int] = Counter()
-        seen, stack = {losses.grad_fn}, [losses.grad_fn]
-        while stack:
-            node = stack.pop()
-            assert node is not None
+        for node in _graph(losses):
             if getattr(node, "receive", None) == self._show:
-                calls[node.layer] += 1  # type: ignore[attr-defined]
+                calls[node.layer] += 1
             for parent, _ in node.next_functions:
-                if parent is None:
-                    continue
                 if hasattr(parent, "variable"):
                     direct[id(parent.variable)] += 1
-                elif parent not in seen:
-                    seen.add(parent)
-                    stack.append(parent)
         parameters = list(self.parameters.items())
         for i, layer in enumerate(self.layers):
             for position in layer.parameters.values():
                 name, parameter = parameters[position]
                 if direct[id(parameter)] > calls[i]:
                     raise RuntimeError(
-                        f"{name}: used outside the call of its layer {layer.name!r}; its norm would be too small"
+                        f"{name}: used outside the call of its layer {layer.name!r}; "
+                        "its norm would be too small"
                     )
         return calls
 
@@ -287,45 +271,66 @@ class GhostGradients:
         weights = factors.float().repeat_interleave(self.rows_per_record)
         sums = [torch.zeros(p.shape, device=p.device) for p in self.parameters.values()]
 
-        def receive(i: int, x: Tensor, g: Tensor) -> Tensor:
-            self._add_weighted(self.layers[i], x, g=g, weights=weights, sums=sums)
-            return g
+        def receive(layer: int, call: Call) -> None:
+            self._add_weighted(self.layers[layer], call, weights=weights, sums=sums)
 
         self._receive = receive
         torch.autograd.grad(losses.sum(), [self._probe], allow_unused=True)
         return sums
 
     def _add_weighted(
-        self, layer: TrainedLayer, x: Tensor, *, g: Tensor, weights: Tensor, sums: list[Tensor]
+        self, layer: TrainedLayer, call: Call, *, weights: Tensor, sums: list[Tensor]
     ) -> None:
-        """Adds the layer's weighted gradients, from a second call of the layer in float32, piece by
-        piece.
+        """Adds the layer's weighted gradients, chunk by chunk.
+
+        They come from a second call of the layer in float32.
         """
         values = {
             name: p.detach().float() for name, p in layer.layer.named_parameters(recurse=False)
         }
         trained = [values[name].requires_grad_() for name in layer.parameters]
+        numbers = call.activations[0].numel() + call.backprops[0].numel()
         self._inside = True
         try:
-            with torch.enable_grad(), torch.autocast(g.device.type, enabled=False):
-                for rows in pieces(
-                    len(x), 2 * FLOAT * (x[0].numel() + g[0].numel()), self.max_temporary_bytes
-                ):
-                    a, y, w = x[rows], g[rows].float(), weights[rows]
-                    if a.is_floating_point():
-                        a = a.float().masked_fill(_per_row(w == 0, a), 0.0)
-                    y = (y * _per_row(w, y)).masked_fill_(_per_row(w == 0, y), 0.0)
-                    output = torch.func.functional_call(layer.layer, values, (a,))
-                    for position, total in zip(
-                        layer.parameters.values(),
-                        torch.autograd.grad(output, trained, y),
-                        strict=True,
+            with torch.enable_grad(), torch.autocast(call.backprops.device.type, enabled=False):
+                for rows in chunks(len(weights), 2 * FLOAT * numbers, self.max_temporary_bytes):
+                    part = _weighted(call, rows, weights=weights[rows])
+                    output = torch.func.functional_call(layer.layer, values, (part.activations,))
+                    gradients = torch.autograd.grad(output, trained, part.backprops)
+                    for position, gradient in zip(
+                        layer.parameters.values(), gradients, strict=True
                     ):
-                        sums[position] += total
+                        sums[position] += gradient
         finally:
             self._inside = False
 
 
-def _per_row(values: Tensor, like: Tensor) -> Tensor:
+def _weighted(call: Call, rows: slice, *, weights: Tensor) -> Call:
+    """Those rows in float32, backprops times their weights; rows of weight 0 are blanked."""
+    activations = call.activations[rows]
+    if activations.is_floating_point():
+        left_out = _per_row(weights == 0, like=activations)
+        activations = activations.float().masked_fill(left_out, 0.0)
+    backprops = call.backprops[rows].float() * _per_row(weights, like=call.backprops)
+    backprops.masked_fill_(_per_row(weights == 0, like=backprops), 0.0)
+    return Call(activations, backprops)
+
+
+def _per_row(values: Tensor, *, like: Tensor) -> Tensor:
     """(B,) values in a shape that broadcasts over the rows of ``like``."""
     return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _graph(losses: Tensor) -> Iterator[Any]:
+    """Every node of the autograd graph above ``losses``, leaves aside."""
+    seen = {losses.grad_fn}
+    stack = [losses.grad_fn]
+    while stack:
+        node = stack.pop()
+        assert node is not None
+        yield node
+        for parent, _ in node.next_functions:
+            if parent is None or parent in seen or hasattr(parent, "variable"):
+                continue
+            seen.add(parent)
+            stack.append(parent)

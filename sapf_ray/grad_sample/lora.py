@@ -28,31 +28,23 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from sapf_ray.grad_sample.norms import channel_tokens, fold_tokens, patches
+from sapf_ray.grad_sample.layers import channel_tokens, patches
+from sapf_ray.grad_sample.norms import fold_tokens, squared_norms
 from sapf_ray.privacy.noise import clipped_sum
 
 
 def conv_limits(layer: nn.Module) -> str:
-    """What keeps LoRA on this convolution from having per-sample gradients here; empty where
-    nothing does.
-    """
-    plain = not isinstance(layer, nn.Conv2d) or (
-        layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and layer.dilation == (1, 1)
-        and not isinstance(layer.padding, str)
-    )
-    return (
-        ""
-        if plain
-        else "a convolution with groups, dilation or padding other than a number of zeros"
-    )
+    """Why LoRA on this convolution has no per-sample gradients here; empty where it has."""
+    if not isinstance(layer, nn.Conv2d):
+        return ""
+    padding_is_plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if padding_is_plain and layer.groups == 1 and layer.dilation == (1, 1):
+        return ""
+    return "a convolution with groups, dilation or padding other than a number of zeros"
 
 
-class _Layer:
-    """One adapted linear layer: its parameters, and the per-sample gradients the last backward pass
-    left.
-    """
+class _LoraLinear:
+    """One adapted linear layer, and the per-sample gradients the last backward pass left."""
 
     def __init__(self, module: PeftLinear | PeftConv2d, rows_per_record: int) -> None:
         (name,) = module.active_adapters
@@ -67,12 +59,12 @@ class _Layer:
         self.b: nn.Parameter = module.lora_B[name].weight
         self.scale = float(module.scaling[name])
         self.rows_per_record = rows_per_record
-        self.gradients: dict[nn.Parameter, Tensor] = {}
+        self.grad_sample: dict[nn.Parameter, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         return _LoraFunction.apply(x, self.a, self.b, self)
 
-    def merged(self, dtype: torch.dtype) -> Tensor | None:
+    def merged_weight(self, dtype: torch.dtype) -> Tensor | None:
         """W + s B A, or None in a precision whose rounding of W would swallow a small update."""
         weight = self.base.weight
         if weight.dtype != torch.float32 or dtype != torch.float32:
@@ -82,93 +74,97 @@ class _Layer:
         )
         return update.view(weight.shape)
 
-    def give(self, parameter: nn.Parameter, gradient: Tensor) -> None:
-        """Adds the gradient of one use of the layer in the forward pass."""
-        known = self.gradients.get(parameter)
-        self.gradients[parameter] = gradient if known is None else known + gradient
+    def add_grad_sample(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Adds the (n, *shape) gradient of one call of the layer in the forward pass."""
+        known = self.grad_sample.get(parameter)
+        self.grad_sample[parameter] = gradient if known is None else known + gradient
 
-    def take(self, parameter: nn.Parameter) -> Tensor:
+    def pop_grad_sample(self, parameter: nn.Parameter) -> Tensor:
         """(n, *shape) per-sample gradient, float32; forgotten here."""
-        return self.gradients.pop(parameter)
+        return self.grad_sample.pop(parameter)
 
     def apply(self, x: Tensor, weight: Tensor, *, bias: Tensor | None = None) -> Tensor:
         """The layer's map with another weight."""
         return F.linear(x, weight, bias)
 
-    def widen(self, x: Tensor) -> Tensor:
-        """B on r features per position."""
-        return F.linear(x, self.b.to(x.dtype))
+    def times_b(self, features: Tensor) -> Tensor:
+        """B on the r features of each position."""
+        return F.linear(features, self.b.to(features.dtype))
 
-    def narrow(self, g: Tensor) -> Tensor:
-        """B transposed: output gradient to the gradient of the r features."""
-        return g @ self.b.to(g.dtype)
+    def times_b_transposed(self, backprops: Tensor) -> Tensor:
+        """The gradient of the r features of each position."""
+        return backprops @ self.b.to(backprops.dtype)
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def activation_tokens(self, x: Tensor) -> Tensor:
         """(n, T, d_in): a record's rows are tokens of one longer sequence."""
         return fold_tokens(x, self.rows_per_record)
 
-    def outputs(self, g: Tensor) -> Tensor:
-        """(n, T, features) of an output or its gradient."""
-        return fold_tokens(g, self.rows_per_record)
+    def backprop_tokens(self, backprops: Tensor) -> Tensor:
+        """(n, T, features)."""
+        return fold_tokens(backprops, self.rows_per_record)
 
-    def input_gradient(self, x: Tensor, g: Tensor, *, weight: Tensor) -> Tensor:
+    def input_gradient(self, x: Tensor, backprops: Tensor, *, weight: Tensor) -> Tensor:
         """Gradient with respect to x of :meth:`apply`."""
-        return g @ weight
+        return backprops @ weight
 
 
-class _ConvLayer(_Layer):
+class _LoraConv2d(_LoraLinear):
     """One adapted convolution."""
 
     def apply(self, x: Tensor, weight: Tensor, *, bias: Tensor | None = None) -> Tensor:
         return F.conv2d(x, weight, bias, self.base.stride, self.base.padding)
 
-    def widen(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.b.to(x.dtype))
+    def times_b(self, features: Tensor) -> Tensor:
+        return F.conv2d(features, self.b.to(features.dtype))
 
-    def narrow(self, g: Tensor) -> Tensor:
-        return F.conv2d(g, self.b.to(g.dtype).transpose(0, 1))
+    def times_b_transposed(self, backprops: Tensor) -> Tensor:
+        return F.conv2d(backprops, self.b.to(backprops.dtype).transpose(0, 1))
 
-    def inputs(self, x: Tensor) -> Tensor:
-        return patches(self.base, x, block=slice(None), k=self.rows_per_record)
+    def activation_tokens(self, x: Tensor) -> Tensor:
+        return patches(self.base, x, channels=slice(None), rows_per_record=self.rows_per_record)
 
-    def outputs(self, g: Tensor) -> Tensor:
-        return channel_tokens(g.float().flatten(2), 1, k=self.rows_per_record)
+    def backprop_tokens(self, backprops: Tensor) -> Tensor:
+        positions = backprops.float().flatten(2)
+        return channel_tokens(positions, 1, rows_per_record=self.rows_per_record)
 
-    def input_gradient(self, x: Tensor, g: Tensor, *, weight: Tensor) -> Tensor:
-        return conv2d_input(x.shape, weight, g, self.base.stride, self.base.padding)
+    def input_gradient(self, x: Tensor, backprops: Tensor, *, weight: Tensor) -> Tensor:
+        return conv2d_input(x.shape, weight, backprops, self.base.stride, self.base.padding)
 
 
 class _LoraFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: _Layer) -> Tensor:
-        weight = layer.merged(x.dtype)
+    def forward(  # positions are torch.apply's
+        ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: _LoraLinear
+    ) -> Tensor:
         ctx.layer = layer
-        ctx.save_for_backward(x, a, *(() if weight is None else (weight,)))
+        weight = layer.merged_weight(x.dtype)
         if weight is not None:
+            ctx.save_for_backward(x, a, weight)
             return layer.apply(x, weight, bias=layer.base.bias)
-        return layer.base(x) + layer.scale * layer.widen(layer.apply(x, a.to(x.dtype)))
+        ctx.save_for_backward(x, a)
+        features = layer.apply(x, a.to(x.dtype))
+        return layer.base(x) + layer.scale * layer.times_b(features)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (g,) = upstream
-        layer: _Layer = ctx.layer
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (backprops,) = gradients
+        layer: _LoraLinear = ctx.layer
         x, a, *merged = ctx.saved_tensors
-        inputs, thin = layer.inputs(x), layer.narrow(g)
+        activations = layer.activation_tokens(x)
+        thin = layer.times_b_transposed(backprops)
         if layer.a.requires_grad:
-            layer.give(layer.a, layer.scale * torch.bmm(layer.outputs(thin).mT, inputs).float())
-        features = inputs @ a.flatten(1).to(inputs.dtype).mT
-        layer.give(layer.b, layer.scale * torch.bmm(layer.outputs(g).mT, features).float())
+            of_a = torch.bmm(layer.backprop_tokens(thin).mT, activations)
+            layer.add_grad_sample(layer.a, layer.scale * of_a.float())
+        features = activations @ a.flatten(1).to(activations.dtype).mT
+        of_b = torch.bmm(layer.backprop_tokens(backprops).mT, features)
+        layer.add_grad_sample(layer.b, layer.scale * of_b.float())
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
         if merged:
-            return layer.input_gradient(x, g, weight=merged[0]), None, None, None
-        through_a = layer.input_gradient(x, thin, weight=a.to(g.dtype))
-        return (
-            layer.input_gradient(x, g, weight=layer.base.weight) + layer.scale * through_a,
-            None,
-            None,
-            None,
-        )
+            return layer.input_gradient(x, backprops, weight=merged[0]), None, None, None
+        gradient = layer.input_gradient(x, backprops, weight=layer.base.weight)
+        through_a = layer.input_gradient(x, thin, weight=a.to(backprops.dtype))
+        return gradient + layer.scale * through_a, None, None, None
 
 
 class LoraGradients:
@@ -180,7 +176,7 @@ class LoraGradients:
     Args:
         denoiser: A model with one LoRA adapter (:func:`sapf_ray.finetune.adapter.add_lora`).
         parameters: The trainable factors; sums come in this order.
-        rows_per_record: Rows of the batch that belong to one record, record after record.
+        rows_per_record: K rows of the batch belong to one record, record after record.
     """
 
     def __init__(
@@ -188,10 +184,7 @@ class LoraGradients:
     ) -> None:
         self.parameters = list(parameters)
         self._modules = [m for m in denoiser.modules() if isinstance(m, PeftLinear | PeftConv2d)]
-        self._layers = [
-            (_ConvLayer if isinstance(module, PeftConv2d) else _Layer)(module, rows_per_record)
-            for module in self._modules
-        ]
+        self._layers = [_adapted(module, rows_per_record) for module in self._modules]
         self._owner = {p: layer for layer in self._layers for p in (layer.a, layer.b)}
         foreign = [p for p in self.parameters if p not in self._owner]
         if foreign:
@@ -215,9 +208,17 @@ class LoraGradients:
         """
         for layer in self._layers:
             # of a backward pass that was broken off: they belong to other records
-            layer.gradients.clear()
+            layer.grad_sample.clear()
         losses.sum().backward()
-        rows = torch.cat([self._owner[p].take(p).flatten(1) for p in self.parameters], dim=1)
-        total = clipped_sum(rows, clip(torch.linalg.vector_norm(rows, dim=1)))
+        rows = torch.cat(
+            [self._owner[p].pop_grad_sample(p).flatten(1) for p in self.parameters], dim=1
+        )
+        factors = clip(squared_norms(rows).sqrt()).float()
+        total = clipped_sum(rows, factors)
         parts = total.split([p.numel() for p in self.parameters])
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
+
+
+def _adapted(module: PeftLinear | PeftConv2d, rows_per_record: int) -> _LoraLinear:
+    kind = _LoraConv2d if isinstance(module, PeftConv2d) else _LoraLinear
+    return kind(module, rows_per_record)

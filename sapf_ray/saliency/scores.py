@@ -65,7 +65,7 @@ class Score:
 
     def capture(self, pool: Pool, closed: Collection[str] = ()) -> PoolCapture:
         """The hooks that see what this score needs."""
-        return PoolCapture(pool, keep=self.keep_gradients, weighted=self.weighted, closed=closed)
+        return PoolCapture(pool, keep=self.keep_gradients, weighted=self.weighted, pruned=closed)
 
 
 def _per_matrix(weighted: bool = False, iterative: bool = False) -> Score:

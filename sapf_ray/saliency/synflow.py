@@ -36,7 +36,7 @@ def synflow_scores(denoiser: nn.Module, pool: Pool, *, n: int, rounds: int) -> T
     magnitudes = {name: p.detach().abs() for name, p in denoiser.named_parameters()}
     kept, scores = names, torch.zeros(len(names))
     for size in schedule(len(names), n, rounds):
-        with PoolCapture(pool, weighted=True, closed=set(names) - set(kept)) as capture:
+        with PoolCapture(pool, weighted=True, pruned=set(names) - set(kept)) as capture:
             flow = (
                 torch.func.functional_call(denoiser, magnitudes, (), ones(denoiser))[0]
                 .float()

@@ -90,7 +90,8 @@ def check(
         case.model, parameters, rows_per_record=case.rows_per_record, max_temporary_bytes=cap
     ) as ghost:
         sums = ghost.clipped_sums(case.losses(), clip)
-    torch.testing.assert_close(clip.norms, oracle_clip.norms, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(clip.norms.float(), oracle_clip.norms, rtol=2e-4, atol=1e-7)
+    assert (clip.norms >= oracle_clip.norms * (1 - 1e-6)).all()
     assert_same_sums(sums, expected)
     assert all(p.grad is None for p in case.model.parameters())
 
@@ -184,7 +185,7 @@ def test_opacus_ghost_clipping_is_the_reference():
     losses = (wrapped(x) - target).square().sum(1)
     losses.sum().backward(retain_graph=True)
     norms = wrapped.get_norm_sample()
-    torch.testing.assert_close(clip.norms, norms, rtol=1e-5, atol=0)
+    torch.testing.assert_close(clip.norms.float(), norms, rtol=1e-4, atol=0)
     wrapped.disable_hooks()
     wrapped.zero_grad()
     (losses * clip_factors(norms, 0.3, mode="flat")).sum().backward()

@@ -75,7 +75,7 @@ def test_clipped_sums_match_one_record_at_a_time(train_a, k, pool, every):
     ours = losses(unet, parts, k)
     torch.testing.assert_close(ours, expected_losses, rtol=1e-5, atol=1e-6)
     sums = sampler.clipped_sums(ours, clip)
-    torch.testing.assert_close(seen[0], expected.norm(dim=1), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(seen[0].float(), expected.norm(dim=1), rtol=1e-5, atol=1e-9)
     total = clip_factors(expected.norm(dim=1), 0.5, mode="automatic", gamma=1e-3) @ expected
     torch.testing.assert_close(torch.cat([s.flatten() for s in sums]), total, rtol=1e-4, atol=1e-6)
     assert all(p.grad is None for p in unet.parameters())

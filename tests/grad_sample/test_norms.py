@@ -9,14 +9,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sapf_ray.errors import ConfigError
-from sapf_ray.grad_sample.norms import (
+from sapf_ray.grad_sample.layers import (
     LAYERS,
-    MAX_TEMPORARY_BYTES,
+    NormQuery,
     check_supported,
     layer_type,
-    norm_route,
-    token_squared_norms,
     trained_layers,
+)
+from sapf_ray.grad_sample.norms import (
+    MAX_TEMPORARY_BYTES,
+    Call,
+    norm_route,
+    squared_norms,
+    token_squared_norms,
 )
 from tests.allocations import Allocations, NoSync
 from tests.tiny import tiny_unet
@@ -39,10 +44,10 @@ def check(
     row = layer_type(layer)
     assert row is not None
     with NoSync(), torch.no_grad():
-        actual = row.squared_norms(
-            layer, list(zip(inputs, gradients, strict=True)), trained, k, cap
-        )
-    assert actual.dtype == torch.float32
+        calls = [Call(x, g) for x, g in zip(inputs, gradients, strict=True)]
+        query = NormQuery(trained=trained, rows_per_record=k, max_temporary_bytes=cap)
+        actual = row.squared_norms(layer, calls, query=query)
+    assert actual.dtype == torch.float64
     weights = [getattr(layer.double(), name) for name in trained]
     expected = []
     for r in range(len(inputs[0]) // k):
@@ -52,9 +57,9 @@ def check(
             for x, g in zip(inputs, gradients, strict=True)
         )
         expected.append(sum(g.square().sum() for g in torch.autograd.grad(loss, weights)))
-    torch.testing.assert_close(
-        actual.double().sqrt(), torch.stack(expected).sqrt(), rtol=1e-5, atol=1e-6
-    )
+    exact = torch.stack(expected).sqrt()
+    torch.testing.assert_close(actual.sqrt(), exact, rtol=2e-4, atol=1e-6)
+    assert (actual.sqrt() >= exact * (1 - 1e-6) - 1e-6).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -213,7 +218,7 @@ def test_no_temporary_is_larger_than_the_cap(tokens, d, dtype):
     with Allocations() as seen:
         capped = token_squared_norms(a, g, max_temporary_bytes=cap)
     assert seen.peak <= cap + 32 * 16
-    torch.testing.assert_close(capped, token_squared_norms(a, g), rtol=2e-5, atol=0)
+    torch.testing.assert_close(capped, token_squared_norms(a, g), rtol=2e-4, atol=0)
 
 
 def test_convolution_stays_under_the_cap():
@@ -222,7 +227,8 @@ def test_convolution_stays_under_the_cap():
     x, g = torch.randn(2, 8, 16, 12, 12).bfloat16()
     cap = 128 * 1024  # one record's unfolded input alone has 83 kB in float32
     with Allocations() as seen, torch.no_grad():
-        LAYERS[nn.Conv2d].squared_norms(layer, [(x, g)], ("weight",), 1, cap)
+        query = NormQuery(trained=("weight",), max_temporary_bytes=cap)
+        LAYERS[nn.Conv2d].squared_norms(layer, [Call(x, g)], query=query)
     assert 16 * 1024 < seen.peak <= cap
 
 
@@ -244,9 +250,9 @@ def test_norm_is_not_too_small_where_the_gram_sums_cancel():
 
 def test_rows_that_do_not_split_into_records_are_refused():
     with pytest.raises(ValueError, match="5 rows does not split into 2"):
-        LAYERS[nn.Linear].squared_norms(
-            nn.Linear(2, 2), [(torch.ones(5, 2), torch.ones(5, 2))], ("weight",), 2, 2**20
-        )
+        calls = [Call(torch.ones(5, 2), torch.ones(5, 2))]
+        query = NormQuery(trained=("weight",), rows_per_record=2)
+        LAYERS[nn.Linear].squared_norms(nn.Linear(2, 2), calls, query=query)
 
 
 class Positional(nn.Module):
@@ -305,3 +311,33 @@ def test_every_parameter_of_a_unet_is_supported():
     unet = tiny_unet()
     layers = trained_layers(unet, dict(unet.named_parameters()))
     assert sum(len(layer.parameters) for layer in layers) == len(list(unet.parameters()))
+
+
+def too_small(norms: torch.Tensor, exact: torch.Tensor) -> bool:
+    return bool((norms.double() < exact).any())
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 5_000, 500_000, 20_000_000])
+def test_norms_of_long_rows_are_never_too_small(length):
+    rows = torch.rand(2, length, generator=torch.Generator().manual_seed(length)) + 1e-3
+    exact = rows.double().square().sum(1).sqrt()
+    ours = squared_norms(rows).sqrt()
+    assert not too_small(ours, exact)
+    assert (ours <= exact * (1 + 1e-5)).all()
+    if length > 10_000_000:  # broken twin: one float32 sum over the whole row
+        assert too_small(torch.linalg.vector_norm(rows, dim=1) * (1 + 1e-4), exact)
+
+
+@pytest.mark.parametrize(
+    "tokens, d_in, d_out, route",
+    [(2_000, 640, 5_120, "instantiate"), (64, 640, 5_120, "gram"), (8, 2_560, 2_560, "gram")],
+)
+def test_norms_of_large_layers_are_never_too_small(tokens, d_in, d_out, route):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(1, tokens, d_in, generator=generator) + 0.3
+    g = torch.rand(1, tokens, d_out, generator=generator)
+    assert norm_route(tokens, d_in, d_out=d_out) == route
+    exact = (g.double().mT @ a.double()).flatten(1).norm(dim=1)
+    ours = token_squared_norms(a, g).sqrt()
+    assert not too_small(ours, exact)
+    assert (ours <= exact * (1 + 1e-3)).all()
