@@ -289,7 +289,8 @@ def _plan(namespace: jsonargparse.Namespace, console: Console) -> None:
     config = _run_config(namespace, "json", "cluster_devices", "cluster_costs", "cluster_price")
     from sapf_ray.data.base import open_source
     from sapf_ray.estimate.cluster import estimate, open_cluster
-    from sapf_ray.privacy.planner import make_plan, plan_table
+    from sapf_ray.privacy.planner import make_plan
+    from sapf_ray.report.tables import plan_table
 
     cluster = open_cluster(
         namespace.cluster_devices,

@@ -25,7 +25,8 @@ from typing import Any
 from sapf_ray.config import ACCOUNTANTS, FinetuneConfig, PrivacyConfig, RunConfig, SaliencyConfig
 from sapf_ray.errors import ConfigError
 from sapf_ray.paper.tables import DATASET_NAMES, DATASETS, PaperSetting, paper_setting, paper_table
-from sapf_ray.privacy.accountants import compose_epsilon, gaussian_event
+from sapf_ray.privacy.accountants import compose_epsilon
+from sapf_ray.privacy.events import gaussian_event
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan
 from sapf_ray.report.render import Column, Report
 

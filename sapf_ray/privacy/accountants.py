@@ -1,9 +1,8 @@
 """From privacy events to epsilon.
 
-The product stores *events* (what was released, how noisily, on which sample), never just an
-epsilon; any accountant can price the same events at any time. Accounting is that of
-``dp-accounting``; this module groups equal events so that a thousand equal steps cost one
-convolution, and keeps the terminal quiet.
+Accounting is that of ``dp-accounting``; this module groups equal events so that a thousand equal
+steps cost one convolution, and keeps the terminal quiet. Which accountants there are says
+:mod:`sapf_ray.privacy.accountant_table`.
 
 Example::
 
@@ -25,10 +24,8 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
 
-import attr
 import numpy as np
 from dp_accounting import dp_event
 from dp_accounting.dp_event import DpEvent
@@ -39,8 +36,12 @@ from dp_accounting.privacy_accountant import NeighboringRelation, PrivacyAccount
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS, Accountant
-
-Events: TypeAlias = DpEvent | Iterable[tuple[DpEvent, int]]
+from sapf_ray.privacy.events import (
+    ApproximateDpEvent,
+    Events,
+    ExponentialTopKDpEvent,
+    group_events,
+)
 
 ADJACENCY = NeighboringRelation.ADD_OR_REMOVE_ONE
 
@@ -62,42 +63,6 @@ RDP_ORDERS: tuple[float, ...] = (
     512,
     1024,
 )
-
-
-@attr.s(frozen=True, slots=True, auto_attribs=True)
-class ExponentialTopKDpEvent(DpEvent):
-    """Draws of the exponential mechanism that together cost what one Gaussian release with this
-    noise multiplier costs.
-
-    That is how both accountants price it; :mod:`sapf_ray.saliency.mechanisms` has the proof.
-    """
-
-    noise_multiplier: float
-
-
-@attr.s(frozen=True, slots=True, auto_attribs=True)
-class ApproximateDpEvent(DpEvent):
-    """A mechanism of which only (epsilon, delta)-DP is known.
-
-    Its dominating pair (Kairouz, Oh, Viswanath, ICML 2015, section 3): with probability delta
-    everything is revealed, else it is randomised response with epsilon.
-    """
-
-    epsilon: float
-    delta: float
-
-
-_EVENT_TYPES: dict[str, type[DpEvent]] = {
-    "Gaussian": dp_event.GaussianDpEvent,
-    "PoissonSampled": dp_event.PoissonSampledDpEvent,
-    "SelfComposed": dp_event.SelfComposedDpEvent,
-    "Composed": dp_event.ComposedDpEvent,
-    "ExponentialTopK": ExponentialTopKDpEvent,
-    "ApproximateDp": ApproximateDpEvent,
-    "NonPrivate": dp_event.NonPrivateDpEvent,
-    "NoOp": dp_event.NoOpDpEvent,
-}
-_EVENT_NAMES = {cls: name for name, cls in _EVENT_TYPES.items()}
 
 
 class _WithoutConvergenceNotice(logging.Filter):
@@ -234,6 +199,7 @@ def epsilon_text(events: Events, delta: float, *, accountant: str) -> str:
     the events.
 
     Example:
+        >>> from sapf_ray.privacy.events import gaussian_event
         >>> epsilon_text(gaussian_event(5.0), 1e-6, accountant="rdp")
         '0.8999'
     """
@@ -241,52 +207,6 @@ def epsilon_text(events: Events, delta: float, *, accountant: str) -> str:
     if not supports(accountant, events):
         return "n/a"
     return f"{compose_epsilon(events, delta, accountant=accountant):.4f}"
-
-
-def gaussian_event(noise_multiplier: float, sample_rate: float = 1.0) -> DpEvent:
-    """The event of one Gaussian release on a Poisson sample (on all records when ``sample_rate`` is
-    1).
-    """
-    if noise_multiplier == 0:
-        return dp_event.NonPrivateDpEvent()
-    event = dp_event.GaussianDpEvent(noise_multiplier)
-    if sample_rate == 1:
-        return event
-    return dp_event.PoissonSampledDpEvent(sample_rate, event)
-
-
-def exponential_event(noise_multiplier: float) -> DpEvent:
-    """The event of a whole top-k selection by the exponential mechanism
-    (:class:`ExponentialTopKDpEvent`).
-    """
-    if noise_multiplier == 0:
-        return dp_event.NonPrivateDpEvent()
-    return ExponentialTopKDpEvent(noise_multiplier)
-
-
-def approximate_event(epsilon: float, delta: float) -> DpEvent:
-    """The event of a mechanism that is (epsilon, delta)-DP; ``inf`` is no privacy."""
-    if math.isinf(epsilon):
-        return dp_event.NonPrivateDpEvent()
-    return ApproximateDpEvent(epsilon, delta)
-
-
-def group_events(events: Events) -> dict[DpEvent, int]:
-    """Counts equal events, looking through compositions; the order of first appearance is kept."""
-    counts: dict[DpEvent, int] = {}
-
-    def add(event: DpEvent, count: int) -> None:
-        if isinstance(event, dp_event.SelfComposedDpEvent):
-            add(event.event, event.count * count)
-        elif isinstance(event, dp_event.ComposedDpEvent):
-            for part in event.events:
-                add(part, count)
-        elif count > 0 and not isinstance(event, dp_event.NoOpDpEvent):
-            counts[event] = counts.get(event, 0) + count
-
-    for event, count in [(events, 1)] if isinstance(events, DpEvent) else events:
-        add(event, count)
-    return counts
 
 
 def compose_epsilon(
@@ -348,59 +268,3 @@ def stage_shares(
         return None
     index = RDP_ORDERS.index(order)
     return {name: float(cost[index] / total[index]) for name, cost in rdp.items()}
-
-
-def event_to_json(event: DpEvent) -> dict[str, Any]:
-    """A plain dict, e.g. ``{"type": "Gaussian", "noise_multiplier": 5.0}``.
-
-    dp-accounting's own ``to_named_tuple`` names a module to import when read back; a file must not
-    decide that.
-    """
-    if type(event) not in _EVENT_NAMES:
-        raise ValueError(f"no JSON form for {event!r}")
-    fields = {}
-    for name in (f.name for f in attr.fields(type(event))):
-        value = getattr(event, name)
-        if isinstance(value, DpEvent):
-            value = event_to_json(value)
-        elif isinstance(value, (list, tuple)):
-            value = [event_to_json(part) for part in value]
-        fields[name] = value
-    return {"type": _EVENT_NAMES[type(event)], **fields}
-
-
-def event_from_json(data: Mapping[str, Any]) -> DpEvent:
-    """Inverse of :func:`event_to_json`.
-
-    Raises:
-        ValueError: Unknown type, wrong fields, or numbers that no mechanism has.
-    """
-    cls = _EVENT_TYPES.get(str(data.get("type"))) if isinstance(data, Mapping) else None
-    if cls is None:
-        raise ValueError(f"not a privacy event: {data!r}")
-    names = {f.name for f in attr.fields(cls)}
-    if set(data) != names | {"type"}:
-        raise ValueError(
-            f"{data['type']} has the fields {sorted(names)}, found {sorted(set(data) - {'type'})}"
-        )
-    fields: dict[str, Any] = {}
-    for name in names:
-        value = data[name]
-        if name == "event":
-            value = event_from_json(value)
-        elif name == "events":
-            value = [event_from_json(part) for part in value]
-        elif (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not 0 <= value < math.inf
-        ):
-            raise ValueError(
-                f"{data['type']}.{name} = {value!r}: must be a finite number of at least 0"
-            )
-        elif name in ("sampling_probability", "delta") and value > 1:
-            raise ValueError(f"{data['type']}.{name} = {value!r}: must be at most 1")
-        elif name == "count" and not isinstance(value, int):
-            raise ValueError(f"{data['type']}.{name} = {value!r}: must be an integer")
-        fields[name] = value
-    return cls(**fields)

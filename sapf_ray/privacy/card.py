@@ -19,8 +19,9 @@ from collections.abc import Sequence
 
 from sapf_ray.config import RunConfig
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
-from sapf_ray.privacy.accountants import DpEvent, epsilon_text
-from sapf_ray.privacy.ledger import Ledger, LedgerEvent, describe_event
+from sapf_ray.privacy.accountants import epsilon_text
+from sapf_ray.privacy.events import DpEvent, describe_event
+from sapf_ray.privacy.ledger import Ledger, LedgerEvent
 from sapf_ray.privacy.planner import PrivacyPlan
 
 

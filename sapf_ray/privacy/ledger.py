@@ -51,12 +51,10 @@ from sapf_ray.errors import BudgetError, RunDirectoryError
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import (
     PLD_INTERVAL,
-    DpEvent,
     compose_epsilon,
     epsilon_text,
-    event_from_json,
-    event_to_json,
 )
+from sapf_ray.privacy.events import DpEvent, describe_event, event_from_json, event_to_json
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
 
 SCHEMA = 1
@@ -358,22 +356,6 @@ class Ledger:
             raise RunDirectoryError(
                 f"{self.path}, line {self._lines + 1}: damaged; spent budget may be hidden, restore the file"
             ) from error
-
-
-def describe_event(event: DpEvent) -> str:
-    """One event in words, e.g. ``Gaussian, noise 1.796, Poisson sample 0.09102``."""
-    data = event_to_json(event)
-    if data["type"] == "NonPrivate":
-        return "no noise: not private"
-    if data["type"] == "PoissonSampled":
-        return f"{describe_event(event.event)}, Poisson sample {data['sampling_probability']:.6g}"
-    if data["type"] == "Gaussian":
-        return f"Gaussian, noise {data['noise_multiplier']:g}"
-    if data["type"] == "ExponentialTopK":
-        return f"exponential mechanism, all draws together as private as Gaussian, noise {data['noise_multiplier']:g}"
-    if data["type"] == "ApproximateDp":
-        return f"propose-test-release, ε = {data['epsilon']:g}, δ = {data['delta']:.4g}"
-    return json.dumps(data)
 
 
 def _sync_directory(path: Path) -> None:

@@ -20,31 +20,33 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-from scipy.optimize import brentq
-
-from sapf_ray.config import DATA_FREE_SCORES, ITERATIVE_SCORES, RunConfig, SaliencyConfig
+from sapf_ray.config import DATA_FREE_SCORES, ITERATIVE_SCORES, RunConfig
 from sapf_ray.errors import ConfigError
-from sapf_ray.privacy.accountants import (
-    PLD_INTERVAL,
+from sapf_ray.privacy.accountant_table import ACCOUNTANTS
+from sapf_ray.privacy.accountants import stage_shares, supports
+from sapf_ray.privacy.calibration import (
+    MAX_NOISE_MULTIPLIER,
+    Budget,
+    Charges,
+    root,
+    smallest_decimal,
+    smallest_noise,
+)
+from sapf_ray.privacy.events import (
     DpEvent,
     approximate_event,
-    compose_epsilon,
+    describe_event,
     exponential_event,
     gaussian_event,
-    stage_shares,
 )
 
 ADD_OR_REMOVE_ONE = "add_or_remove_one"
 STAGES = ("selection", "finetune", "evolution")
-MAX_NOISE_MULTIPLIER = 1e5
-_MIN_NOISE_MULTIPLIER = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class StagePlan:
             non-private runs.
         mechanism: ``gaussian``, or another of :mod:`sapf_ray.saliency.mechanisms`.
         delta: Spent by propose-test-release alone, beside its epsilon.
+        slack: Share by which a record's contribution may pass the clipping norm, where floats are
+            summed that are too many for an exact sum; the noise is scaled up by it.
     """
 
     noise_multiplier: float
@@ -69,16 +73,39 @@ class StagePlan:
     share: float | None
     mechanism: str = "gaussian"
     delta: float = 0.0
+    slack: float = 0.0
 
     def event(self) -> DpEvent:
-        """The event of one of the releases."""
-        if self.mechanism == "exponential":
-            return exponential_event(self.noise_multiplier)
-        if self.mechanism == "propose_test_release":
-            return approximate_event(
-                1 / self.noise_multiplier if self.noise_multiplier else math.inf, self.delta
-            )
-        return gaussian_event(self.noise_multiplier, self.sample_rate)
+        """The event of one of the releases.
+
+        Raises:
+            ValueError: The mechanism is none that this version knows.
+        """
+        if self.mechanism not in EVENTS:
+            known = ", ".join(EVENTS)
+            raise ValueError(f"mechanism {self.mechanism!r}: must be one of {known}")
+        return EVENTS[self.mechanism](self)
+
+    def charges(self, noise_multiplier: float | None = None) -> Charges:
+        """The events of all releases, by default with the planned noise."""
+        stage = self
+        if noise_multiplier is not None:
+            stage = dataclasses.replace(self, noise_multiplier=noise_multiplier)
+        return ((stage.event(), stage.count),)
+
+
+def _propose_test_release_event(stage: StagePlan) -> DpEvent:
+    if stage.noise_multiplier == 0:
+        return approximate_event(math.inf, stage.delta)
+    return approximate_event(1 / stage.noise_multiplier, stage.delta)
+
+
+EVENTS: Mapping[str, Callable[[StagePlan], DpEvent]] = {
+    "gaussian": lambda stage: gaussian_event(stage.noise_multiplier, stage.sample_rate),
+    "exponential": lambda stage: exponential_event(stage.noise_multiplier),
+    "propose_test_release": _propose_test_release_event,
+}
+"""Mechanism of a stage to the event of one of its releases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,64 +172,21 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
     """Plans a run over ``n_records`` images.
 
     Raises:
-        ConfigError: The batch exceeds N, or epsilon cannot be met; names the field to change.
+        ConfigError: The batch exceeds N, epsilon cannot be met, or the accountant cannot price what
+            is planned; names the field to change.
     """
-    privacy, finetune = config.privacy, config.finetune
-    if n_records < 3:
-        raise ConfigError("data.n_records", n_records, "must be at least 3")
-    if finetune.steps > 0 and finetune.batch_size > n_records:
-        raise ConfigError(
-            "finetune.batch_size",
-            finetune.batch_size,
-            f"must be at most the number of training records, {n_records}",
-        )
+    privacy = config.privacy
+    _check_size(config, n_records)
     delta = default_delta(n_records) if privacy.delta is None else privacy.delta
-    batch_size = finetune.batch_size if finetune.steps > 0 else 0
-    rate = batch_size / n_records
-    selects = (
-        finetune.steps > 0
-        and config.saliency.ratio < 1
-        and config.saliency.score not in DATA_FREE_SCORES
-    )
-    planned = (
-        {"selection": _selection_stage(config.saliency, delta, non_private=privacy.non_private)}
-        if selects
-        else {}
-    )
-    noise: float | None = None
-    evolution = None
-    if config.evolution.enabled:
-        evolution, composed = _evolution_stage(config, delta)
-    elif finetune.steps == 0:
-        composed = 0.0
-    elif privacy.non_private:
-        noise, composed = 0.0, math.inf
-    else:
-        before: tuple[tuple[DpEvent, int], ...] = ()
-        if selects:
-            before = ((planned["selection"].event(), planned["selection"].count),)
-            _check_selection_fits(config, delta)
-        noise = smallest_noise(
-            before, rate, finetune.steps, privacy.epsilon, delta, privacy.accountant
-        )
-        if noise is None:
-            raise ConfigError(
-                "privacy.epsilon",
-                privacy.epsilon,
-                f"cannot be met by {finetune.steps} steps at any noise multiplier up to {MAX_NOISE_MULTIPLIER:g}; "
-                f"raise privacy.epsilon or saliency.noise_multiplier",
-            )
-        composed = _epsilon(before, noise, rate, finetune.steps, delta, privacy.accountant)
-    if noise is not None:
-        planned["finetune"] = StagePlan(
-            noise_multiplier=noise, sample_rate=rate, count=finetune.steps, share=None
-        )
-    shares = stage_shares(
-        {name: [(stage.event(), stage.count)] for name, stage in planned.items()}, delta
-    )
+    budget = Budget(epsilon=privacy.epsilon, delta=delta, accountant=privacy.accountant)
+    steps = config.finetune.steps
+    batch_size = config.finetune.batch_size if steps > 0 else 0
+    stages = _stages(config, budget, sample_rate=batch_size / n_records)
+    charges = tuple(charge for stage in stages.values() for charge in stage.charges())
+    shares = stage_shares({name: stage.charges() for name, stage in stages.items()}, delta)
     if shares is not None:
-        planned = {
-            name: dataclasses.replace(stage, share=shares[name]) for name, stage in planned.items()
+        stages = {
+            name: dataclasses.replace(stage, share=shares[name]) for name, stage in stages.items()
         }
     return PrivacyPlan(
         epsilon=privacy.epsilon,
@@ -210,13 +194,13 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
         accountant=privacy.accountant,
         n_records=n_records,
         batch_size=batch_size,
-        sample_rate=rate,
-        steps=finetune.steps,
-        selection=planned.get("selection"),
-        finetune=planned.get("finetune"),
-        composed_epsilon=composed,
+        sample_rate=batch_size / n_records,
+        steps=steps,
+        selection=stages.get("selection"),
+        finetune=stages.get("finetune"),
+        composed_epsilon=budget.spent(charges),
         non_private=privacy.non_private,
-        evolution=evolution,
+        evolution=stages.get("evolution"),
     )
 
 
@@ -229,43 +213,27 @@ def evolution_stage(
     (Lin et al., Private Evolution, ICLR 2024).
 
     Args:
-        iterations: Histograms, at least 1.
+        epsilon: What the histograms may spend, above 0.
+        delta: In (0, 1).
+        iterations: Number of histograms, at least 1.
+        accountant: A row of :data:`sapf_ray.privacy.accountant_table.ACCOUNTANTS`.
         non_private: No noise at all; epsilon is then infinite.
 
     Raises:
         ConfigError: No noise multiplier keeps them within epsilon.
     """
-    noise = 0.0 if non_private else smallest_noise((), 1.0, iterations, epsilon, delta, accountant)
+    stage = StagePlan(noise_multiplier=0.0, sample_rate=1.0, count=iterations, share=None)
+    if non_private:
+        return stage
+    budget = Budget(epsilon=epsilon, delta=delta, accountant=accountant)
+    noise = smallest_noise(stage, budget)
     if noise is None:
-        raise ConfigError(
-            "privacy.epsilon",
-            epsilon,
-            f"cannot be met by {iterations} histograms at any noise multiplier up to {MAX_NOISE_MULTIPLIER:g}; "
+        raise _out_of_reach(
+            budget,
+            f"{iterations} histograms",
             "raise privacy.epsilon or lower evolution.iterations",
         )
-    return StagePlan(
-        noise_multiplier=noise,
-        sample_rate=1.0,
-        count=iterations,
-        share=None if non_private else 1.0,
-    )
-
-
-def _evolution_stage(config: RunConfig, delta: float) -> tuple[StagePlan, float]:
-    """The stage and what it composes to."""
-    privacy = config.privacy
-    stage = evolution_stage(
-        privacy.epsilon,
-        delta,
-        iterations=config.evolution.iterations,
-        accountant=privacy.accountant,
-        non_private=privacy.non_private,
-    )
-    if privacy.non_private:
-        return stage, math.inf
-    return stage, _epsilon(
-        (), stage.noise_multiplier, stage.sample_rate, stage.count, delta, privacy.accountant
-    )
+    return dataclasses.replace(stage, noise_multiplier=noise, share=1.0)
 
 
 def plan_events(plan: PrivacyPlan) -> list[tuple[str, DpEvent, int]]:
@@ -274,49 +242,62 @@ def plan_events(plan: PrivacyPlan) -> list[tuple[str, DpEvent, int]]:
     return [(name, stage.event(), stage.count) for name, stage in stages if stage is not None]
 
 
-def plan_table(plan: PrivacyPlan) -> Table:
-    """The plan for people, as printed by ``sapf plan``."""
-    spent = (
-        "infinite, NOT PRIVATE"
-        if plan.non_private and plan.reads_images
-        else f"{plan.composed_epsilon:.4f}"
-    )
-    batch = f"; expected batch size {plan.batch_size:,}" if plan.finetune is not None else ""
-    table = Table(
-        title=f"Privacy plan: ε = {plan.epsilon:g} at δ = {plan.delta:.3g}, add/remove one of {plan.n_records:,} images",
-        caption=f"composes to ε = {spent} ({plan.accountant.upper()}){batch}",
-    )
-    table.add_column("stage")
-    for name in ("releases", "sample rate", "noise multiplier", "share of the budget"):
-        table.add_column(name, justify="right")
-    rows = [("selection", plan.selection), ("fine-tuning", plan.finetune)]
-    for name, stage in rows if plan.evolution is None else [("evolution", plan.evolution)]:
-        if stage is None:
-            why = (
-                "reads no sensitive image"
-                if plan.steps == 0
-                else "no release: the choice reads no sensitive image"
-            )
-            table.add_row(name, "0", "-", "-", why)
-        else:
-            share = "-" if stage.share is None else f"{stage.share:.2%}"
-            table.add_row(
-                name,
-                f"{stage.count:,}",
-                f"{stage.sample_rate:.6g}",
-                f"{stage.noise_multiplier:.4g}",
-                share,
-            )
-    return table
+def _check_size(config: RunConfig, n_records: int) -> None:
+    if n_records < 3:
+        raise ConfigError("data.n_records", n_records, "must be at least 3")
+    finetune = config.finetune
+    if finetune.steps > 0 and finetune.batch_size > n_records:
+        raise ConfigError(
+            "finetune.batch_size",
+            finetune.batch_size,
+            f"must be at most the number of training records, {n_records}",
+        )
 
 
-def _selection_stage(
-    saliency: SaliencyConfig, delta: float, *, non_private: bool = False
-) -> StagePlan:
+def _stages(config: RunConfig, budget: Budget, *, sample_rate: float) -> dict[str, StagePlan]:
+    """The stages that read sensitive images, in the order of the run, with their noise."""
+    non_private = config.privacy.non_private
+    if config.evolution.enabled:
+        _check_supported(budget, gaussian_event(1.0))
+        evolution = evolution_stage(
+            budget.epsilon,
+            budget.delta,
+            iterations=config.evolution.iterations,
+            accountant=budget.accountant,
+            non_private=non_private,
+        )
+        return {"evolution": evolution}
+    if config.finetune.steps == 0:
+        return {}
+    stages = {}
+    if config.saliency.ratio < 1 and config.saliency.score not in DATA_FREE_SCORES:
+        stages["selection"] = _selection_stage(config, budget.delta)
+    finetune = StagePlan(
+        noise_multiplier=0.0, sample_rate=sample_rate, count=config.finetune.steps, share=None
+    )
+    if not non_private:
+        before = tuple(charge for stage in stages.values() for charge in stage.charges())
+        _check_supported(budget, *(event for event, _ in before), gaussian_event(1.0, sample_rate))
+        if stages:
+            _check_selection_fits(stages["selection"], budget)
+        noise = smallest_noise(finetune, budget, before=before)
+        if noise is None:
+            raise _out_of_reach(
+                budget,
+                f"{finetune.count} steps",
+                "raise privacy.epsilon or saliency.noise_multiplier",
+            )
+        finetune = dataclasses.replace(finetune, noise_multiplier=noise)
+    stages["finetune"] = finetune
+    return stages
+
+
+def _selection_stage(config: RunConfig, delta: float) -> StagePlan:
     """The selection's releases: one, or as many as an iterative score takes."""
+    saliency = config.saliency
     tested = saliency.mechanism == "propose_test_release"
     return StagePlan(
-        noise_multiplier=0.0 if non_private else saliency.noise_multiplier,
+        noise_multiplier=0.0 if config.privacy.non_private else saliency.noise_multiplier,
         sample_rate=saliency.sample_rate,
         count=saliency.rounds if saliency.score in ITERATIVE_SCORES else 1,
         share=None,
@@ -325,127 +306,41 @@ def _selection_stage(
     )
 
 
-def _check_selection_fits(config: RunConfig, delta: float) -> None:
-    privacy, saliency = config.privacy, config.saliency
+def _check_supported(budget: Budget, *events: DpEvent) -> None:
+    for event in events:
+        if not supports(budget.accountant, event):
+            able = [name for name in ACCOUNTANTS if supports(name, event)]
+            raise ConfigError(
+                "privacy.accountant",
+                budget.accountant,
+                f"cannot price {describe_event(event)}; {' or '.join(able) or 'none'} can",
+            )
 
-    def spends(noise: float) -> float:
-        stage = _selection_stage(dataclasses.replace(saliency, noise_multiplier=noise), delta)
-        return compose_epsilon([(stage.event(), stage.count)], delta, accountant=privacy.accountant)
 
-    spent = spends(saliency.noise_multiplier)
-    if spent < privacy.epsilon:
+def _check_selection_fits(selection: StagePlan, budget: Budget) -> None:
+    spent = budget.spent(selection.charges())
+    if spent < budget.epsilon:
         return
-    guess = _root(lambda noise: 2 * spends(noise) / privacy.epsilon, 4 / privacy.epsilon)
-    fits = (
-        None
-        if guess is None
-        else _smallest_on_grid(lambda noise: 2 * spends(noise) <= privacy.epsilon, guess)
-    )
+
+    def doubled(noise: float) -> float:
+        return 2 * budget.spent(selection.charges(noise)) / budget.epsilon
+
+    guess = root(doubled, 4 / budget.epsilon)
+    fits = None
+    if guess is not None:
+        fits = smallest_decimal(lambda noise: doubled(noise) <= 1, guess)
     advice = f"; from {fits:g} on it takes at most half" if fits is not None else ""
     raise ConfigError(
         "saliency.noise_multiplier",
-        saliency.noise_multiplier,
-        f"the selection alone spends epsilon = {spent:.3f} of the planned {privacy.epsilon:g}{advice}",
+        selection.noise_multiplier,
+        f"the selection alone spends epsilon = {spent:.3f} of the planned "
+        f"{budget.epsilon:g}{advice}",
     )
 
 
-def _epsilon(
-    before: tuple[tuple[DpEvent, int], ...],
-    noise: float,
-    rate: float,
-    count: int,
-    delta: float,
-    accountant: str,
-    pld_interval: float = PLD_INTERVAL,
-) -> float:
-    return compose_epsilon(
-        [*before, (gaussian_event(noise, rate), count)],
-        delta,
-        accountant=accountant,
-        pld_interval=pld_interval,
+def _out_of_reach(budget: Budget, what: str, advice: str) -> ConfigError:
+    return ConfigError(
+        "privacy.epsilon",
+        budget.epsilon,
+        f"cannot be met by {what} at any noise multiplier up to {MAX_NOISE_MULTIPLIER:g}; {advice}",
     )
-
-
-@functools.lru_cache(maxsize=256)
-def smallest_noise(
-    before: tuple[tuple[DpEvent, int], ...],
-    rate: float,
-    count: int,
-    epsilon: float,
-    delta: float,
-    accountant: str,
-) -> float | None:
-    """The smallest 4-digit noise multiplier of ``count`` releases after ``before``; None when there
-    is none.
-
-    A root of a coarser discretisation (a tenth of the cost at epsilon 10) tells where to look; only
-    the fine one decides.
-    """
-    coarse = PLD_INTERVAL * min(max(epsilon, 1.0), 10.0)
-    fine = functools.partial(
-        _epsilon, before, rate=rate, count=count, delta=delta, accountant=accountant
-    )
-    guess = _root(
-        lambda noise: fine(noise, pld_interval=coarse) / epsilon,
-        rate * math.sqrt(24 * count) / epsilon,
-    )
-    if guess is None:
-        return None
-    return _smallest_on_grid(lambda noise: fine(noise) <= epsilon, guess)
-
-
-def _root(ratio: Callable[[float], float], start: float) -> float | None:
-    """A noise multiplier near which ``ratio``, decreasing in it, passes 1; None when it stays above
-    1.
-    """
-    high = min(max(start, 0.5), MAX_NOISE_MULTIPLIER)
-    while ratio(high) > 1:
-        if high >= MAX_NOISE_MULTIPLIER:
-            return None
-        high = min(high * 2, MAX_NOISE_MULTIPLIER)
-    low = high
-    while ratio(low) <= 1:
-        high = low
-        if low <= _MIN_NOISE_MULTIPLIER:
-            return low
-        low /= 1.5
-    return math.exp(
-        brentq(
-            lambda x: math.log(min(max(ratio(math.exp(x)), 1e-9), 1e9)),
-            math.log(low),
-            math.log(high),
-            xtol=1e-4,
-            rtol=1e-4,
-        )
-    )
-
-
-def _grid_index(value: float) -> int:
-    """Number of the smallest 4-digit decimal that is not below ``value``."""
-    exponent = math.floor(math.log10(value))
-    digits = math.ceil(round(value / 10.0 ** (exponent - 3), 6))
-    return exponent * 9000 + digits - 1000
-
-
-def _grid_value(index: int) -> float:
-    exponent, digits = divmod(index, 9000)
-    return float(f"{digits + 1000}e{exponent - 3}")
-
-
-def _smallest_on_grid(fits: Callable[[float], bool], guess: float) -> float | None:
-    """Gallops from ``guess`` to both sides of the boundary, then bisects."""
-    high = _grid_index(guess)
-    step = 1
-    low = None
-    while not fits(_grid_value(high)):
-        low, high, step = high, high + step, step * 2
-        if _grid_value(high) > MAX_NOISE_MULTIPLIER:
-            return None
-    if low is None:
-        low, step = high - 1, 1
-        while fits(_grid_value(low)) and _grid_value(low) > _MIN_NOISE_MULTIPLIER:
-            high, low, step = low, low - step * 2, step * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(_grid_value(middle)) else (middle, high)
-    return _grid_value(high)

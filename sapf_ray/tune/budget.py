@@ -27,7 +27,8 @@ from sapf_ray.estimate.costs import shipped_costs
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.models.location import BUNDLED_DIR, resolve_model
 from sapf_ray.models.public_model import PublicModel
-from sapf_ray.privacy.accountants import DpEvent, compose_epsilon
+from sapf_ray.privacy.accountants import compose_epsilon
+from sapf_ray.privacy.events import DpEvent
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan, plan_events
 from sapf_ray.runs.directory import RunDirectory

@@ -14,14 +14,15 @@ from rich.console import Console
 
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.errors import ConfigError
-from sapf_ray.privacy.accountants import compose_epsilon, gaussian_event
+from sapf_ray.privacy.accountants import compose_epsilon
+from sapf_ray.privacy.events import gaussian_event
 from sapf_ray.privacy.planner import (
     PrivacyPlan,
     evolution_stage,
     make_plan,
     plan_events,
-    plan_table,
 )
+from sapf_ray.report.tables import plan_table
 
 
 def noise_for(epsilon: float, iterations: int, accountant: str) -> float:

@@ -25,7 +25,8 @@ from sapf_ray.paper.accounting import (
     reproduce_accounting,
 )
 from sapf_ray.paper.tables import paper_setting, paper_table
-from sapf_ray.privacy.accountants import RDP_ORDERS, gaussian_event, make_accountant
+from sapf_ray.privacy.accountants import RDP_ORDERS, make_accountant
+from sapf_ray.privacy.events import gaussian_event
 from tests.report.test_render import assert_balanced
 
 

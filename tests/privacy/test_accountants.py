@@ -12,17 +12,19 @@ from hypothesis import strategies as st
 
 from sapf_ray.errors import ConfigError
 from sapf_ray.privacy.accountants import (
-    approximate_event,
     compose_epsilon,
     epsilon_text,
+    make_accountant,
+    stage_shares,
+    supports,
+)
+from sapf_ray.privacy.events import (
+    approximate_event,
     event_from_json,
     event_to_json,
     exponential_event,
     gaussian_event,
     group_events,
-    make_accountant,
-    stage_shares,
-    supports,
 )
 
 DELTA = 1e-6

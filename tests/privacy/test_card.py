@@ -130,7 +130,7 @@ def test_an_accountant_that_does_not_know_an_event_breaks_neither_card_nor_summa
     tmp_path, monkeypatch
 ):
     row = Accountant(title="Nothing", make=lambda interval: KnowsNothing(ADJACENCY))
-    monkeypatch.setitem(ACCOUNTANTS, "nothing", row)
+    monkeypatch.setitem(ACCOUNTANTS._rows, "nothing", row)
     text = card(tmp_path, small(steps=4))
     assert "| ε spent, by the Nothing accountant | n/a |" in text
     console = Console(width=200, record=True, file=io.StringIO())

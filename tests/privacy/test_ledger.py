@@ -12,7 +12,8 @@ from rich.console import Console
 
 from sapf_ray.errors import BudgetError, RunDirectoryError
 from sapf_ray.privacy import ledger as ledger_module
-from sapf_ray.privacy.accountants import compose_epsilon, gaussian_event
+from sapf_ray.privacy.accountants import compose_epsilon
+from sapf_ray.privacy.events import gaussian_event
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, StagePlan, make_plan
 

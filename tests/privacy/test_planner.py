@@ -12,9 +12,11 @@ from rich.console import Console
 
 from sapf_ray.config import FinetuneConfig, PrivacyConfig, RunConfig, SaliencyConfig
 from sapf_ray.errors import ConfigError
-from sapf_ray.privacy import planner
-from sapf_ray.privacy.accountants import compose_epsilon
-from sapf_ray.privacy.planner import PrivacyPlan, make_plan, plan_events, plan_table
+from sapf_ray.privacy.accountant_table import ACCOUNTANTS, Accountant
+from sapf_ray.privacy.accountants import ADJACENCY, compose_epsilon
+from sapf_ray.privacy.calibration import decimal_index, decimal_value, smallest_noise
+from sapf_ray.privacy.planner import PrivacyPlan, StagePlan, make_plan, plan_events
+from sapf_ray.report.tables import plan_table
 
 CIFAR10, CELEBA, DIGITS = 45_000, 162_770, 1_297
 
@@ -97,9 +99,8 @@ def test_grid_of_four_digits():
         (1234.5, 1235.0),
         (1.0, 1.0),
     ]:
-        assert planner._grid_value(planner._grid_index(value)) == up
-    index = planner._grid_index(9.999)
-    assert planner._grid_value(index + 1) == 10.0
+        assert decimal_value(decimal_index(value)) == up
+    assert decimal_value(decimal_index(9.999) + 1) == 10.0
 
 
 def test_delta_given_by_the_user_is_kept():
@@ -232,6 +233,26 @@ def test_table(kwargs, words):
 
 def test_equal_plans_come_from_the_cache():
     first = make_plan(small(), DIGITS)
-    searches = planner.smallest_noise.cache_info().misses
+    searches = smallest_noise.cache_info().misses
     assert make_plan(small(), DIGITS) == first
-    assert planner.smallest_noise.cache_info().misses == searches
+    assert smallest_noise.cache_info().misses == searches
+
+
+def test_an_unknown_mechanism_is_no_gaussian():
+    stage = StagePlan(
+        noise_multiplier=1.0, sample_rate=1.0, count=1, share=None, mechanism="exponentail"
+    )
+    with pytest.raises(ValueError, match="must be one of gaussian, exponential"):
+        stage.event()
+
+
+def test_an_accountant_that_cannot_price_the_plan_is_refused_in_one_line(monkeypatch):
+    from tests.privacy.test_card import KnowsNothing
+
+    row = Accountant(title="Nothing", make=lambda interval: KnowsNothing(ADJACENCY))
+    monkeypatch.setitem(ACCOUNTANTS._rows, "nothing", row)
+    planned = small()
+    object.__setattr__(planned.privacy, "accountant", "nothing")
+    with pytest.raises(ConfigError, match=r"cannot price Gaussian, noise 25; pld or rdp can") as e:
+        make_plan(planned, DIGITS)
+    assert e.value.field == "privacy.accountant" and "\n" not in str(e.value)

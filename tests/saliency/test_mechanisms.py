@@ -15,9 +15,10 @@ from scipy.stats import binomtest, chisquare, norm
 
 from sapf_ray.config import FinetuneConfig, PrivacyConfig, RunConfig, SaliencyConfig, from_dict
 from sapf_ray.errors import ConfigError
-from sapf_ray.privacy.accountants import approximate_event, compose_epsilon, gaussian_event
+from sapf_ray.privacy.accountants import compose_epsilon
+from sapf_ray.privacy.events import approximate_event, describe_event, gaussian_event
 from sapf_ray.privacy.keyed_rng import NoiseKey
-from sapf_ray.privacy.ledger import Ledger, describe_event
+from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.noise import add_gumbel_noise, add_laplace_noise
 from sapf_ray.privacy.planner import PrivacyPlan, StagePlan, make_plan, plan_events
 from sapf_ray.saliency import mechanisms

@@ -13,7 +13,8 @@ import pytest
 from sapf_ray.config import RunConfig
 from sapf_ray.errors import SapfError
 from sapf_ray.paper.tables import paper_setting
-from sapf_ray.privacy.accountants import compose_epsilon, gaussian_event
+from sapf_ray.privacy.accountants import compose_epsilon
+from sapf_ray.privacy.events import gaussian_event
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.runs.directory import RunDirectory
