@@ -89,7 +89,7 @@ def check_paid(state: TrainState | None, ledger: Ledger, *, stream: str) -> None
     """
     if state is None:
         return
-    paid = {event.release for event in ledger.events() if event.stream == stream}
+    paid = {event.release for event in ledger.events() if event.noise_id == stream}
     missing = next(
         (step for step in range(state.step) if f"finetune/step/{step}" not in paid), None
     )

@@ -132,8 +132,20 @@ class NoiseKey:
             )
         return key
 
-    def stream(self, purpose: str, *indices: int) -> NoiseStream:
-        """The cryptographic stream of one use, e.g. ``("finetune/noise", step)``."""
+    def bind(self, *public_parts: object) -> NoiseKey:
+        """The key of one run: derived from this secret and all that the run is.
+
+        Noise, Poisson samples and diffusion draws of a run come from its bound key alone, so two
+        runs from one secret (a reproducible seed, a copied run directory with an edited config)
+        share no randomness.
+
+        Args:
+            public_parts: The run's fingerprint, anything JSON can hold.
+        """
+        return NoiseKey(self._derive("bind", *public_parts), self.reproducible)
+
+    def stream(self, purpose: str, *indices: object) -> NoiseStream:
+        """The cryptographic stream of one use, e.g. ``("finetune/sample", step)``."""
         return NoiseStream(self._derive("stream", purpose, *indices))
 
     def generator(

@@ -5,12 +5,10 @@
 drawn. So a crash after the record costs budget, a crash before it costs nothing, and no order of
 crashes spends budget that is not written down.
 
-The line carries the fingerprint of the secret stream that its noise and sampling come from. The
-same release from the same stream is an exact replay, which reveals nothing new and is free (written
-and flagged all the same); the same release from another stream is a second release and is charged
-again. Whoever makes the fingerprint must put into it *everything* that determines the released
-value: with equal noise under unequal sums, the difference of the two releases is the un-noised
-    difference of the sums.
+The line carries a ``noise_id``, the keyed fingerprint of run, release and exact sum (see
+:mod:`sapf_ray.privacy.release`). The same release with the same ``noise_id`` is an exact replay,
+which reveals nothing new and is free (written and flagged all the same); with another it is a
+second release and is charged again.
 
 Lines carry no time stamps: the time between two steps tells the size of the Poisson batch between
 them.
@@ -24,8 +22,8 @@ refused, for it may hide spent budget.
 Example::
 
     ledger = Ledger.create("run/ledger.jsonl", plan)
-    ledger.record("finetune/step/0", plan.finetune.event(), key.stream_id(public_parts), "finetune")
-    noisy = add_gaussian_noise(...)         # only now
+    releaser = Releaser(key=key, ledger=ledger, plan=plan)
+    noisy = releaser.gaussian("finetune/step/0", total, stage="finetune")   # pays, then draws
     ledger.epsilon_spent()
 
 References:
@@ -57,20 +55,29 @@ from sapf_ray.privacy.accountants import (
 from sapf_ray.privacy.events import DpEvent, describe_event, event_from_json, event_to_json
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
 
-SCHEMA = 1
+SCHEMA = 2
+_READABLE = {1: "stream", SCHEMA: "noise_id"}  # schema to its name of the noise's fingerprint
 _TOLERANCE = 1e-6
 _CURVE_INTERVAL = 10 * PLD_INTERVAL
-_FIELDS = {"release", "stage", "event", "stream", "replay"}
+_FIELDS = {"release", "stage", "event", "noise_id", "replay"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerEvent:
-    """One line: ``event`` was paid for the release named ``release``, noised from ``stream``."""
+    """One line: ``event`` was paid for the release named ``release``.
+
+    Args:
+        release: Name of the release, e.g. ``finetune/step/17``.
+        stage: The plan's stage that it belongs to.
+        event: The privacy event that was charged.
+        noise_id: Keyed fingerprint of run, release and exact sum.
+        replay: Whether it repeats an earlier line and so costs nothing.
+    """
 
     release: str
     stage: str
     event: DpEvent
-    stream: str
+    noise_id: str
     replay: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,19 +85,28 @@ class LedgerEvent:
             "release": self.release,
             "stage": self.stage,
             "event": event_to_json(self.event),
-            "stream": self.stream,
+            "noise_id": self.noise_id,
             "replay": self.replay,
         }
 
     @classmethod
-    def from_dict(cls, data: Any) -> LedgerEvent:
-        if not isinstance(data, dict) or set(data) != _FIELDS:
+    def from_dict(cls, data: Any, schema: int = SCHEMA) -> LedgerEvent:
+        """Inverse of :meth:`to_dict`; reads lines of older schemas as well.
+
+        Raises:
+            ValueError: Not a ledger's event.
+        """
+        if not isinstance(data, dict):
             raise ValueError("not a ledger event")
-        if not isinstance(data["replay"], bool) or any(
-            not isinstance(data[name], str) for name in ("release", "stage", "stream")
+        old_name = _READABLE[schema]
+        fields = {"noise_id" if name == old_name else name: value for name, value in data.items()}
+        if old_name not in data or set(fields) != _FIELDS:
+            raise ValueError("not a ledger event")
+        if not isinstance(fields["replay"], bool) or any(
+            not isinstance(fields[name], str) for name in ("release", "stage", "noise_id")
         ):
             raise ValueError("not a ledger event")
-        return cls(**{**data, "event": event_from_json(data["event"])})
+        return cls(**{**fields, "event": event_from_json(fields["event"])})
 
 
 class Ledger:
@@ -101,9 +117,11 @@ class Ledger:
         self._offset = 0  # of the first byte not yet taken in
         self._lines = 0
         self._plan: PrivacyPlan | None = None
+        self.schema = SCHEMA
         self._events: list[LedgerEvent] = []
         self._torn: LedgerEvent | None = None
         self._paid: set[tuple[str, str, DpEvent]] = set()
+        self._noise_ids: dict[str, set[str]] = {}
         self._charged: Counter[DpEvent] = Counter()
 
     @classmethod
@@ -152,28 +170,46 @@ class Ledger:
         assert self._plan is not None
         return self._plan
 
-    def record(self, release: str, event: DpEvent, stream: str, stage: str) -> dict[str, Any]:
+    def check_continuable(self) -> None:
+        """Raises where the ledger can be read, but not written on.
+
+        Raises:
+            RunDirectoryError: An earlier version of sapf wrote it.
+        """
+        if self.schema != SCHEMA:
+            raise RunDirectoryError(
+                f"{self.path}: was written by an earlier version of sapf, its results stay readable, "
+                "it cannot be continued; start a new run in another directory"
+            )
+
+    def noise_ids(self, release: str) -> set[str]:
+        """Fingerprints under which the release ``release`` was charged so far."""
+        self._refresh()
+        return set(self._noise_ids.get(release, ()))
+
+    def record(self, release: str, event: DpEvent, noise_id: str, stage: str) -> dict[str, Any]:
         """Pays for one release; call it before the noisy value exists.
 
         Args:
             release: Name of the release, e.g. ``selection`` or ``finetune/step/17``.
             event: What is released.
-            stream: Fingerprint of all that determines the released value
-                (:meth:`NoiseKey.stream_id`).
-            stage: ``selection`` or ``finetune``.
+            noise_id: Fingerprint of all that determines the released value.
+            stage: The plan's stage: ``selection``, ``finetune`` or ``evolution``.
 
         Returns:
             The line as written.
 
         Raises:
             BudgetError: The release would pass the planned epsilon; nothing was written.
+            RunDirectoryError: An earlier version of sapf wrote the ledger.
         """
+        self.check_continuable()
         with self._locked("r+b", fcntl.LOCK_EX) as f:
             self._take_in(f)
             self._repair(f)
-            replay = (release, stream, event) in self._paid
+            replay = (release, noise_id, event) in self._paid
             entry = LedgerEvent(
-                release=release, stage=stage, event=event, stream=stream, replay=replay
+                release=release, stage=stage, event=event, noise_id=noise_id, replay=replay
             )
             if not replay:
                 self._check_budget(entry)
@@ -277,11 +313,19 @@ class Ledger:
         if charged <= planned:
             return
         epsilon = self._epsilon(charged, None, None)
-        if epsilon > self.plan.epsilon * (1 + _TOLERANCE):
+        if epsilon <= self.plan.epsilon * (1 + _TOLERANCE):
+            return
+        if entry.release in self._noise_ids:
             raise BudgetError(
-                f"{self.path}: {entry.release} would raise epsilon to {epsilon:.4f}, planned are "
-                f"{self.plan.epsilon:g}; stopped before the release"
+                f"{self.path}: {entry.release} was paid with another sum: the weights, a library, "
+                "the micro-batch or the machine changed since; drawing it again would raise "
+                f"epsilon to {epsilon:.4f}, planned are {self.plan.epsilon:g}; start a new run in "
+                "another directory"
             )
+        raise BudgetError(
+            f"{self.path}: {entry.release} would raise epsilon to {epsilon:.4f}, planned are "
+            f"{self.plan.epsilon:g}; stopped before the release"
+        )
 
     def _refresh(self) -> None:
         with self._locked("rb", fcntl.LOCK_SH) as f:
@@ -336,22 +380,24 @@ class Ledger:
         self._events.append(entry)
         if not entry.replay:
             self._charged[entry.event] += 1
-            self._paid.add((entry.release, entry.stream, entry.event))
+            self._paid.add((entry.release, entry.noise_id, entry.event))
+            self._noise_ids.setdefault(entry.release, set()).add(entry.noise_id)
 
     def _parse_header(self, line: bytes) -> PrivacyPlan:
         try:
             header = json.loads(line)
-            if header["schema"] != SCHEMA:
+            if header["schema"] not in _READABLE:
                 raise RunDirectoryError(
-                    f"{self.path}: schema {header['schema']!r}, this version reads {SCHEMA}"
+                    f"{self.path}: schema {header['schema']!r}, this version reads up to {SCHEMA}"
                 )
+            self.schema = header["schema"]
             return PrivacyPlan.from_dict(header["plan"])
         except (ValueError, KeyError, TypeError) as error:
             raise RunDirectoryError(f"{self.path}, line 1: damaged (no plan in it)") from error
 
     def _parse(self, line: bytes) -> LedgerEvent:
         try:
-            return LedgerEvent.from_dict(json.loads(line))
+            return LedgerEvent.from_dict(json.loads(line), self.schema)
         except (ValueError, TypeError) as error:
             raise RunDirectoryError(
                 f"{self.path}, line {self._lines + 1}: damaged; spent budget may be hidden, restore the file"

@@ -7,14 +7,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sapf_ray.config import RunConfig, config_hash
+from sapf_ray.config import RunConfig
 from sapf_ray.data.base import ImageSource
 from sapf_ray.errors import BudgetError, RunDirectoryError
+from sapf_ray.models.public_model import content_hash
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.runs import runlog, worktime
 from sapf_ray.runs.directory import RunDirectory, keep_fingerprint
+from sapf_ray.runs.fingerprint import run_fingerprint
 from sapf_ray.runs.memory import Peak, peak_memory
 
 
@@ -112,6 +114,7 @@ def open_ledger(directory: RunDirectory, plan: PrivacyPlan) -> Ledger:
     """
     if directory.ledger.exists():
         ledger = Ledger.open(directory.ledger)
+        ledger.check_continuable()
         if ledger.plan != plan:
             raise RunDirectoryError(
                 f"{directory.ledger}: was begun under another plan (data size or version of sapf changed?); "
@@ -137,8 +140,9 @@ def noise_of(
     source: ImageSource,
     ledger: Ledger,
 ) -> tuple[NoiseKey, str]:
-    """The run's secret key and the fingerprint of all that its noise belongs to, before anything
-    sensitive is used.
+    """The run's bound key and its public fingerprint, before anything sensitive is used.
+
+    The key is bound to the run's fingerprint: see :mod:`sapf_ray.runs.fingerprint`.
     """
     if ledger.events() and not directory.noise_key.exists():
         raise BudgetError(
@@ -146,8 +150,15 @@ def noise_of(
             "replayed without it and the budget does not pay them twice; start a new run in another directory"
         )
     directory.prepare_private()
-    key = NoiseKey.load_or_create(directory.noise_key, config.privacy.reproducible_seed)
-    return key, key.stream_id(_same_data(directory, source), plan.to_dict(), config_hash(config))
+    secret = NoiseKey.load_or_create(directory.noise_key, config.privacy.reproducible_seed)
+    fingerprint = run_fingerprint(
+        config,
+        plan,
+        data=_same_data(directory, source),
+        weights=content_hash(config.model.path),
+    )
+    key = secret.bind(fingerprint)
+    return key, key.stream_id("run")
 
 
 def _same_data(directory: RunDirectory, source: ImageSource) -> str:

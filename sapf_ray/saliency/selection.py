@@ -68,7 +68,7 @@ class Selection:
     @property
     def stream(self) -> str | None:
         """Fingerprint under which the ledger has the releases; None where nothing was released."""
-        return None if self.event is None else self.event["stream"]
+        return None if self.event is None else self.event["noise_id"]
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -107,7 +107,7 @@ def shared_selection(
     found = _read(folder)
     assert plan.selection is not None and found.stream is not None
     (event,) = [event for stage, event, _ in plan_events(plan) if stage == "selection"]
-    paid = {(e.release, e.stream) for e in ledger.events()}
+    paid = {(e.release, e.noise_id) for e in ledger.events()}
     for name in release_names(plan.selection.count):
         if (name, found.stream) not in paid:  # another run made it: pay, then look
             ledger.record(name, event, found.stream, "selection")
@@ -127,7 +127,7 @@ def has_own(ledger: Ledger, stream: str) -> bool:
     """Whether an earlier start of the run paid a selection of its own, from the run's stream, which
     it then keeps.
     """
-    return any(e.stage == "selection" and e.stream == stream for e in ledger.events())
+    return any(e.stage == "selection" and e.noise_id == stream for e in ledger.events())
 
 
 def _read(folder: Path) -> Selection:

@@ -150,7 +150,9 @@ def selection_names(item: PlannedCell, out: Path) -> set[str]:
     run = RunDirectory(out / item.cell.name)
     if run.ledger.exists():
         streams = {
-            event.stream for event in Ledger.open(run.ledger).events() if event.stage == "selection"
+            event.noise_id
+            for event in Ledger.open(run.ledger).events()
+            if event.stage == "selection"
         }
         if streams:
             return streams

@@ -189,11 +189,11 @@ def test_exact_votes_are_not_written(tmp_path):
     votes = np.full(3, 987_654)
     noisy = release_histogram(votes, 0, stage=stage, key=KEY, stream="s", ledger=ledger)
     assert "98765" not in ledger.path.read_text() and not (noisy == votes).any()
-    streams = [e.stream for e in ledger.events()]
+    streams = [e.noise_id for e in ledger.events()]
     release_histogram(
         votes, 0, stage=stage, key=NoiseKey.create(), stream="s", ledger=ledger
     )  # another key: nobody can look votes up by it
-    assert ledger.events()[-1].stream not in streams
+    assert ledger.events()[-1].noise_id not in streams
 
 
 def test_votes_do_not_depend_on_the_number_of_tasks(ray_cluster, tmp_path):

@@ -40,7 +40,7 @@ def spend_all(ledger: Ledger, stream: str = "s") -> None:
 
 def test_header_carries_the_plan(ledger, plan):
     header = json.loads(ledger.path.read_text())
-    assert header["schema"] == 1 and header["plan"] == json.loads(json.dumps(plan.to_dict()))
+    assert header["schema"] == 2 and header["plan"] == json.loads(json.dumps(plan.to_dict()))
     assert Ledger.open(ledger.path).plan == plan
     assert [p.name for p in ledger.path.parent.iterdir()] == ["ledger.jsonl"]
 
@@ -101,13 +101,13 @@ def test_exact_replay_is_free_and_flagged(ledger, plan):
     assert [e.replay for e in ledger.events()].count(True) == 3
 
 
-@pytest.mark.parametrize("change", ["stream", "event", "release"])
+@pytest.mark.parametrize("change", ["noise_id", "event", "release"])
 def test_anything_else_is_charged_again(ledger, plan, change):
     ledger.record("finetune/step/2", plan.finetune.event(), "s", "finetune")
     spent = ledger.epsilon_spent()
     release = "finetune/step/3" if change == "release" else "finetune/step/2"
     event = gaussian_event(50.0, 0.01) if change == "event" else plan.finetune.event()
-    assert not ledger.record(release, event, "t" if change == "stream" else "s", "finetune")[
+    assert not ledger.record(release, event, "t" if change == "noise_id" else "s", "finetune")[
         "replay"
     ]
     assert ledger.epsilon_spent() > spent
@@ -116,8 +116,11 @@ def test_anything_else_is_charged_again(ledger, plan, change):
 def test_the_budget_stops_before_anything_is_written(ledger, plan):
     spend_all(ledger)
     before = ledger.path.read_bytes()
-    with pytest.raises(BudgetError, match="finetune/step/0 would raise epsilon to") as error:
-        ledger.record("finetune/step/0", plan.finetune.event(), "another stream", "finetune")
+    with pytest.raises(BudgetError, match="finetune/step/9 would raise epsilon to") as error:
+        ledger.record("finetune/step/9", plan.finetune.event(), "s", "finetune")
+    assert "\n" not in str(error.value)
+    with pytest.raises(BudgetError, match=r"finetune/step/0 was paid with another sum: .*new run"):
+        ledger.record("finetune/step/0", plan.finetune.event(), "another sum", "finetune")
     assert "\n" not in str(error.value)
     assert ledger.path.read_bytes() == before
 
@@ -209,7 +212,7 @@ def test_damage_met_while_running_stops_every_further_record(ledger, plan):
 
 
 @pytest.mark.parametrize(
-    "header", ["", "x\n", "{}\n", '{"schema": 1, "plan": {}}\n', '{"schema": 1}', "[]\n"]
+    "header", ["", "x\n", "{}\n", '{"schema": 2, "plan": {}}\n', '{"schema": 2}', "[]\n"]
 )
 def test_damaged_header(tmp_path, header):
     path = tmp_path / "ledger.jsonl"
@@ -218,9 +221,45 @@ def test_damaged_header(tmp_path, header):
         Ledger.open(path)
 
 
+def test_ledgers_of_the_earlier_version_are_read_and_not_continued(ledger, plan):
+    spend_all(ledger)
+    ledger.record("finetune/step/1", plan.finetune.event(), "s", "finetune")  # a replay
+    text = ledger.path.read_text()
+    plan_of_then = json.loads(text.splitlines()[0])["plan"]
+    for stage in ("selection", "finetune"):
+        del plan_of_then[stage]["slack"]  # came with schema 2
+    header = json.dumps({"schema": 1, "plan": plan_of_then})
+    lines = [line.replace('"noise_id"', '"stream"') for line in text.splitlines()[1:]]
+    ledger.path.write_text("\n".join([header, *lines]) + "\n")
+    old = Ledger.open(ledger.path)
+    assert old.plan == plan
+    assert old.events() == ledger.__class__.open(ledger.path).events()
+    assert old.epsilon_spent() == pytest.approx(ledger_spent(text, ledger.path.parent))
+    assert "s" in {event.noise_id for event in old.events()}
+    assert old.summary().row_count > 0
+    before = ledger.path.read_bytes()
+    for refused in (
+        old.check_continuable,
+        lambda: old.record("finetune/step/1", plan.finetune.event(), "s", "finetune"),
+    ):
+        with pytest.raises(RunDirectoryError, match=r"earlier version .* stay readable") as error:
+            refused()
+        assert "\n" not in str(error.value)
+    assert ledger.path.read_bytes() == before
+    ledger.path.write_text(header + "\n" + text.splitlines()[1] + "\n")  # a line of schema 2
+    with pytest.raises(RunDirectoryError, match="line 2: damaged"):
+        Ledger.open(ledger.path)
+
+
+def ledger_spent(text: str, folder: Path) -> float:
+    path = folder / "new.jsonl"
+    path.write_text(text)
+    return Ledger.open(path).epsilon_spent()
+
+
 def test_other_schema(ledger):
-    ledger.path.write_text(ledger.path.read_text().replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(RunDirectoryError, match="schema 2"):
+    ledger.path.write_text(ledger.path.read_text().replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(RunDirectoryError, match="schema 3"):
         Ledger.open(ledger.path)
 
 

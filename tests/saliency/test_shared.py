@@ -74,8 +74,8 @@ def test_one_release_for_every_ratio_and_epsilon(tmp_path):
     assert set(one.matrices) == set(ranked[:3]) and set(two.matrices) == set(ranked[:5])
     assert first.paid() == second.paid() == [("selection", False)], "whole in each run's own ledger"
     assert (
-        first.ledger.events()[0].stream
-        == second.ledger.events()[0].stream
+        first.ledger.events()[0].noise_id
+        == second.ledger.events()[0].noise_id
         == one.stream
         == two.stream
     )

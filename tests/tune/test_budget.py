@@ -178,7 +178,7 @@ def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp
         scores={},
         score="per_sample_norm",
         pool_size=0,
-        event={"stream": "of all"},
+        event={"noise_id": "of all"},
         shared=True,
     )
     (folder / "selection.json").write_text(json.dumps(made.to_dict()))

@@ -77,8 +77,8 @@ def test_private_cells_side_by_side_share_latents_and_selection(
         Ledger.open(tmp_path / "grid" / f"dp-sapf_epsilon{e}" / "ledger.jsonl") for e in (5, 10)
     ]
     for ledger in ledgers:
-        assert [e.stream for e in ledger.events() if e.stage == "selection"] == [
-            selections[0]["event"]["stream"]
+        assert [e.noise_id for e in ledger.events() if e.stage == "selection"] == [
+            selections[0]["event"]["noise_id"]
         ]
     assert any(
         "2 of them share one selection release, counted once" in note for note in report.notes
