@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sapf_ray.cli import _expand
+from sapf_ray import options
 from sapf_ray.config import (
     EvaluationConfig,
     RunConfig,
@@ -187,12 +187,11 @@ def test_broken_whole_weights_are_one_line(tiny_pipeline, tmp_path):
 
 
 def test_rows_are_options_and_unknown_ones_are_refused():
-    assert _expand(["run", "--method", "dp-ldm", "--seed", "1"])[:4] == [
-        "run",
-        "--saliency.pool=qkvo",
-        "--saliency.ratio=1.0",
-        "--finetune.adapter=direct",
-    ]
+    config = options.config_of(
+        options.parse(["plan", "--method", "dp-ldm", "--saliency.ratio", "0.5"])
+    )
+    assert config.saliency.pool == "qkvo" and config.finetune.adapter == "direct"
+    assert config.saliency.ratio == 0.5  # a flag overrides the row
     with pytest.raises(SapfError, match="must be one of dp-sapf"):
         find_method("dp-magic")
     with pytest.raises(ConfigError, match=r"must be 1 where finetune\.adapter is full"):

@@ -60,7 +60,7 @@ def ours(case: Case) -> Step:
         cpus_per_actor=case.threads,
         gpus_per_actor=float(case.device == "cuda"),
     )
-    model = ModelConfig(path=files.model, dtype=case.dtype)
+    model = ModelConfig(path=files.model, dtype=case.dtype)  # type: ignore[arg-type]
     actor = SamplingActor(
         Job(
             out_dir=str(files.out),

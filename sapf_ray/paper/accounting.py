@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sapf_ray.config import ACCOUNTANTS, FinetuneConfig, PrivacyConfig, RunConfig, SaliencyConfig
+from sapf_ray.config import FinetuneConfig, PrivacyConfig, RunConfig, SaliencyConfig
 from sapf_ray.errors import ConfigError
 from sapf_ray.paper.tables import DATASET_NAMES, DATASETS, PaperSetting, paper_setting, paper_table
+from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.events import gaussian_event
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan

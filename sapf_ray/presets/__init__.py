@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from sapf_ray.config.yaml_text import parse_yaml
 from sapf_ray.errors import SapfError
 
 PRESETS = resources.files("sapf_ray") / "presets"
@@ -19,22 +18,12 @@ def presets() -> list[str]:
     )
 
 
-def preset_path(name: str) -> str:
-    """The preset's file.
-
-    Raises:
-        SapfError: No such preset.
-    """
-    if name not in presets():
-        raise SapfError(f"--preset {name}: unknown; must be one of {', '.join(presets())}")
-    return str(PRESETS / f"{name}.yaml")
-
-
 def load_preset(name: str) -> dict[str, Any]:
     """A preset's overrides as nested dicts.
 
     Raises:
         SapfError: No such preset.
     """
-    with open(preset_path(name)) as f:
-        return yaml.safe_load(f)
+    if name not in presets():
+        raise SapfError(f"--preset {name}: unknown; must be one of {', '.join(presets())}")
+    return parse_yaml((PRESETS / f"{name}.yaml").read_text())

@@ -39,10 +39,10 @@ from typing import Any
 import yaml
 
 from sapf_ray.config import RunConfig, from_dict, result_keys
+from sapf_ray.config.yaml_text import parse_yaml
 from sapf_ray.errors import ConfigError, SapfError
 from sapf_ray.methods import find_method
 from sapf_ray.presets import load_preset
-from sapf_ray.tune.values import typed
 
 Overrides = dict[str, Any]
 
@@ -198,7 +198,7 @@ def _find(name: str, beside: Path | None = None) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        spec = yaml.safe_load(path.read_text())
+        spec = parse_yaml(path.read_text())
     except yaml.YAMLError as error:
         raise SapfError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(spec, dict):
@@ -295,8 +295,7 @@ def _cell(
     try:
         base.pop("method", None)
         row = {} if method is None else find_method(str(method)).overrides
-        flat = {key: typed(key, value) for key, value in {**base, **row, **own}.items()}
-        nested = with_overrides(preset, flat)
+        nested = with_overrides(preset, {**base, **row, **own})
         if space.repeatable:
             nested = with_overrides(nested, {"privacy.reproducible_seed": nested.get("seed", 0)})
         config = from_dict(nested)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sapf_ray.config import EVOLUTION_EMBEDDINGS, EvolutionConfig, ModelConfig
+from sapf_ray.config import EvolutionConfig, ModelConfig
 from sapf_ray.errors import DataError
 from sapf_ray.evolution.api import latent_means
 from sapf_ray.evolution.embedding import EMBEDDINGS, VaeEmbedding, make_embedding
 from sapf_ray.models.loading import load_pipeline
+from sapf_ray.registry import names
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
 
@@ -37,7 +38,7 @@ def test_large_latents_are_averaged_down(tiny_pipeline):
 
 
 def test_every_name_of_the_config_has_an_embedding():
-    assert sorted(EMBEDDINGS) == sorted(EVOLUTION_EMBEDDINGS)
+    assert sorted(EMBEDDINGS) == sorted(names("evolution.embedding"))
 
 
 def test_inception_weights_are_checked_before_anything_is_read(tmp_path):

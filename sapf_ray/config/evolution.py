@@ -9,15 +9,13 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from sapf_ray.config.checks import above_zero, not_negative, one_of, positive_int, require
-
-EVOLUTION_SELECTIONS = ("sample", "rank")
-EVOLUTION_EMBEDDINGS = ("vae", "glyph", "inception")
+from sapf_ray.config.kinds import Count, CountOrZero, NameIn, NotNegative, Positive, Share
+from sapf_ray.config.section import require, section
 
 
-@dataclass(frozen=True, kw_only=True)
+@section("evolution")
 class EvolutionConfig:
     """Private Evolution: the public model's images, steered by the private records' noisy votes.
 
@@ -56,58 +54,33 @@ class EvolutionConfig:
     """
 
     enabled: bool = False
-    iterations: int = 7
-    population: int = 200
-    variations: int = 1
+    iterations: Count = 7
+    population: Count = 200
+    variations: Count = 1
     keep_selected: bool = False
-    selection: str = "sample"
-    lookahead: int = 8
-    threshold: float = 2.0
-    strength_start: float = 0.9
-    strength_end: float = 0.4
-    embedding: str = "vae"
+    selection: Literal["sample", "rank"] = "sample"
+    lookahead: CountOrZero = 8
+    threshold: NotNegative = 2.0
+    strength_start: Share = 0.9
+    strength_end: Share = 0.4
+    embedding: Annotated[str, NameIn("evolution.embedding")] = "vae"
     inception_weights: str | None = None
-    cpus_per_task: float = 1.0
-    gpus_per_task: float = 0.0
+    cpus_per_task: Positive = 1.0
+    gpus_per_task: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("enabled", "keep_selected"):
-            require(
-                isinstance(getattr(self, name), bool),
-                f"evolution.{name}",
-                getattr(self, name),
-                "must be true or false",
-            )
-        positive_int("evolution", self, "iterations", "population", "variations")
-        positive_int("evolution", self, "lookahead", minimum=0)
-        one_of("evolution.selection", self.selection, allowed=EVOLUTION_SELECTIONS)
         require(
-            0 <= self.threshold < float("inf"),
-            "evolution.threshold",
-            self.threshold,
-            "must be a finite number of at least 0",
-        )
-        require(
-            0 < self.strength_start <= 1,
-            "evolution.strength_start",
-            self.strength_start,
-            "must lie in (0, 1]",
-        )
-        require(
-            0 < self.strength_end <= self.strength_start,
+            self.strength_end <= self.strength_start,
             "evolution.strength_end",
             self.strength_end,
             f"must lie in (0, {self.strength_start:g}], not above strength_start",
         )
-        one_of("evolution.embedding", self.embedding, allowed=EVOLUTION_EMBEDDINGS)
         require(
             self.embedding != "inception" or self.inception_weights is not None,
             "evolution.inception_weights",
             self.inception_weights,
             "must be a path when embedding is inception",
         )
-        above_zero("evolution", self, "cpus_per_task")
-        not_negative("evolution", self, "gpus_per_task")
 
     @property
     def candidates(self) -> int:

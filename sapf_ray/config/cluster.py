@@ -1,31 +1,12 @@
-"""Where the work runs and where it is watched."""
+"""Where the work runs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from sapf_ray.config.checks import positive_int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """MLflow.
-
-    Args:
-        enabled: Log the run to MLflow.
-        uri: Tracking URI; by default MLFLOW_TRACKING_URI, else a sqlite file beside the run
-            directory.
-        experiment: MLflow experiment name.
-        parent_run_id: MLflow run that this one is shown under; `sapf tune` sets it.
-    """
-
-    enabled: bool = True
-    uri: str | None = None
-    experiment: str = "sapf"
-    parent_run_id: str | None = None
+from sapf_ray.config.kinds import Count
+from sapf_ray.config.section import section
 
 
-@dataclass(frozen=True, kw_only=True)
+@section("cluster")
 class ClusterConfig:
     """Where the work runs.
 
@@ -47,12 +28,8 @@ class ClusterConfig:
     """
 
     address: str | None = None
-    num_cpus: int | None = None
+    num_cpus: Count | None = None
     keep_cache: bool = False
     latents_dir: str | None = None
     selection_dir: str | None = None
     storage: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_cpus is not None:
-            positive_int("cluster", self, "num_cpus")

@@ -1,0 +1,60 @@
+"""Scores against real images, after the last use of the budget."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from sapf_ray.config.kinds import Count, FromList, NameIn, NotNegative, Positive
+from sapf_ray.config.section import require, section
+
+ClassifierName = Annotated[str, NameIn("evaluation.classifiers")]
+
+
+@section("evaluation")
+class EvaluationConfig:
+    """Scores against the real test images: a non-private measurement of research runs.
+
+    Args:
+        enabled: False for a release run: the test images are then never read.
+        fid_features: auto (Inception where weights are given, else glyph), glyph (reported as
+            fid_glyph) or inception.
+        inception_weights: Path of torch-fidelity's Inception weights
+            (weights-inception-2015-12-05-6726825d.pth).
+        fid_reference: Real images that FID compares with: test, or train (as DPImageBench).
+        cache_dir: Where Inception features of the real images are kept (mode 0700, as sensitive as
+            the images) for the next run on the same images; by default nowhere.
+        classifiers: Downstream classifiers whose accuracies are averaged: cnn, resnet, wrn,
+            resnext.
+        epochs: Epochs of a downstream classifier.
+        batch_size: Images per classifier step.
+        learning_rate: Peak step size of the classifier's AdamW one-cycle schedule.
+        cpus_per_task: CPU cores of each of the Ray tasks: one for FID, one per classifier; 0 takes
+            a node's cores.
+        gpus_per_task: GPUs of each; may be a fraction.
+    """
+
+    enabled: bool = True
+    fid_features: Annotated[str, NameIn("evaluation.fid_features")] = "auto"
+    inception_weights: str | None = None
+    fid_reference: Literal["test", "train"] = "test"
+    cache_dir: str | None = None
+    classifiers: Annotated[tuple[ClassifierName, ...], FromList] = ("cnn",)
+    epochs: Count = 20
+    batch_size: Count = 64
+    learning_rate: Positive = 2e-3
+    cpus_per_task: NotNegative = 0.0
+    gpus_per_task: NotNegative = 0.0
+
+    def __post_init__(self) -> None:
+        require(
+            self.fid_features != "inception" or self.inception_weights is not None,
+            "evaluation.inception_weights",
+            self.inception_weights,
+            "must be a path when fid_features is inception",
+        )
+        require(
+            len(self.classifiers) > 0,
+            "evaluation.classifiers",
+            list(self.classifiers),
+            "must name at least one",
+        )

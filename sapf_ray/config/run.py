@@ -1,0 +1,91 @@
+"""The whole config of one run."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated
+
+from sapf_ray.config.cluster import ClusterConfig
+from sapf_ray.config.data import DataConfig
+from sapf_ray.config.evaluation import EvaluationConfig
+from sapf_ray.config.evolution import EvolutionConfig
+from sapf_ray.config.finetune import FinetuneConfig
+from sapf_ray.config.kinds import CountOrZero, FromList
+from sapf_ray.config.model import ModelConfig
+from sapf_ray.config.privacy import PrivacyConfig
+from sapf_ray.config.saliency import SaliencyConfig
+from sapf_ray.config.section import require, section
+from sapf_ray.config.synthesis import SynthesisConfig
+from sapf_ray.config.tracking import TrackingConfig
+
+
+@section("")
+class RunConfig:
+    """One run.
+
+    Args:
+        seed: Seeds everything that is not privacy noise: LoRA init, sampling prompts, classifiers.
+        plugins: Modules that are imported first, here and in every worker process, so that their
+            data sources, scores and other rows can be named (:mod:`sapf_ray.registry`).
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    seed: CountOrZero = 0
+    plugins: Annotated[tuple[str, ...], FromList] = ()
+
+    def __post_init__(self) -> None:
+        require(
+            self.finetune.adapter != "full" or self.saliency.ratio == 1,
+            "saliency.ratio",
+            self.saliency.ratio,
+            "must be 1 where finetune.adapter is full: all weights are trained, none is selected",
+        )
+        require(
+            not self.evolution.enabled or self.finetune.steps == 0,
+            "finetune.steps",
+            self.finetune.steps,
+            "must be 0 where evolution.enabled is true: an evolution trains nothing",
+        )
+
+
+# How the work is spread, watched and retried: may differ between two starts of the same run.
+EXECUTION_ONLY = frozenset(
+    {
+        "saliency.cpus_per_task",
+        "saliency.gpus_per_task",
+        "finetune.num_workers",
+        "finetune.cpus_per_worker",
+        "finetune.gpus_per_worker",
+        "finetune.max_failures",
+        "finetune.checkpoint_every",
+        "evolution.cpus_per_task",
+        "evolution.gpus_per_task",
+        "synthesis.num_actors",
+        "synthesis.cpus_per_actor",
+        "synthesis.gpus_per_actor",
+        "evaluation.cpus_per_task",
+        "evaluation.gpus_per_task",
+        "evaluation.cache_dir",
+        "tracking.enabled",
+        "tracking.uri",
+        "tracking.experiment",
+        "tracking.parent_run_id",
+        "cluster.address",
+        "cluster.num_cpus",
+        "cluster.keep_cache",
+        "cluster.storage",
+        "cluster.latents_dir",
+        "cluster.selection_dir",
+        "data.n_records",
+        "plugins",
+    }
+)

@@ -1,0 +1,23 @@
+"""Where a run is watched."""
+
+from __future__ import annotations
+
+from sapf_ray.config.section import section
+
+
+@section("tracking")
+class TrackingConfig:
+    """MLflow.
+
+    Args:
+        enabled: Log the run to MLflow.
+        uri: Tracking URI; by default MLFLOW_TRACKING_URI, else a sqlite file beside the run
+            directory.
+        experiment: MLflow experiment name.
+        parent_run_id: MLflow run that this one is shown under; `sapf tune` sets it.
+    """
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "sapf"
+    parent_run_id: str | None = None

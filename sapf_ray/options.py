@@ -1,0 +1,288 @@
+"""The options of each command of ``sapf``, and how they become a config.
+
+Every key of :mod:`sapf_ray.config` is an option of the same name. A later source wins: defaults,
+``--preset``, ``--method``, ``--config``, flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from sapf_ray import __version__
+from sapf_ray.config import RunConfig, flatten, from_dict, nest
+from sapf_ray.config.fields import fields, section_titles
+from sapf_ray.config.kinds import Kind
+from sapf_ray.config.section import unknown_key
+from sapf_ray.config.yaml_text import read_yaml
+from sapf_ray.errors import ConfigError, SapfError
+from sapf_ray.methods import find_method
+from sapf_ray.presets import load_preset, presets
+from sapf_ray.registry import load_plugins
+
+FORMATS = ("text", "markdown", "csv", "latex")
+_INTEGER = Kind(base=int)
+_NUMBER = Kind(base=float)
+_SWITCH = Kind(base=bool)
+_FORMAT = Kind(base=str, choices=lambda: FORMATS)
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line on stderr and exit code 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write("sapf: error: " + " ".join(message.split()) + "\n")
+        sys.exit(2)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line. Config keys have their dotted names, and are there only where given.
+
+    Args:
+        arguments: Those behind ``sapf``, at least one.
+
+    Raises:
+        SapfError: An unknown option, a value that is none, or a plugin that cannot be imported.
+    """
+    _load_plugins(arguments)
+    parser = make_parser(arguments[0])
+    namespace, rest = parser.parse_known_args(arguments)
+    if rest:
+        option = next((text for text in rest if text.startswith("--")), None)
+        if option is None:
+            parser.error("unrecognized arguments: " + " ".join(rest))
+        name = option.removeprefix("--").partition("=")[0]
+        known = ["preset", "method", "config", "out", "json", *fields()]
+        raise SapfError(f"{name}: {unknown_key(name, known)}")
+    return namespace
+
+
+def given_keys(namespace: argparse.Namespace) -> dict[str, Any]:
+    """Config keys that the command line sets, with their values, not yet validated."""
+    return {key: value for key, value in vars(namespace).items() if key in fields()}
+
+
+def config_of(namespace: argparse.Namespace) -> RunConfig:
+    """The config of ``sapf run`` and ``sapf plan``.
+
+    Raises:
+        SapfError: A file that cannot be read, or a value outside its range; one line.
+    """
+    flat: dict[str, Any] = {}
+    if namespace.preset is not None:
+        flat |= flatten(load_preset(namespace.preset))
+    if namespace.method is not None:
+        flat |= find_method(namespace.method).overrides
+    for path in namespace.config:
+        flat |= flatten(read_yaml(path, option="--config"))
+    return from_dict(nest(flat | given_keys(namespace)))
+
+
+def make_parser(command: str) -> Parser:
+    """The parser of all commands, with the options of the one that is requested."""
+    parser = Parser(prog="sapf", description="Differentially private image synthesis on Ray.")
+    parser.add_argument("--version", action="version", version=f"sapf-ray {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (description, add_options) in COMMANDS.items():
+        sub = commands.add_parser(name, help=description, description=description)
+        if name == command:
+            add_options(sub)
+    return parser
+
+
+def _load_plugins(arguments: list[str]) -> None:
+    """Before the parser is made, so that ``--help`` lists the plugins' rows too."""
+    early = Parser(add_help=False)
+    early.add_argument("--plugins", type=fields()["plugins"].kind.read, default=[])
+    load_plugins(early.parse_known_args(arguments)[0].plugins)
+
+
+def _add(
+    parser: argparse.ArgumentParser, *names: str, kind: Kind, help: str, default: Any = None
+) -> None:
+    """An option that is no config key; its errors read like those of a config key."""
+    option = names[0]
+
+    def read(text: str) -> Any:
+        value = kind.read(text)
+        if kind.base is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind.base:
+            raise ConfigError(option, value, kind.must_be(value))
+        if kind.choices is not None and value not in kind.choices():
+            raise ConfigError(option, value, kind.must_be(value))
+        return value
+
+    switch = {"nargs": "?", "const": True} if kind is _SWITCH else {}
+    parser.add_argument(*names, type=read, default=default, help=help, **switch)  # type: ignore[arg-type]
+
+
+def _add_config_keys(parser: argparse.ArgumentParser) -> None:
+    groups = {
+        section: parser.add_argument_group(section or "run", _escaped(title))
+        for section, title in section_titles().items()
+    }
+    for key, field in fields().items():
+        names = [f"--{key}"] + ["--address"] * (key == "cluster.address")
+        default = json.dumps(field.default) if field.default != "" else '""'
+        groups[field.section].add_argument(
+            *names,
+            dest=key,
+            type=field.kind.read,
+            default=argparse.SUPPRESS,
+            metavar=field.name.upper(),
+            help=_escaped(
+                f"({field.kind.hint()}) {field.help} (default: {default.strip(chr(34))})"
+            ),
+        )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _add_config_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset", default=None, help="Start from a preset: " + ", ".join(presets())
+    )
+    parser.add_argument(
+        "--method", default=None, help="A row of `sapf methods`; files and flags override it."
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        help="YAML file with the keys below; flags override it.",
+    )
+
+
+def _run_options(parser: Parser) -> None:
+    parser.usage = "sapf run --out DIRECTORY [OPTIONS]"
+    parser.add_argument(
+        "--out", required=True, help="Run directory; the same command again continues it."
+    )
+    _add(
+        parser,
+        "--verbose",
+        kind=_SWITCH,
+        default=False,
+        help="Show the lines of run.log.jsonl on stderr as well.",
+    )
+    _add_config_sources(parser)
+    _add_config_keys(parser)
+
+
+def _plan_options(parser: Parser) -> None:
+    parser.usage = "sapf plan [OPTIONS]"
+    _json_option(parser, "Print one JSON object.")
+    parser.add_argument(
+        "--cluster_devices",
+        "--cluster",
+        metavar="KxDEVICE",
+        help="Also estimate time and memory of each stage on K devices, from measured costs: "
+        "4xa6000 (the paper's), 2xcpu2; `--cluster` for short.",
+    )
+    parser.add_argument(
+        "--cluster_costs",
+        help="Own measurement for it: results.json of `make bench`, or metrics.json of a finished "
+        "run.",
+    )
+    _add(
+        parser,
+        "--cluster_price",
+        kind=_NUMBER,
+        help="Price of a device for an hour: adds costs to it.",
+    )
+    _add_config_sources(parser)
+    _add_config_keys(parser)
+
+
+def _ledger_options(parser: Parser) -> None:
+    parser.add_argument("directory", help="Run directory.")
+
+
+def _grid_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--out",
+        help="Directory of the runs, runs/NAME unless given; the same command again continues it, "
+        "and keeps what is finished.",
+    )
+    _add(parser, "--smoke", kind=_SWITCH, default=False, help="The small twin on embedded data.")
+    _add(
+        parser,
+        "--dry_run",
+        "--dry-run",
+        kind=_SWITCH,
+        default=False,
+        help="List cells, budgets and times; start nothing.",
+    )
+    _add(
+        parser,
+        "--max_concurrent",
+        "--max-concurrent",
+        kind=_INTEGER,
+        default=0,
+        help="Cells at the same time; 0: as many as the cluster holds.",
+    )
+    _add(parser, "--retries", kind=_INTEGER, default=2, help="Retries of a cell that broke off.")
+    parser.add_argument("--only", help="Cells with these labels, e.g. method=DP-SAPF,seed=0.")
+    _add_config_keys(parser)
+
+
+def _tune_options(parser: Parser) -> None:
+    parser.usage = "sapf tune SPACE [OPTIONS]"
+    parser.add_argument("space", help="YAML file, or the name of one in tune_spaces/.")
+    _grid_options(parser)
+
+
+def _reproduce_options(parser: Parser) -> None:
+    parser.usage = "sapf reproduce TABLE [OPTIONS]"
+    parser.add_argument(
+        "table",
+        help="table9, table10, table13: computed, reads no image, up to a minute; "
+        "table2, 5, 6, 7, 8, 11, 12, 15, figure4, 5, 6, 7: runs or continues the grid.",
+    )
+    _add(
+        parser,
+        "--format",
+        kind=_FORMAT,
+        default="text",
+        help="How to print it: " + ", ".join(FORMATS),
+    )
+    _grid_options(parser)
+
+
+def _list_options(parser: Parser) -> None:
+    _json_option(parser, "Print one JSON list.")
+
+
+def _json_option(parser: Parser, help: str) -> None:
+    _add(parser, "--json", kind=_SWITCH, default=False, help=help)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
+    "run": ("Run or continue one experiment.", _run_options),
+    "plan": ("Plan the privacy spend; reads no image.", _plan_options),
+    "ledger": ("What a run spent, replayed from its ledger.", _ledger_options),
+    "tune": ("Run or continue a grid of experiments, and print its table.", _tune_options),
+    "reproduce": (
+        "A table or figure of the paper, ours beside its printed values.",
+        _reproduce_options,
+    ),
+    "datasets": (
+        "The data sets that data.source takes, and where to obtain them.",
+        _list_options,
+    ),
+    "methods": ("The methods that --method takes.", _list_options),
+    "models": (
+        "The public models that --model.path takes by name, and where to obtain them.",
+        _list_options,
+    ),
+}
+"""Command → what it does, and the function that adds its options."""
