@@ -22,7 +22,7 @@ from sapf_ray.report.render import Column, Report
 from sapf_ray.tune.grid import Grid
 from sapf_ray.tune.space import Space
 from sapf_ray.tune.summary import (
-    STAGES,
+    TABLE12_STAGES,
     axis_columns,
     collect,
     over_seeds,
@@ -220,7 +220,7 @@ def _resources(
     rows = []
     for row in ours:
         (method,) = _paper_key(name, row, space=space)
-        for stage in STAGES:
+        for stage in TABLE12_STAGES:
             found = printed.get((method, stage), {})
             rows.append(
                 {
