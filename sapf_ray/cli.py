@@ -114,7 +114,7 @@ def _tune(namespace: argparse.Namespace, console: Console) -> None:
 
 
 def _reproduce(namespace: argparse.Namespace, console: Console) -> None:
-    from sapf_ray.paper.accounting import TABLES, reproduce_accounting
+    from sapf_ray.paper.accounting_reports import TABLES, reproduce_accounting
     from sapf_ray.paper.grids import check_name, paper_report, write_plots
     from sapf_ray.tune.grid import dry_run_table, raise_failures, run_grid
 

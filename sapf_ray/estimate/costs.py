@@ -1,8 +1,9 @@
 """What one unit of each stage's work costs on one device.
 
-There are shipped rows, or a measurement of the user's own. Shipped rows stand in ``device_costs.yaml``. The user's own come from the ``results.json`` of
-``make bench`` or from the ``metrics.json`` of a finished run. All have the same form: some devices
-did so much work in so many seconds.
+There are shipped rows, or a measurement of the user's own. Shipped rows stand in
+``device_costs.yaml``. The user's own come from the ``results.json`` of ``make bench`` or from the
+``metrics.json`` of a finished run. All have the same form: some devices did so much work in so many
+seconds.
 
 >>> shipped_costs()["a6000"].stages["selection"][0].seconds
 2160.0
@@ -377,7 +378,7 @@ def _bench_row(name: str, row: Mapping[str, Any]) -> tuple[str, Measured]:
     measured = Measured(
         seconds=row["seconds"]["median"],
         units=units,
-        memory_gb=row["peak_mib"] * _GB_PER_MIB,
+        memory_gb=row["peak_mib"] * 2**20 / 1e9,
         adapter=adapter,
         ratio=1.0 if adapter == "full" else 0.3,
     )

@@ -1,10 +1,11 @@
 """What a grid will spend, known before any of it starts.
 
-Each cell's privacy plan, the total per data set, the time. The total composes the plans of all cells that read the same images (design rule 7): whoever sees
-all the results, or one result that was picked after looking at all, has seen every release. Cells
-with noise from fresh keys are independent mechanisms, so their events simply compose. A selection
-release that several cells use (same key, same noise: :mod:`sapf_ray.saliency.shared`) is one
-mechanism, and the fine-tunings that start from it are adaptive: it composes once.
+Each cell's privacy plan, the total per data set, the time. The total composes the plans of all
+cells that read the same images (design rule 7): whoever sees all the results, or one result that
+was picked after looking at all, has seen every release. Cells with noise from fresh keys are
+independent mechanisms, so their events simply compose. A selection release that several cells use
+(same key, same noise: :mod:`sapf_ray.saliency.shared`) is one mechanism, and the fine-tunings that
+start from it are adaptive: it composes once.
 """
 
 from __future__ import annotations

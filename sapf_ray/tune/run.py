@@ -1,9 +1,9 @@
 """Runs the cells of a grid as Ray Tune trials.
 
-Each trial is one `sapf run` with everything nested inside it. A trial holds no CPU and no GPU: its run's tasks, workers and actors take theirs stage by stage and
-hold one kind at a time, so trials cannot block each other however many run at once. Tune puts a
-trial into a placement group that its tasks would inherit and could never leave; the run therefore
-starts in a task outside of it.
+Each trial is one `sapf run` with everything nested inside it. A trial holds no CPU and no GPU: its
+run's tasks, workers and actors take theirs stage by stage and hold one kind at a time, so trials
+cannot block each other however many run at once. Tune puts a trial into a placement group that its
+tasks would inherit and could never leave; the run therefore starts in a task outside of it.
 
 A finished cell's run directory is kept and its cell left out of the next start, so the same command
 continues a grid; a cell that was interrupted continues from its own run directory. Nothing of

@@ -166,7 +166,7 @@ def load_space(name: str, smoke: bool = False) -> Space:
 
 
 def _with_smoke(path: Path, spec: dict[str, Any]) -> dict[str, Any]:
-    """The file with its smoke block in place of the block's keys, axis by axis; null removes one."""
+    """The file with its smoke block applied, axis by axis; null removes an axis."""
     block = spec["smoke"]
     if not block:
         raise SapfError(f"{path}: has no smoke block; run it without --smoke")

@@ -97,7 +97,7 @@ def test_pool_must_fit_the_model_before_a_start(tmp_path, monkeypatch):
         base={"finetune.steps": 1, "finetune.batch_size": 64, "saliency.ratio": 1.0, **RDP},
         axes={"saliency.pool": ["qkv"]},
     )
-    monkeypatch.setattr("sapf_ray.tune.budget.candidate_pool", lambda denoiser, kind: {}[kind])
+    monkeypatch.setattr("sapf_ray.tune.budget.PublicModel.pool", lambda model, kind: {}[kind])
     with pytest.raises(KeyError, match="qkv"):
         plan_cells(cells, strict=True)
 
