@@ -36,7 +36,7 @@ def _run(namespace: argparse.Namespace, console: Console) -> None:
         runlog.shown() if namespace.verbose else contextlib.nullcontext(),
         progress_bars(console) as on_progress,
     ):
-        result = run(config, namespace.out, on_progress, worktime.process_start())
+        result = run(config, namespace.out, on_progress=on_progress, since=worktime.process_start())
     console.print(result_table(result))
 
 
