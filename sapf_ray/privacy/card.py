@@ -21,8 +21,12 @@ from sapf_ray.config import RunConfig
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import epsilon_text
 from sapf_ray.privacy.events import DpEvent, describe_event
+from sapf_ray.privacy.fixed_point import grid_step
 from sapf_ray.privacy.ledger import Ledger, LedgerEvent
-from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.privacy.planner import STAGES, PrivacyPlan, StagePlan
+from sapf_ray.privacy.release import sampler_delta
+
+MOST_VALUES = 10**9  # numbers in one release: more than any public model here has weights
 
 
 def privacy_card(
@@ -32,6 +36,7 @@ def privacy_card(
     *,
     model_name: str,
     data_name: str,
+    scores: Sequence[str] = (),
     diagnostics: Sequence[str] = (),
     reproducible: bool | None = None,
     shared_selection: bool = False,
@@ -41,13 +46,15 @@ def privacy_card(
     Args:
         plan: What was planned.
         ledger: What was spent.
-        config: Tells whether real test images were read and where randomness came from.
+        config: Says how sums were bounded, whether real images were read for scores, and where
+            randomness came from.
         model_name: The public model.
         data_name: The sensitive data set.
+        scores: Keys of the scores in ``metrics.json`` that were computed from real images.
         diagnostics: Names of further results that were computed from sensitive images without
             noise.
-        shared_selection: Whether other runs use this run's selection release, too.
         reproducible: Whether noise came from a known seed; by default as ``config.privacy`` says.
+        shared_selection: Whether other runs use this run's selection release, too.
     """
     if reproducible is None:
         reproducible = config.privacy.reproducible_seed is not None
@@ -60,27 +67,14 @@ def privacy_card(
         _guarantee(plan, spent, private=private),
         _numbers(plan, ledger, spent=spent),
         _events(ledger.events()),
+        _arithmetic(plan, config, spent=spent),
         _public(config),
-        _not_private(config, diagnostics),
-        _randomness(reproducible),
+        _not_private(config, scores=scores, diagnostics=diagnostics),
+        _randomness(config, reproducible=reproducible),
         _limits(shared_selection),
     ]
+    sections = [section for section in sections if section]
     return "\n\n".join(sections) + "\n"
-
-
-def privacy_note(plan: PrivacyPlan, spent: float) -> str:
-    """The data set card's paragraph; the run's privacy card has the whole story."""
-    if not plan.reads_images:
-        return "The model was not fine-tuned: no sensitive image was read."
-    if plan.non_private:
-        return (
-            "**Not private**: sensitive images were used without noise. Do not share these images."
-        )
-    return (
-        f"Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding or removing one of "
-        f"{plan.n_records:,} training images ({plan.accountant.upper()} accountant). The run's `privacy_card.md` lists every "
-        "use of the sensitive images."
-    )
 
 
 def _verdict(private: bool, reproducible: bool, *, spent: float, plan: PrivacyPlan) -> str:
@@ -91,12 +85,16 @@ def _verdict(private: bool, reproducible: bool, *, spent: float, plan: PrivacyPl
         )
     if reproducible:
         return (
-            "> **NOT FOR RELEASE.** Noise and sampling came from a seed written in the configuration. Whoever "
-            "knows the seed can remove the noise. The numbers below hold only against those who do not."
+            "> **NOT FOR RELEASE.** Noise and sampling came from a seed written in the "
+            "configuration. Whoever knows the seed can remove the noise. The numbers below hold "
+            "only against those who do not."
         )
     if not plan.reads_images:
         return "> No sensitive image was used: the images come from the public model alone."
-    return f"> Differentially private: ε = {spent:.4g} at δ = {plan.delta:.3g}, adding or removing one image."
+    return (
+        f"> Differentially private: ε = {spent:.4g} at δ = {plan.delta:.3g}, "
+        "adding or removing one image."
+    )
 
 
 def _guarantee(plan: PrivacyPlan, spent: float, *, private: bool) -> str:
@@ -105,18 +103,21 @@ def _guarantee(plan: PrivacyPlan, spent: float, *, private: bool) -> str:
         return text + "There is none: ε is infinite."
     if not plan.reads_images:
         return (
-            text
-            + "The synthetic images do not depend on the sensitive data set, so they reveal nothing about it."
+            f"{text}The synthetic images do not depend on the sensitive data set, so they reveal "
+            "nothing about it."
         )
-    made = "adapter, the synthetic images" if plan.finetune is not None else "synthetic images"
+    made = "synthetic images"
+    if plan.finetune is not None:
+        made = "adapter, all its earlier states, the synthetic images"
     factor = math.exp(spent) if spent < 700 else math.inf
-    return text + (
-        f"Taking any one image out of the training images, or adding one, makes no outcome of this run more than "
-        f"e^ε = {factor:,.4g} times as likely as before, except with a probability of δ = {plan.delta:.3g}; this "
-        f"bounds what anyone, whatever else they know, can learn about one image's presence or content. The "
-        f"guarantee is for one *image*: for a person with k images reckon with kε and a larger δ. It covers the "
-        f"{made} and all that is computed from them. The smaller ε, the stronger: ε of 1 or "
-        f"less is commonly called strong, while from about 10 on the bound by itself promises little."
+    return (
+        f"{text}Taking any one image, with its label, out of the training images, or adding one, "
+        f"makes no outcome of this run more than e^ε = {factor:,.4g} times as likely as before, "
+        f"except with a probability of δ = {plan.delta:.3g}; this bounds what anyone, whatever "
+        "else they know, can learn about one image's presence or content. The guarantee is for one "
+        "*image*: for a person with k images reckon with kε and a larger δ. It covers the "
+        f"{made} and all that is computed from them. The smaller ε, the stronger: ε of 1 or less "
+        "is commonly called strong, while from about 10 on the bound by itself promises little."
     )
 
 
@@ -132,7 +133,7 @@ def _numbers(plan: PrivacyPlan, ledger: Ledger, *, spent: float) -> str:
         ("ε of the whole plan", number(plan.composed_epsilon)),
         ("ε spent", f"{number(spent)} ({ACCOUNTANTS[plan.accountant].title} accountant)"),
         *_other_epsilons(plan, ledger),
-        ("δ", f"{plan.delta:.4g}"),
+        ("δ", f"{plan.delta:.4g} ({plan.delta * plan.n_records:.2g} / N)"),
         ("Neighbouring data sets", "one image added or removed"),
         ("Images, N", f"{plan.n_records:,}"),
     ]
@@ -170,13 +171,80 @@ def _events(events: list[LedgerEvent]) -> str:
         f"| {stage} | {describe_event(event)} | {charged[stage, event]:,} | {replays[stage, event]:,} |"
         for stage, event in dict.fromkeys((e.stage, e.event) for e in events)
     ]
-    return text + (
-        "| stage | mechanism | charged | replays |\n|---|---|---|---|\n" + "\n".join(lines) + "\n\n"
-        "*Noise* is the standard deviation of the Gaussian noise over the most that one image can contribute; "
-        "*Poisson sample* is the probability with which each image, independently, takes part in one release "
-        "(all images take part where it is absent). A *replay* repeats after an interruption the very same release, "
-        "with the same sample and noise, and reveals nothing new. The full list is in `ledger.jsonl`."
+    return (
+        f"{text}| stage | mechanism | charged | replays |\n|---|---|---|---|\n"
+        + "\n".join(lines)
+        + "\n\n*Noise* is the standard deviation of the Gaussian noise over the most that one image "
+        "can contribute; *Poisson sample* is the probability with which each image, independently, "
+        "takes part in one release (all images take part where it is absent). A *replay* repeats, "
+        "after an interruption, the release of exactly the same sum with exactly the same noise, "
+        "and reveals nothing new: the noise is derived from the sum, so any other sum would have "
+        "had other noise and would have been charged. The full list is in `ledger.jsonl`."
     )
+
+
+def _arithmetic(plan: PrivacyPlan, config: RunConfig, *, spent: float) -> str:
+    """What separates the proof, which is about real numbers, from the computation."""
+    if not plan.reads_images:
+        return ""
+    items = [
+        _sums(stage, getattr(plan, name), bound=bound)
+        for name, (stage, bound) in _bounds(config).items()
+        if getattr(plan, name) is not None
+    ]
+    if not plan.non_private:
+        items.append(_sampler(plan, spent))
+    return (
+        "## How sums and noise are computed\n\n"
+        "Each image's contribution is clipped, rounded towards zero onto a grid, and added as "
+        "integers. So a sum depends on the images alone, not on their order or on how the work is "
+        "spread, and one image changes it by no more than the bound, to the last bit.\n\n"
+        + "\n".join(items)
+    )
+
+
+def _bounds(config: RunConfig) -> dict[str, tuple[str, float]]:
+    """Stage of the plan to its name for people and to the bound on one image's contribution."""
+    return {
+        "selection": (
+            f"selection ({config.saliency.clipping} clipping)",
+            config.saliency.clipping_norm,
+        ),
+        "finetune": (
+            f"fine-tuning ({config.finetune.clipping} clipping)",
+            config.finetune.clipping_norm,
+        ),
+        "evolution": ("evolution (one vote an image)", 1.0),
+    }
+
+
+def _sums(title: str, stage: StagePlan, *, bound: float) -> str:
+    line = f"- {title}: bound C = {bound:g}, grid of {grid_step(bound):.3g}"
+    if stage.slack == 0:
+        return f"{line};"
+    return (
+        f"{line}; these sums are too large to be kept as integers and are added as floating-point "
+        f"numbers, whose rounding can let one image count up to {1 + stage.slack:.6g} C; the noise "
+        "is larger by the same factor, which pays for it;"
+    )
+
+
+def _sampler(plan: PrivacyPlan, spent: float) -> str:
+    stages = [stage for name in STAGES if (stage := getattr(plan, name)) is not None]
+    releases = sum(stage.count for stage in stages)
+    lost = sampler_delta(MOST_VALUES, releases, epsilon=spent)
+    text = (
+        "- noise: a Gaussian rounded to the grid, drawn and added in integers, so that the last "
+        "bits of a released number reveal nothing about the sum (Mironov 2012). Its cut-off tails "
+        f"and finite bits add at most {lost:.1g} to δ, for up to {MOST_VALUES:,} numbers a release"
+    )
+    if any(stage.mechanism != "gaussian" for stage in stages):
+        text += (
+            ". The selection's mechanism adds floating-point noise instead, of which only an order "
+            "or a comparison is released; that differs from the exact mechanism's with a "
+            "probability of about 10⁻¹¹"
+        )
+    return f"{text}."
 
 
 def _public(config: RunConfig) -> str:
@@ -187,54 +255,64 @@ def _public(config: RunConfig) -> str:
         )
     return (
         "## Assumed to be public\n\n"
-        "- the number of training images, N;\n"
-        "- the names of the classes and the prompts made from them, and that synthetic classes are equally frequent;\n"
+        "- the number of training images, N, which the sample rate and δ are made from;\n"
+        "- the names of the classes and the prompts made from them, and that synthetic classes are "
+        "equally frequent;\n"
         f"- the image size, {networks}, which must not have been trained on these images;\n"
-        "- every value of the configuration. Hyper-parameters chosen by looking at the sensitive images would cost "
-        "further privacy, which this card does not count."
+        "- every value of the configuration. Hyper-parameters chosen by looking at the sensitive "
+        "images would cost further privacy, which this card does not count."
     )
 
 
-def _not_private(config: RunConfig, diagnostics: Sequence[str]) -> str:
-    items = list(diagnostics)
+def _not_private(config: RunConfig, *, scores: Sequence[str], diagnostics: Sequence[str]) -> str:
+    items = ["evaluation against real images: no"]
     if config.evaluation.enabled:
-        items.insert(
-            0,
-            "evaluation (FID, accuracy) against real images: yes. Those scores are measurements of a "
-            "research run; they are not covered by ε and should not be released with the images",
-        )
-    else:
-        items.insert(0, "evaluation against real images: no")
-    return (
-        "## Computed without protection\n\n" + "\n".join(f"- {item};" for item in items)[:-1] + "."
-    )
+        images = "test"
+        if config.evaluation.fid_reference == "train":
+            images = "test and training"
+        names = ", ".join(f"`{name}`" for name in scores) or "FID, accuracy"
+        items = [
+            f"evaluation ({names}) against real {images} images: yes. Those scores are "
+            "measurements of a research run; they are not covered by ε and should not be released "
+            "with the images"
+        ]
+    items += diagnostics
+    lines = "\n".join(f"- {item};" for item in items)
+    return f"## Computed without protection\n\n{lines[:-1]}."
 
 
-def _randomness(reproducible: bool) -> str:
+def _randomness(config: RunConfig, *, reproducible: bool) -> str:
     text = "## Source of randomness\n\n"
     if reproducible:
-        return text + (
-            "A **reproducible seed** from the configuration, for tests and research. "
+        return (
+            f"{text}A **reproducible seed** from the configuration, for tests and research. "
             "**NOT FOR RELEASE**: repeat the run without `privacy.reproducible_seed`."
         )
-    return text + (
-        "A 256-bit secret from the operating system's cryptographic generator, kept with the run's private "
-        "files. Keep it secret or delete it: whoever has it can remove the noise."
+    fate = "It was deleted with the run's private files after the last release."
+    if config.cluster.keep_cache:
+        fate = (
+            "It is kept with the run's private files (`cluster.keep_cache`): keep it secret or "
+            "delete it."
+        )
+    return (
+        f"{text}A 256-bit secret from the operating system's cryptographic generator. {fate} "
+        "Whoever has it can remove the noise and knows which images took part in each step."
     )
 
 
 def _limits(shared_selection: bool) -> str:
-    shared = (
-        " The selection here is one release that other runs use as well: it is whole in the ε of each, and once in the ε of "
-        "all of them together."
-        if shared_selection
-        else ""
-    )
+    shared = ""
+    if shared_selection:
+        shared = (
+            " The selection here is one release that other runs use as well: it is whole in the ε "
+            "of each, and once in the ε of all of them together."
+        )
     return (
         "## Known limits\n\n"
-        "- The proof is for real numbers; the noise is drawn and added in floating point, whose rounding an attacker "
-        "could in principle exploit (Mironov 2012). No protection against such attacks is built in.\n"
-        "- With pseudo-random noise the guarantee holds against attackers who cannot break the generator.\n"
-        "- Other disclosures about the same images, by other runs or other publications, add to this ε. "
-        f"Several runs over the same images add up.{shared}"
+        "- With pseudo-random noise the guarantee holds against attackers who cannot break the "
+        "generator.\n"
+        "- The guarantee is about what the run releases. How long its steps take, and error "
+        "messages about images that cannot be read, are not covered.\n"
+        "- Other disclosures about the same images, by other runs or other publications, add to "
+        f"this ε. Several runs over the same images add up.{shared}"
     )

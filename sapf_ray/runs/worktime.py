@@ -71,9 +71,11 @@ def timed(function: Callable[_P, Any]) -> Callable[_P, Worked]:
 
 def _attempt() -> int:
     worker: Any = global_worker
-    if worker.mode != ray.WORKER_MODE:
-        return 0
-    return int(worker.core_worker.get_current_task_attempt_number())
+    return (
+        int(worker.core_worker.get_current_task_attempt_number())
+        if worker.mode == ray.WORKER_MODE
+        else 0
+    )
 
 
 class Laps:
@@ -122,29 +124,20 @@ def working() -> Iterator[None]:
         add([(start, time.time())])
 
 
-def covered(
-    intervals: Iterable[Interval],
-    start: float,
-    *,
-    end: float,
-) -> float:
+def covered(intervals: Iterable[Interval], start: float, *, end: float) -> float:
     """Seconds of [start, end] that lie in at least one interval."""
-    total = 0.0
-    reached = start
+    total, reached = 0.0, start
     for begin, finish in sorted(intervals):
-        begin = max(begin, reached)
-        finish = min(finish, end)
+        begin, finish = max(begin, reached), min(finish, end)
         if finish > begin:
-            total += finish - begin
-            reached = finish
+            total, reached = total + finish - begin, finish
     return total
 
 
 def process_start() -> float:
-    """``time.time()`` at which this process began, to 1/100 s; now, where the system lacks /proc."""
+    """``time.time()`` at which this process began; now, where the system does not tell."""
     with suppress(OSError, ValueError, IndexError, AttributeError):
-        fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # seconds since the machine's start
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - started
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
         return time.time() - max(0.0, age)
     return time.time()

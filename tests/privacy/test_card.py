@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 
 import pytest
 from dp_accounting.privacy_accountant import PrivacyAccountant
 from rich.console import Console
 
-from sapf_ray.config import EvaluationConfig, EvolutionConfig, RunConfig
+from sapf_ray.config import ClusterConfig, EvaluationConfig, EvolutionConfig, RunConfig
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS, Accountant
 from sapf_ray.privacy.accountants import ADJACENCY
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
+from sapf_ray.privacy.release import sampler_delta
 
 from .test_ledger import spend_all
 from .test_planner import DIGITS, small
@@ -35,7 +37,7 @@ def card(tmp_path, config: RunConfig, **kwargs) -> str:
 def test_private_run(tmp_path):
     config = small(steps=4)
     plan = make_plan(config, DIGITS)
-    text = card(tmp_path, config)
+    text = card(tmp_path, config, scores=["accuracy"])
     for words in (
         "glyphs-tiny",
         "digits",
@@ -49,12 +51,47 @@ def test_private_run(tmp_path):
         "| 4 | 1 |",
         f"noise {plan.finetune.noise_multiplier:g}, Poisson sample 0.197379",
         "Assumed to be public",
-        "evaluation (FID, accuracy) against real images: yes",
-        "operating system",
-        "floating point",
+        "evaluation (`accuracy`) against real test images: yes",
+        "operating system's cryptographic generator. It was deleted",
+        "- fine-tuning (automatic clipping): bound C = 1, grid of 9.54e-07;",
+        "drawn and added in integers",
+        "release of exactly the same sum with exactly the same noise",
     ):
         assert words in text, words
     assert "NOT PRIVATE" not in text and "NOT FOR RELEASE" not in text
+
+
+def test_what_separates_the_computation_from_the_proof_is_said(tmp_path):
+    config = with_selection(mechanism="exponential")
+    plan = make_plan(config, DIGITS)
+    text = card(tmp_path, config)
+    lost = float(re.search(r"add at most (\S+) to δ", text).group(1))
+    assert lost == pytest.approx(sampler_delta(10**9, 3, epsilon=plan.composed_epsilon), rel=0.5), (
+        "one selection and two steps"
+    )
+    assert "of which only an order or a comparison is released" in text
+    assert "floating-point numbers" not in text
+    slack = dataclasses.replace(plan, finetune=dataclasses.replace(plan.finetune, slack=1e-3))
+    ledger = Ledger.open(tmp_path / "ledger.jsonl")
+    text = privacy_card(slack, ledger, config, model_name="m", data_name="d")
+    assert "can let one image count up to 1.001 C; the noise is larger by the same factor" in text
+
+
+def with_selection(**saliency) -> RunConfig:
+    config = small(steps=2)
+    return dataclasses.replace(config, saliency=dataclasses.replace(config.saliency, **saliency))
+
+
+def test_a_key_that_is_kept_is_not_called_deleted(tmp_path):
+    config = dataclasses.replace(small(steps=2), cluster=ClusterConfig(keep_cache=True))
+    text = card(tmp_path, config)
+    assert "keep it secret or delete it" in text and "It was deleted" not in text
+
+
+def test_real_training_images_that_were_read_for_a_score_are_named(tmp_path):
+    evaluation = EvaluationConfig(fid_reference="train")
+    text = card(tmp_path, dataclasses.replace(small(steps=2), evaluation=evaluation))
+    assert "against real test and training images: yes" in text
 
 
 def test_non_private_run_is_marked(tmp_path):
@@ -80,6 +117,7 @@ def test_release_run_without_evaluation(tmp_path):
 @pytest.mark.parametrize("kwargs", [{}, {"non_private": True}])
 def test_run_without_fine_tuning(tmp_path, kwargs):
     text = card(tmp_path, small(steps=0, **kwargs))
+    assert "How sums and noise" not in text
     assert "No sensitive image was used" in text and "NOT PRIVATE" not in text and "None." in text
 
 

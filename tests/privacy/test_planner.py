@@ -251,8 +251,7 @@ def test_an_accountant_that_cannot_price_the_plan_is_refused_in_one_line(monkeyp
 
     row = Accountant(title="Nothing", make=lambda interval: KnowsNothing(ADJACENCY))
     monkeypatch.setitem(ACCOUNTANTS._rows, "nothing", row)
-    planned = small()
-    object.__setattr__(planned.privacy, "accountant", "nothing")
+    planned = small(accountant="nothing")
     with pytest.raises(ConfigError, match=r"cannot price Gaussian, noise 25; pld or rdp can") as e:
         make_plan(planned, DIGITS)
     assert e.value.field == "privacy.accountant" and "\n" not in str(e.value)
