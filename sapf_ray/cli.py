@@ -36,14 +36,14 @@ def _run(namespace: argparse.Namespace, console: Console) -> None:
         runlog.shown() if namespace.verbose else contextlib.nullcontext(),
         progress_bars(console) as on_progress,
     ):
-        result = run(config, namespace.out, on_progress, worktime.process_start())
+        result = run(config, namespace.out, on_progress=on_progress, since=worktime.process_start())
     console.print(result_table(result))
 
 
 def _plan(namespace: argparse.Namespace, console: Console) -> None:
     config = config_of(namespace)
     from sapf_ray.data.base import open_source
-    from sapf_ray.estimate.cluster import estimate, open_cluster
+    from sapf_ray.estimate.cluster import estimate_run, open_cluster
     from sapf_ray.privacy.planner import make_plan
     from sapf_ray.report.tables import plan_table
 
@@ -55,7 +55,7 @@ def _plan(namespace: argparse.Namespace, console: Console) -> None:
     )
     n_records = config.data.n_records or open_source(config.data).n_train
     plan = make_plan(config, n_records)
-    times = None if cluster is None else estimate(config, plan, cluster)
+    times = None if cluster is None else estimate_run(config, plan, cluster)
     if namespace.json:
         print(json.dumps(plan.to_dict() | ({} if times is None else {"cluster": times.to_dict()})))
     else:
@@ -114,7 +114,7 @@ def _tune(namespace: argparse.Namespace, console: Console) -> None:
 
 
 def _reproduce(namespace: argparse.Namespace, console: Console) -> None:
-    from sapf_ray.paper.accounting import TABLES, reproduce_accounting
+    from sapf_ray.paper.accounting_reports import TABLES, reproduce_accounting
     from sapf_ray.paper.grids import check_name, paper_report, write_plots
     from sapf_ray.tune.grid import dry_run_table, raise_failures, run_grid
 

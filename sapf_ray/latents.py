@@ -9,7 +9,7 @@ rather than samples are kept, so that training still draws a fresh latent each t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,12 @@ from sapf_ray.config import ModelConfig
 from sapf_ray.data.base import ImageSource
 from sapf_ray.files import only_one, short_hash, write_array
 from sapf_ray.models.conditioning import encode_conditions
-from sapf_ray.models.loading import kept_pipeline, load_pipeline, native_resolution
-from sapf_ray.models.location import resolve_model
+from sapf_ray.models.device import pick_device
+from sapf_ray.models.loading import kept_pipeline, native_resolution
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.runs import worktime
+
+BATCH = 64  # images that the VAE encodes together
 
 
 @dataclass(frozen=True)
@@ -65,33 +68,47 @@ class LatentCache:
         return torch.from_numpy(condition).repeat(n, *[1] * (condition.ndim - 1))
 
 
-def shared_directory(root: Path, source: ImageSource, *, model: ModelConfig) -> Path:
+def shared_directory(
+    root: Path, data_fingerprint: str, *, prompts: Sequence[str], model: PublicModel
+) -> Path:
     """Folder in ``root`` for the latents of these images: the same for all runs that may share
     them.
+
+    Args:
+        root: ``cluster.latents_dir``.
+        data_fingerprint: Of the images.
+        prompts: One per class.
+        model: The public model.
     """
-    what = [
-        source.fingerprint(),
-        source.prompts,
-        resolve_model(model.path),
-        model.dtype,
-        model.class_labels,
-    ]
+    config = model.config
+    what = [data_fingerprint, prompts, model.path, config.dtype, config.class_labels]
     return root / short_hash(what)
 
 
 @ray.remote(max_retries=3)
 @worktime.timed
 def _encode_shard(
-    source: ImageSource, model: ModelConfig, device: str, records: np.ndarray
+    source: ImageSource, model: ModelConfig, gpus: float, records: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Moments float32 (n, 2C, h, w) and labels int64 (n,) of n records."""
+    device = pick_device(gpus)
     pipe = kept_pipeline(model, device)
     images, labels = source.read("train", records, resolution=native_resolution(pipe))
-    out = []
+    moments = []
     with torch.no_grad():
-        for batch in np.array_split(images, max(1, -(-len(images) // 64))):
-            x = torch.from_numpy(batch).to(device, pipe.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1
-            out.append(pipe.vae.encode(x).latent_dist.parameters.float().cpu().numpy())
-    return np.concatenate(out), labels
+        for batch in np.array_split(images, max(1, -(-len(images) // BATCH))):
+            pixels = torch.from_numpy(batch).to(device, pipe.vae.dtype).permute(0, 3, 1, 2)
+            posterior = pipe.vae.encode(pixels / 127.5 - 1).latent_dist
+            moments.append(posterior.parameters.float().cpu().numpy())
+    return np.concatenate(moments), labels
+
+
+@ray.remote(max_retries=3)
+@worktime.timed
+def _encode_prompts(model: ModelConfig, gpus: float, prompts: Sequence[str]) -> np.ndarray:
+    """The condition of each class, see :func:`encode_conditions`."""
+    pipe = kept_pipeline(model, pick_device(gpus))
+    return encode_conditions(pipe, prompts, class_labels=model.class_labels).numpy()
 
 
 def build_latent_cache(
@@ -99,16 +116,21 @@ def build_latent_cache(
     source: ImageSource,
     *,
     model: ModelConfig,
-    device: str,
     shard_size: int,
-    resources: dict[str, float],
+    cpus: float = 1.0,
+    gpus: float = 0.0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LatentCache:
     """Encodes all training images, one Ray task per shard, into ``directory``.
 
     Args:
+        directory: Of the cache; an earlier run may have filled it.
+        source: The images.
+        model: The public model; only the tasks load it.
         shard_size: Records per task; the driver holds one shard at a time.
-        resources: ``num_cpus`` / ``num_gpus`` of a task.
+        cpus: Cores of a task.
+        gpus: GPUs of a task; 0 encodes on the CPU.
+        on_progress: Called with (shards done, shards in all).
     """
     cache = LatentCache(str(directory))
     with only_one(directory):
@@ -117,10 +139,10 @@ def build_latent_cache(
                 directory,
                 source,
                 model=model,
-                device=device,
                 shard_size=shard_size,
-                resources=resources,
-                on_progress=on_progress,
+                cpus=cpus,
+                gpus=gpus,
+                on_progress=on_progress or (lambda done, total: None),
             )
     return cache
 
@@ -130,26 +152,24 @@ def _build(
     source: ImageSource,
     *,
     model: ModelConfig,
-    device: str,
     shard_size: int,
-    resources: dict[str, float],
-    on_progress: Callable[[int, int], None] | None,
+    cpus: float,
+    gpus: float,
+    on_progress: Callable[[int, int], None],
 ) -> None:
-    with worktime.working():
-        pipe = load_pipeline(model.path, model.dtype)
-        conditions = encode_conditions(
-            pipe, source.prompts, class_labels=model.class_labels
-        ).numpy()
-        write_array(directory / "conditions.npy", conditions, mode=0o600)
-        del pipe
+    """Writes the three files of :class:`LatentCache`; parameters as :func:`build_latent_cache`."""
+    placed = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": cluster.SPREAD}
+    conditions = _encode_prompts.options(name="prompts", **placed).remote(
+        model, gpus, source.prompts
+    )
     shards = np.array_split(np.arange(source.n_train), max(1, -(-source.n_train // shard_size)))
     # ImageSource may be large (a list of 300,000 paths): by reference, not pickled into every task
     source_ref = ray.put(source)
-    task = _encode_shard.options(name="encode", scheduling_strategy=cluster.SPREAD, **resources)
+    task = _encode_shard.options(name="encode", **placed)
     encoded = cluster.as_finished(
-        lambda shard: task.remote(source_ref, model, device, shard),
+        lambda shard: task.remote(source_ref, model, gpus, shard),
         shards,
-        window=cluster.in_flight(resources.get("num_cpus", 1.0), resources.get("num_gpus", 0.0)),
+        window=cluster.in_flight(cpus, gpus),
     )
     moments: np.memmap | None = None
     labels = np.empty(source.n_train, np.int64)
@@ -157,15 +177,15 @@ def _build(
     for done, (shard, (values, shard_labels)) in enumerate(encoded, 1):
         if moments is None:
             _touch_private(partial)
-            moments = np.lib.format.open_memmap(
-                partial, "w+", np.float32, (source.n_train, *values.shape[1:])
-            )
-        moments[shard], labels[shard] = values, shard_labels
-        if on_progress:
-            on_progress(done, len(shards))
+            shape = (source.n_train, *values.shape[1:])
+            moments = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+        moments[shard] = values
+        labels[shard] = shard_labels
+        on_progress(done, len(shards))
     assert moments is not None
     moments.flush()
     del moments
+    write_array(directory / "conditions.npy", cluster.result(conditions), mode=0o600)
     write_array(directory / "labels.npy", labels, mode=0o600)
     os.replace(partial, directory / "moments.npy")
 

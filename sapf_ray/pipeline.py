@@ -1,12 +1,15 @@
 """The main job, stage by stage; the only file that knows them all.
 
-plan -> latents -> selection -> fine-tuning -> synthesis -> evaluation -> card and tracking; or,
-without training, plan -> evolution -> evaluation -> card and tracking. Each stage whose artifact is
-already in the run directory is skipped, so the same command continues an interrupted run.
+It reads like the paper's Algorithm 2: plan -> latents -> selection -> fine-tuning -> synthesis ->
+evaluation -> privacy card; or, without training, plan -> evolution -> evaluation -> privacy card.
+A stage whose result is already in the run directory is skipped, so the same command continues an
+interrupted run.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -22,34 +25,26 @@ from sapf_ray.evaluation.metrics import from_real_images, known_scores
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.evolution import check_evolution, is_written, make_parts, write_data_set
 from sapf_ray.evolution.evolve import evolve
-from sapf_ray.files import write_atomic
+from sapf_ray.files import write_atomic, write_json
 from sapf_ray.finetune.adapter import add_adapter
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
-from sapf_ray.latents import build_latent_cache, shared_directory
-from sapf_ray.models.conditioning import denoiser_of
-from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import load_pipeline
+from sapf_ray.latents import build_latent_cache
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.pictures import save_sample_grid
-from sapf_ray.privacy.card import privacy_card
+from sapf_ray.privacy.card import privacy_card, privacy_note
 from sapf_ray.privacy.keyed_rng import NoiseKey
-from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.runs import runlog
-from sapf_ray.runs.clock import Stages, noise_of, open_ledger, privacy_note
+from sapf_ray.runs.context import Progress, RunContext, open_run
 from sapf_ray.runs.directory import RunDirectory
-from sapf_ray.runs.gauges import Meter
-from sapf_ray.runs.storage import Storage
-from sapf_ray.runs.tracking import Tracker
 from sapf_ray.saliency.selection import Selection, select
 from sapf_ray.saliency.shared import has_own, shared_selection
+from sapf_ray.stages import Stage
 from sapf_ray.synthesis.launcher import synthesize
 
-Progress = Callable[[str, int, int], None]
 
-
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """What a run leaves behind, for the caller's table."""
 
@@ -60,7 +55,11 @@ class Result:
 
 
 def run(
-    config: RunConfig, out: str, on_progress: Progress | None = None, since: float | None = None
+    config: RunConfig,
+    out: str,
+    *,
+    on_progress: Progress | None = None,
+    since: float | None = None,
 ) -> Result:
     """Runs or continues one experiment in directory ``out``.
 
@@ -69,332 +68,352 @@ def run(
         out: Run directory; created, or one that an earlier start of the same config left.
         on_progress: Called with (stage, done, total).
         since: ``time.time()`` from which on time counts as the run's, now unless given; see
-            :meth:`Stages.cost`.
+            :meth:`sapf_ray.runs.clock.Clock.cost`.
 
     Raises:
         SapfError: Any of its subclasses, with one line that says what to change. Everything that
             can be checked without the sensitive images is checked before the first is read.
     """
-
-    since = time.time() if since is None else since
-    # Checks: nothing sensitive is read, nothing is spent.
-    model = PublicModel.open(config.model)
-    model_path = model.path
+    began = time.time() if since is None else since
     source = open_source(config.data)
     plan = make_plan(config, source.n_train)
+    model = PublicModel.open(config.model)
+    check(config, source=source, model=model, plan=plan)
+    with open_run(
+        config,
+        out,
+        source=source,
+        model=model,
+        plan=plan,
+        on_progress=on_progress,
+        since=began,
+    ) as context:
+        with cluster.session(config.cluster):
+            cluster.check(config)
+            cluster.check_shared(context.directory.root)
+            source.verify()
+            result = algorithm(context)
+        # once more, with what came after the last stage
+        result.metrics["orchestration"] = context.clock.cost()
+        write_json(context.directory.metrics, result.metrics)
+        runlog.event(
+            "run_ended",
+            seconds=round(time.time() - began, 2),
+            orchestration=result.metrics["orchestration"]["total_share"],
+        )
+    return result
+
+
+def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: PrivacyPlan) -> None:
+    """Finds what would stop a run; reads nothing sensitive and spends nothing.
+
+    Raises:
+        SapfError: In one line, naming the field.
+    """
     model.check_classes(source.prompts)
     if plan.finetune is not None:
-        pool = model.pool(config.saliency.pool)
-        if (
-            config.finetune.adapter != "lora" or config.saliency.pool == "all"
-        ):  # not every layer can be trained
-            add_adapter(
-                denoiser_of(load_pipeline(model_path)),
-                list(pool),
-                config=config.finetune,
-                seed=config.seed,
-            )
+        add_adapter(
+            copy.deepcopy(model.denoiser),
+            list(model.pool(config.saliency.pool)),
+            config=dataclasses.replace(config.finetune, randomize="none"),
+            seed=config.seed,
+        )
     if plan.evolution is not None:
         check_evolution(config.evolution, config.synthesis, source=source, stage=plan.evolution)
         make_parts(config.evolution, config.synthesis, model=config.model, prompts=source.prompts)
     check_evaluation(config.evaluation)
-    directory = RunDirectory(out)
-    resumed = directory.claim(config)
-    if config.cluster.storage:
-        Storage(config.cluster.storage, directory)  # says now what it would say at the end
-    tracker = Tracker.open(config, directory)
-    try:
-        with runlog.start_of_run(
-            runlog.Place(path=str(directory.log.resolve()), run=directory.run_id()), resumed
-        ):
-            stage = Stages(run=directory, since=since)
-            with cluster.session(config.cluster):
-                cluster.check(config)
-                cluster.check_shared(directory.root)
-                source.verify()
-                meter = Meter(directory.root.name, plan.epsilon)
-
-                def report(stage: str) -> Callable[[int, int], None]:
-                    def show(done: int, total: int) -> None:
-                        meter.progress(stage, done, total)
-                        if on_progress:
-                            on_progress(stage, done, total)
-
-                    return show
-
-                result = _stages(
-                    config,
-                    directory,
-                    plan=plan,
-                    source=source,
-                    model_path=model_path,
-                    tracker=tracker,
-                    meter=meter,
-                    stage=stage,
-                    report=report,
-                )
-            result.metrics["orchestration"] = (
-                stage.cost()
-            )  # now with what came after the last stage
-            directory.write_json(directory.metrics, result.metrics)
-            runlog.event(
-                "run_ended",
-                seconds=round(time.time() - since, 2),
-                orchestration=result.metrics["orchestration"]["total_share"],
-            )
-            return result
-    except BaseException as error:
-        tracker.fail("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    finally:
-        directory.release()
 
 
-def _stages(
-    config: RunConfig,
-    directory: RunDirectory,
-    *,
-    plan: PrivacyPlan,
-    source: ImageSource,
-    model_path: str,
-    tracker: Tracker,
-    meter: Meter,
-    stage: Stages,
-    report: Callable[[str], Callable[[int, int], None]],
-) -> Result:
-    with stage("plan"):
-        ledger = open_ledger(directory, plan)
-        tracker.log_plan(plan)
-    idle_share = None
-    if plan.finetune is not None and not directory.adapter.exists():
-        _learn(
-            config, directory, plan=plan, source=source, ledger=ledger, stage=stage, report=report
-        )
-        tracker.log_spend(ledger)
-    elif plan.evolution is not None:
-        if not _is_evolved(config, directory, source=source):
-            with stage("evolution"):
-                _evolve(config, directory, plan=plan, source=source, ledger=ledger, report=report)
-            tracker.log_spend(ledger)
-        shutil.rmtree(
-            directory.generations, ignore_errors=True
-        )  # the last generation is the data set
-    if not directory.selection.exists():
-        directory.write_json(
-            directory.selection,
-            Selection(matrices=[], scores={}, score="none", pool_size=0, event=None).to_dict(),
-        )
-    if not config.cluster.keep_cache:
-        directory.delete_private()
-    spent = ledger.epsilon_spent()
-    meter.spent(spent)
-    if plan.evolution is None:
-        with stage("synthesis"):
-            adapter = directory.adapter if plan.finetune is not None else None
-            idle_share = synthesize(
-                directory.synthetic,
-                config.model,
-                adapter_dir=adapter,
-                class_names=source.class_names,
-                prompts=source.prompts,
-                config=config.synthesis,
-                seed=config.seed,
-                privacy_note=privacy_note(plan, spent),
-                on_progress=report("synthesis"),
-            ).idle_share
-    with stage("pictures"):
-        grid = save_sample_grid(
-            directory.synthetic, source.class_names, path=directory.plots / "synthetic.png"
-        )
-    scores: dict[str, float] = {}
-    if directory.metrics.exists():
-        scores = known_scores(directory.read_json(directory.metrics))
-    if config.evaluation.enabled:
-        with stage("evaluation"):
-            resolution = PublicModel.open(config.model).resolution
-            scores = _evaluate(
-                config, directory, source=source, resolution=resolution, known=scores
-            )
-    if idle_share is not None:
-        scores["synthesis_idle_share"] = round(idle_share, 4)
-    metrics = {
-        **scores,
-        "epsilon_spent": _finite(spent),
-        "epsilon_planned": _finite(plan.epsilon if plan.reads_images else 0.0),
-        "delta": plan.delta,
-        "seconds": stage.seconds,
-        "orchestration": stage.cost(),
-        **{key: values for key, values in stage.memory.items() if values},
-    }
-    directory.write_json(directory.metrics, metrics)
-    write_atomic(
-        directory.card,
-        privacy_card(
-            plan,
-            ledger,
-            config,
-            model_name=config.model.path,
-            data_name=source.name,
-            scores=from_real_images(metrics),
-            shared_selection=directory.read_json(directory.selection).get("shared", False),
-        ),
-    )
-    if config.cluster.storage:
-        Storage(config.cluster.storage, directory).publish()
-    tracker.finish(
-        directory, plan, metrics=metrics, grid=grid, not_private=from_real_images(metrics)
-    )
-    return Result(directory=directory, plan=plan, metrics=metrics, tracking_uri=tracker.uri)
+def algorithm(run: RunContext) -> Result:
+    """All stages, in the paper's order."""
+    PLAN(run)
+    learned = [step for step in LEARN if step.is_due(run)]
+    if learned:
+        _ = run.noise_id  # refuses a lost key or other images before any of them is read
+        for step in learned:
+            step(run)
+        run.tracker.log_spend(run.ledger)
+    forget(run)
+    for step in RELEASE:
+        step(run)
+    return conclude(run)
 
 
-def _finite(epsilon: float) -> float | str:
-    return epsilon if epsilon < float("inf") else "inf"  # JSON has no infinity
+# The stages -------------------------------------------------------------------------------------
 
 
-def _learn(
-    config: RunConfig,
-    directory: RunDirectory,
-    *,
-    plan: PrivacyPlan,
-    source: ImageSource,
-    ledger: Ledger,
-    stage: Stages,
-    report: Callable[[str], Callable[[int, int], None]],
-) -> None:
-    """The stages that read sensitive images to train: latents, selection, fine-tuning."""
-    key, stream = noise_of(config, directory, plan=plan, source=source, ledger=ledger)
-    device = pick_device(config.saliency.gpus_per_task)
-    with stage("latents"):
-        latents, shared = directory.latents, config.cluster.latents_dir
-        if shared is not None:
-            latents = shared_directory(Path(shared), source, model=config.model)
-        cache = build_latent_cache(
-            latents,
-            source,
-            model=config.model,
-            device=device,
-            shard_size=config.saliency.shard_size,
-            resources={
-                "num_cpus": config.saliency.cpus_per_task,
-                "num_gpus": config.saliency.gpus_per_task,
-            },
-            on_progress=report("latents"),
-        )
-    if not directory.selection.exists():
-        with stage("selection"):
-
-            def release(key: NoiseKey, stream: str) -> Selection:
-                return select(
-                    config.model,
-                    cache,
-                    plan,
-                    config.saliency,
-                    key,
-                    stream,
-                    ledger,
-                    report("selection"),
-                    config.seed,
-                )
-
-            root = config.cluster.selection_dir
-            if root is None or plan.selection is None or has_own(ledger, stream):
-                selection = release(key, stream)
-            else:
-                selection = shared_selection(
-                    Path(root),
-                    config,
-                    plan,
-                    directory.data_fingerprint.read_text(),
-                    ledger,
-                    release,
-                )
-            directory.write_json(directory.selection, selection.to_dict())
-    selected = directory.read_json(directory.selection)
-    with stage("finetune"):
-        job = FinetuneJob(
-            model=config.model,
-            matrices=selected["matrices"],
-            cache=cache,
-            plan=plan,
-            config=config.finetune,
-            key=key,
-            stream=stream,
-            ledger=str(directory.ledger.resolve()),
-            seed=config.seed,
-        )
-        place = (
-            Storage(config.cluster.storage, directory).checkpoints
-            if config.cluster.storage
-            else directory.checkpoints
-        )
-        finetune(job, place, directory.adapter, report("finetune"))
+def plan(run: RunContext) -> None:
+    """Writes the plan and begins the ledger: before any sensitive image is read."""
+    _ = run.ledger, run.meter  # begun now
+    run.tracker.log_plan(run.plan)
 
 
-def _is_evolved(config: RunConfig, directory: RunDirectory, *, source: ImageSource) -> bool:
-    synthesis, classes = config.synthesis, len(source.class_names)
-    return is_written(
-        directory.synthetic,
-        synthesis.n_images,
-        n_classes=classes,
-        spec=config_hash(config),
-        seed=config.seed,
-        shard_size=synthesis.shard_size,
+def latents(run: RunContext) -> None:
+    """Encodes the sensitive images with the public VAE, once."""
+    saliency = run.config.saliency
+    build_latent_cache(
+        Path(run.latents.directory),
+        run.source,
+        model=run.config.model,
+        shard_size=saliency.shard_size,
+        cpus=saliency.cpus_per_task,
+        gpus=saliency.gpus_per_task,
+        on_progress=run.report(Stage.LATENTS),
     )
 
 
-def _evolve(
-    config: RunConfig,
-    directory: RunDirectory,
-    *,
-    plan: PrivacyPlan,
-    source: ImageSource,
-    ledger: Ledger,
-    report: Callable[[str], Callable[[int, int], None]],
-) -> None:
-    """The one stage of Private Evolution: reads sensitive images and writes the synthetic data set."""
-    assert plan.evolution is not None
-    key, stream = noise_of(config, directory, plan=plan, source=source, ledger=ledger)
+def selection(run: RunContext) -> None:
+    """Selects the matrices to train, under DP: one release, or one that several runs share."""
+
+    def release(key: NoiseKey, stream: str) -> Selection:
+        return select(
+            run.model,
+            run.latents,
+            run.plan,
+            run.config.saliency,
+            key,
+            stream,
+            run.ledger,
+            run.report(Stage.SELECTION),
+            run.config.seed,
+        )
+
+    root = run.config.cluster.selection_dir
+    if root is None or run.plan.selection is None or has_own(run.ledger, run.noise_id):
+        selected = release(run.key, run.noise_id)
+    else:
+        selected = shared_selection(
+            Path(root), run.config, run.plan, run.data_fingerprint, run.ledger, release
+        )
+    write_json(run.directory.selection, selected.to_dict())
+
+
+def fine_tuning(run: RunContext) -> None:
+    """Trains the adapter of the selected matrices by DP-SGD."""
+    job = FinetuneJob(
+        model=run.config.model,
+        matrices=run.directory.read_json(run.directory.selection)["matrices"],
+        cache=run.latents,
+        plan=run.plan,
+        config=run.config.finetune,
+        key=run.key,
+        stream=run.noise_id,
+        ledger=str(run.directory.ledger.resolve()),
+        seed=run.config.seed,
+    )
+    finetune(job, run.checkpoints, run.directory.adapter, run.report(Stage.FINETUNE))
+
+
+def evolution(run: RunContext) -> None:
+    """Private Evolution in place of training: reads sensitive images, writes the data set."""
+    assert run.plan.evolution is not None
+    config, source = run.config, run.source
     last = evolve(
         make_parts(config.evolution, config.synthesis, model=config.model, prompts=source.prompts),
         source,
-        resolution=PublicModel.open(config.model).resolution,
+        resolution=run.model.resolution,
         config=config.evolution,
         sampling=config.synthesis,
-        stage=plan.evolution,
-        key=key,
-        stream=stream,
-        ledger=ledger,
-        directory=directory.generations,
-        private_directory=directory.private / "records",
+        stage=run.plan.evolution,
+        key=run.key,
+        stream=run.noise_id,
+        ledger=run.ledger,
+        directory=run.directory.generations,
+        private_directory=run.directory.private / "records",
         seed=config.seed,
-        on_progress=report("evolution"),
-        non_private=plan.non_private,
+        on_progress=run.report(Stage.EVOLUTION),
+        non_private=run.plan.non_private,
     )
     write_data_set(
         last,
-        directory.synthetic,
+        run.directory.synthetic,
         class_names=source.class_names,
         prompts=source.prompts,
         spec=config_hash(config),
-        privacy_note=privacy_note(plan, ledger.epsilon_spent()),
+        privacy_note=privacy_note(run.plan, run.spent),
         seed=config.seed,
         shard_size=config.synthesis.shard_size,
     )
 
 
-def _evaluate(
-    config: RunConfig,
-    directory: RunDirectory,
-    *,
-    source: ImageSource,
-    resolution: int,
-    known: dict[str, float],
-) -> dict[str, float]:
-    return evaluate_on_cluster(
-        directory.synthetic,
-        source,
-        resolution=resolution,
-        config=config.evaluation,
-        seed=config.seed,
-        known=known,
+def synthesis(run: RunContext) -> None:
+    """Samples the synthetic data set from the public model and the adapter."""
+    made = synthesize(
+        run.directory.synthetic,
+        run.model,
+        adapter_dir=run.directory.adapter if trains(run) else None,
+        class_names=run.source.class_names,
+        prompts=run.source.prompts,
+        config=run.config.synthesis,
+        seed=run.config.seed,
+        privacy_note=privacy_note(run.plan, run.spent),
+        on_progress=run.report(Stage.SYNTHESIS),
     )
+    if made.idle_share is not None:
+        run.scores["synthesis_idle_share"] = round(made.idle_share, 4)
+
+
+def pictures(run: RunContext) -> None:
+    """A grid of synthetic images."""
+    save_sample_grid(
+        run.directory.synthetic, run.source.class_names, path=run.directory.sample_grid
+    )
+
+
+def evaluation(run: RunContext) -> None:
+    """Scores the data set against real images: a non-private measurement of research runs."""
+    scores = evaluate_on_cluster(
+        run.directory.synthetic,
+        run.source,
+        resolution=run.model.resolution,
+        config=run.config.evaluation,
+        seed=run.config.seed,
+        known=_earlier_scores(run),
+    )
+    run.scores.update(scores)
+
+
+# Which stages a run needs, and which of them an earlier start has finished -----------------------
+
+
+def trains(run: RunContext) -> bool:
+    """Whether an adapter is trained."""
+    return run.plan.finetune is not None
+
+
+def evolves(run: RunContext) -> bool:
+    """Whether images evolve instead."""
+    return run.plan.evolution is not None
+
+
+def is_trained(run: RunContext) -> bool:
+    """Whether the adapter is there; latents and selection are then not needed any more."""
+    return run.directory.adapter.exists()
+
+
+def is_selected(run: RunContext) -> bool:
+    """Whether the selection is there."""
+    return is_trained(run) or run.directory.selection.exists()
+
+
+def is_evolved(run: RunContext) -> bool:
+    """Whether the evolved data set is there, whole."""
+    return is_written(
+        run.directory.synthetic,
+        run.config.synthesis.n_images,
+        n_classes=len(run.source.class_names),
+        spec=config_hash(run.config),
+        seed=run.config.seed,
+        shard_size=run.config.synthesis.shard_size,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage and when it runs.
+
+    Attributes:
+        stage: Its name.
+        make: The stage itself, a function of the run.
+        needed: Whether this kind of run has the stage.
+        done: Whether an earlier start finished it.
+    """
+
+    stage: Stage
+    make: Callable[[RunContext], None]
+    needed: Callable[[RunContext], bool] = lambda run: True
+    done: Callable[[RunContext], bool] = lambda run: False
+
+    def is_due(self, run: RunContext) -> bool:
+        """Whether the stage is still to be run."""
+        return self.needed(run) and not self.done(run)
+
+    def __call__(self, run: RunContext) -> None:
+        if self.is_due(run):
+            with run.clock(self.stage):
+                self.make(run)
+
+
+PLAN = Step(stage=Stage.PLAN, make=plan)
+
+LEARN = (
+    Step(stage=Stage.LATENTS, make=latents, needed=trains, done=is_trained),
+    Step(stage=Stage.SELECTION, make=selection, needed=trains, done=is_selected),
+    Step(stage=Stage.FINETUNE, make=fine_tuning, needed=trains, done=is_trained),
+    Step(stage=Stage.EVOLUTION, make=evolution, needed=evolves, done=is_evolved),
+)
+"""The stages that read sensitive images, each under the plan."""
+
+RELEASE = (
+    # what is there of the data set is found and kept shard by shard
+    Step(stage=Stage.SYNTHESIS, make=synthesis, needed=lambda run: not evolves(run)),
+    Step(stage=Stage.PICTURES, make=pictures),
+    Step(
+        stage=Stage.EVALUATION,
+        make=evaluation,
+        needed=lambda run: run.config.evaluation.enabled,
+    ),
+)
+"""The stages that follow from what was released."""
+
+
+# Between and after the stages --------------------------------------------------------------------
+
+
+def forget(run: RunContext) -> None:
+    """Deletes what is sensitive or no longer needed, once nothing more is released."""
+    directory = run.directory
+    shutil.rmtree(directory.generations, ignore_errors=True)  # the last one is the data set
+    if not directory.selection.exists():
+        write_json(directory.selection, Selection.none().to_dict())
+    if not run.config.cluster.keep_cache:
+        directory.delete_private()
+    run.meter.spent(run.spent)
+
+
+def conclude(run: RunContext) -> Result:
+    """Writes scores, costs and the privacy card, and publishes the results."""
+    directory = run.directory
+    metrics = {
+        **_earlier_scores(run),
+        **run.scores,
+        "epsilon_spent": _finite(run.spent),
+        "epsilon_planned": _finite(run.plan.epsilon if run.plan.reads_images else 0.0),
+        "delta": run.plan.delta,
+        "seconds": run.clock.seconds,
+        "orchestration": run.clock.cost(),
+        **{key: values for key, values in run.clock.memory.items() if values},
+    }
+    write_json(directory.metrics, metrics)
+    card = privacy_card(
+        run.plan,
+        run.ledger,
+        run.config,
+        model_name=run.config.model.path,
+        data_name=run.source.name,
+        scores=from_real_images(metrics),
+        shared_selection=directory.read_json(directory.selection).get("shared", False),
+    )
+    write_atomic(directory.card, card)
+    if run.storage is not None:
+        run.storage.publish()
+    run.tracker.finish(
+        directory,
+        run.plan,
+        metrics=metrics,
+        grid=directory.sample_grid,
+        not_private=from_real_images(metrics),
+    )
+    return Result(directory=directory, plan=run.plan, metrics=metrics, tracking_uri=run.tracker.uri)
+
+
+def _earlier_scores(run: RunContext) -> dict[str, float]:
+    """Scores that an earlier start of the run left."""
+    if not run.directory.metrics.exists():
+        return {}
+    return known_scores(run.directory.read_json(run.directory.metrics))
+
+
+def _finite(epsilon: float) -> float | str:
+    """JSON has no infinity."""
+    return epsilon if epsilon < float("inf") else "inf"

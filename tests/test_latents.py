@@ -23,9 +23,7 @@ def built(ray_cluster, tiny_pipeline, tmp_path_factory):
         directory,
         source,
         model=ModelConfig(path=str(tiny_pipeline)),
-        device="cpu",
         shard_size=400,
-        resources={"num_cpus": 1},
         on_progress=lambda *p: progress.append(p),
     )
     return cache, source, directory, progress
@@ -86,9 +84,7 @@ def test_an_image_that_breaks_inside_a_task_is_named_in_one_line(
             tmp_path / "latents",
             source,
             model=ModelConfig(path=str(tiny_pipeline)),
-            device="cpu",
             shard_size=4,
-            resources={"num_cpus": 1},
         )
     assert (
         type(caught.value) is DataError

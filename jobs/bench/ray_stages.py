@@ -31,6 +31,7 @@ from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.latents import LatentCache, build_latent_cache
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.presets import load_preset
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
@@ -141,7 +142,7 @@ def selection(bench: Bench, workers: int, report: Progress) -> None:
     ledger = Ledger.create(directory / "ledger.jsonl", plan)
     config = replace(bench.config.saliency, shard_size=-(-bench.source.n_train // workers))
     select(
-        bench.config.model,
+        PublicModel.open(bench.config.model),
         bench.cache,
         plan,
         config,
@@ -164,7 +165,7 @@ def synthesis(bench: Bench, workers: int, report: Progress) -> None:
     source = bench.source
     synthesize(
         bench.directory(),
-        bench.config.model,
+        PublicModel.open(bench.config.model),
         adapter_dir=None,
         class_names=source.class_names,
         prompts=source.prompts,
@@ -355,9 +356,7 @@ def run(
             root / "latents",
             source,
             model=config.model,
-            device="cpu",
             shard_size=512,
-            resources={"num_cpus": 1},
         )
         for group in groups:
             log(f"{group}: stages of the digits preset, {CPUS} cores")

@@ -1,7 +1,8 @@
 """What is publicly known of each data set.
 
-The one home of published sizes, class names, prompts and addresses. Sizes are those of the paper's Table 3, prompts those of its Table 14. ``n_train`` is the N of the
-privacy analysis; validation images are used nowhere, neither in training nor in evaluation.
+The one home of published sizes, class names, prompts and addresses. Sizes are those of the paper's
+Table 3, prompts those of its Table 14. ``n_train`` is the N of the privacy analysis; validation
+images are used nowhere, neither in training nor in evaluation.
 
 >>> DATA_SETS["cifar10"].n_train, DATA_SETS["celeba"].prompts[1]
 (45000, 'An image of a male face')

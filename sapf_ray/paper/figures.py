@@ -1,10 +1,12 @@
-"""The paper's figures from the rows of a report: accuracy above, FID below, the paper's points as
-crosses.
+"""The paper's figures from the rows of a report.
+
+Accuracy is above, FID below, and the paper's points are crosses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,38 @@ from sapf_ray.evaluation.metrics import ACCURACY, METRICS
 Row = Mapping[str, Any]
 
 
-def _scores(rows: Sequence[Row]) -> list[tuple[str, str | None, str]]:
-    """(our key, the paper's key, axis label); Inception FID where some run has it, else the glyph
-    FID.
-    """
+@dataclass(frozen=True)
+class _Score:
+    """A line of panels: our key, the paper's key, label of the axis."""
+
+    key: str
+    paper_key: str | None
+    label: str
+
+
+def _scores(rows: Sequence[Row]) -> list[_Score]:
+    """Accuracy, and Inception FID where some run has it, else the glyph FID."""
     distance = "fid" if any(row.get("fid") is not None for row in rows) else "fid_glyph"
-    chosen = {name: METRICS[name] for name in (ACCURACY, distance)}
-    return [(name, metric.paper_key, metric.short) for name, metric in chosen.items()]
+    scores = []
+    for name in (ACCURACY, distance):
+        metric = METRICS[name]
+        scores.append(_Score(name, metric.paper_key, metric.short))
+    return scores
 
 
 def _panels(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
     panels: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        panels.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+        labels = tuple(row.get(key) for key in keys)
+        panels.setdefault(labels, []).append(row)
     return panels
 
 
 def _figure(
-    panels: Mapping[tuple[Any, ...], Any], rows: Sequence[Row], *, title: str
+    panels: Mapping[tuple[Any, ...], Any],
+    scores: Sequence[_Score],
+    *,
+    title: str,
 ) -> tuple[Any, Any]:
     figure, axes = plt.subplots(
         2,
@@ -48,9 +64,10 @@ def _figure(
     )
     figure.suptitle(title, fontsize=10)
     for column, labels in enumerate(panels):
-        axes[0][column].set_title(", ".join(map(str, labels)), fontsize=9)
-    for line, (_, _, label) in enumerate(_scores(rows)):
-        axes[line][0].set_ylabel(label)
+        words = ", ".join(map(str, labels))
+        axes[0][column].set_title(words, fontsize=9)
+    for line, score in enumerate(scores):
+        axes[line][0].set_ylabel(score.label)
     return figure, axes
 
 
@@ -63,75 +80,129 @@ def save_figure(figure: Any, path: Path) -> Path:
 
 
 def save_bars(
-    rows: Sequence[Row], over: str, *, panels: Sequence[str], path: Path, title: str
+    rows: Sequence[Row],
+    over: str,
+    *,
+    panels: Sequence[str],
+    path: Path,
+    title: str,
 ) -> Path:
-    """One bar per value of ``over``; a panel per combination of ``panels``. Missing values have no
-    bar.
+    """One bar per value of ``over``; missing values have no bar.
+
+    Args:
+        rows: Rows of a report.
+        over: Key whose values have a bar each.
+        panels: Keys; each combination of their values has a panel.
+        path: The picture.
+        title: Its title.
     """
+    scores = _scores(rows)
     parts = _panels(rows, panels)
-    figure, axes = _figure(parts, rows, title=title)
+    figure, axes = _figure(parts, scores, title=title)
     for column, part in enumerate(parts.values()):
         places = np.arange(len(part))
-        for line, (key, paper_key, _) in enumerate(_scores(rows)):
+        names = [str(row[over]) for row in part]
+        for line, score in enumerate(scores):
             axis = axes[line][column]
             axis.bar(
                 places,
-                [_number(row.get(key)) for row in part],
-                yerr=[_number(row.get(f"{key}_sd"), 0.0) for row in part],
+                _numbers(part, score.key),
+                yerr=_numbers(part, f"{score.key}_sd", missing=0.0),
                 color="#4878a8",
                 label="ours",
             )
-            if paper_key is not None:
-                axis.plot(
-                    places, [_number(row.get(paper_key)) for row in part], "kx", label="paper"
-                )
+            if score.paper_key is not None:
+                axis.plot(places, _numbers(part, score.paper_key), "kx", label="paper")
             axis.set_xticks(
-                places, [str(row[over]) for row in part], rotation=40, ha="right", fontsize=8
+                places,
+                names,
+                rotation=40,
+                ha="right",
+                fontsize=8,
             )
     axes[0][0].legend(fontsize=8)
     return save_figure(figure, path)
 
 
 def save_lines(
-    rows: Sequence[Row], over: str, *, by: str, panels: Sequence[str], path: Path, title: str
+    rows: Sequence[Row],
+    over: str,
+    *,
+    by: str,
+    panels: Sequence[str],
+    path: Path,
+    title: str,
 ) -> Path:
-    """A line over the numbers ``over`` per value of ``by``; a panel per combination of ``panels``."""
+    """A line over the numbers ``over`` per value of ``by``.
+
+    Args:
+        rows: Rows of a report.
+        over: Key of the numbers along the horizontal axis.
+        by: Key whose values have a line each.
+        panels: Keys; each combination of their values has a panel.
+        path: The picture.
+        title: Its title.
+    """
+    scores = _scores(rows)
     parts = _panels(rows, panels)
-    figure, axes = _figure(parts, rows, title=title)
+    figure, axes = _figure(parts, scores, title=title)
     for column, part in enumerate(parts.values()):
-        for line, (key, paper_key, _) in enumerate(_scores(rows)):
-            axis = axes[line][column]
+        for line, score in enumerate(scores):
             for (label,), members in _panels(part, (by,)).items():
                 ordered = sorted(members, key=lambda row: row[over])
-                places = [row[over] for row in ordered]
-                drawn = axis.errorbar(
-                    places,
-                    [_number(row.get(key)) for row in ordered],
-                    marker="o",
-                    markersize=3,
-                    yerr=[_number(row.get(f"{key}_sd"), 0.0) for row in ordered],
-                    label=f"{'ε = ' if by == 'epsilon' else ''}{label:g}"
-                    if isinstance(label, float)
-                    else str(label),
+                _line(
+                    axes[line][column],
+                    ordered,
+                    over=over,
+                    score=score,
+                    label=_line_label(by, label),
                 )
-                if paper_key is not None:
-                    axis.plot(
-                        places,
-                        [_number(row.get(paper_key)) for row in ordered],
-                        "x",
-                        color=drawn[0].get_color(),
-                    )
         axes[1][column].set_xlabel(over)
-    if any(
-        row.get(paper_key) is not None
-        for row in rows
-        for _, paper_key, _ in _scores(rows)
-        if paper_key
-    ):
+    if _has_paper_values(rows, scores):
         axes[0][0].plot([], [], "kx", label="paper")  # its crosses have each line's colour
     axes[0][0].legend(fontsize=8)
     return save_figure(figure, path)
 
 
-def _number(value: Any, missing: float = float("nan")) -> float:
-    return missing if value is None else float(value)
+def _line(
+    axis: Any,
+    rows: Sequence[Row],
+    *,
+    over: str,
+    score: _Score,
+    label: str,
+) -> None:
+    """Our points with their deviations, and the paper's crosses in the same colour."""
+    places = [row[over] for row in rows]
+    drawn = axis.errorbar(
+        places,
+        _numbers(rows, score.key),
+        marker="o",
+        markersize=3,
+        yerr=_numbers(rows, f"{score.key}_sd", missing=0.0),
+        label=label,
+    )
+    if score.paper_key is not None:
+        colour = drawn[0].get_color()
+        axis.plot(places, _numbers(rows, score.paper_key), "x", color=colour)
+
+
+def _line_label(by: str, label: Any) -> str:
+    if not isinstance(label, float):
+        return str(label)
+    return f"ε = {label:g}" if by == "epsilon" else f"{label:g}"
+
+
+def _has_paper_values(rows: Sequence[Row], scores: Sequence[_Score]) -> bool:
+    keys = [score.paper_key for score in scores if score.paper_key]
+    return any(row.get(key) is not None for row in rows for key in keys)
+
+
+def _numbers(
+    rows: Sequence[Row],
+    key: str,
+    *,
+    missing: float = float("nan"),
+) -> list[float]:
+    values = [row.get(key) for row in rows]
+    return [missing if value is None else float(value) for value in values]

@@ -36,7 +36,7 @@ class PaperTable:
     """One printed table.
 
     Args:
-        file: CSV file in ``paper_tables/``.
+        file: CSV file in ``published/``.
         caption: What the table shows.
         text: Columns of words, with what they mean.
         numbers: Columns of numbers, with their units.

@@ -77,6 +77,21 @@ def privacy_card(
     return "\n\n".join(sections) + "\n"
 
 
+def privacy_note(plan: PrivacyPlan, spent: float) -> str:
+    """The data set card's paragraph; the run's privacy card has the whole story."""
+    if not plan.reads_images:
+        return "The model was not fine-tuned: no sensitive image was read."
+    if plan.non_private:
+        return (
+            "**Not private**: sensitive images were used without noise. Do not share these images."
+        )
+    return (
+        f"Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding or removing one of "
+        f"{plan.n_records:,} training images ({plan.accountant.upper()} accountant). The run's `privacy_card.md` lists every "
+        "use of the sensitive images."
+    )
+
+
 def _verdict(private: bool, reproducible: bool, *, spent: float, plan: PrivacyPlan) -> str:
     if not private:
         return (

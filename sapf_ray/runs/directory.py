@@ -21,18 +21,6 @@ from sapf_ray.errors import RunDirectoryError, reason
 from sapf_ray.files import write_atomic, write_json
 
 
-def keep_fingerprint(path: Path, fingerprint: str, *, refusal: str) -> None:
-    """Notes the sensitive data's fingerprint in ``path``, mode 0600.
-
-    Raises:
-        RunDirectoryError: Another one is noted there: old noise must not meet new sums; says
-            ``refusal``.
-    """
-    if path.exists() and path.read_text() != fingerprint:
-        raise RunDirectoryError(refusal)
-    write_atomic(path, fingerprint, mode=0o600)
-
-
 class RunDirectory:
     """Paths of one run and the lock that keeps a second process out."""
 
@@ -48,6 +36,7 @@ class RunDirectory:
         self.metrics = self.root / "metrics.json"
         self.card = self.root / "privacy_card.md"
         self.plots = self.root / "plots"
+        self.sample_grid = self.plots / "synthetic.png"
         self.timings = self.root / "timings.json"
         self.orchestration = self.root / "orchestration.json"
         self.memory = self.root / "peak_memory.json"

@@ -1,10 +1,10 @@
-"""How far a run is, on Ray's own Prometheus exporter (``ray_sapf_*``, labelled with the run
-directory's name).
+"""How far a run is, on Ray's own Prometheus exporter.
 
-Only public quantities: planned steps and images, and the epsilon of the ledger. How many selection
-tasks a run has is left out, for under Poisson sampling it tells the realised sample size. Ray
-exports every ten seconds; single steps, whose time tells the size of their batch, are not visible
-at that pace.
+The gauges are called ``ray_sapf_*`` and labelled with the run directory's name. They show public
+quantities only: planned steps and images, and the epsilon of the ledger. How many selection tasks a
+run has is left out, for under Poisson sampling it reveals the realised sample size. Ray exports
+every ten seconds; single steps, whose time reveals the size of their batch, are not visible at that
+pace.
 """
 
 from __future__ import annotations
@@ -29,18 +29,25 @@ class Meter:
 
     def __init__(self, run: str, epsilon_planned: float) -> None:
         self._tags = {"run": run}
-        self._gauges = {
-            stage: Gauge(name, text, tag_keys=("run", "count"))
-            for stage, (name, text) in _PUBLISHED.items()
-        }
+        self._gauges = {}
+        for stage, (name, text) in _PUBLISHED.items():
+            self._gauges[stage] = Gauge(name, text, tag_keys=("run", "count"))
         self._epsilon = Gauge(
-            "sapf_epsilon", "Privacy loss at the run's delta", tag_keys=("run", "kind")
+            "sapf_epsilon",
+            "Privacy loss at the run's delta",
+            tag_keys=("run", "kind"),
         )
         self._epsilon.set(epsilon_planned, self._tags | {"kind": "planned"})
 
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` units of a stage; stages that would tell more than the plan are
-        passed over.
+    def progress(
+        self,
+        stage: str,
+        done: int,
+        total: int,
+    ) -> None:
+        """``done`` of ``total`` units of a stage.
+
+        Stages that would reveal more than the plan are passed over.
         """
         gauge = self._gauges.get(stage)
         if gauge is not None:

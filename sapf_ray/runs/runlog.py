@@ -18,7 +18,8 @@ stage_failed        error   error
 task_retried        warning attempt (a shard whose worker was lost: Ray did it again)
 work_lost           error   error (repeating did not help)
 workers_lost        warning ranks, error, restart, of (Ray Train starts the group again while
-restart <= of) nodes_lost          error
+                            restart <= of)
+nodes_lost          error
 checkpoint_skipped  warning checkpoint (torn)
 snapshot_removed    warning (Ray Train's, torn)
 tracking_lost       warning error
@@ -43,7 +44,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-WARNING, ERROR = logging.WARNING, logging.ERROR
+WARNING = logging.WARNING
+ERROR = logging.ERROR
 Field = str | int | float | list[int]
 
 _LOGGER = logging.getLogger(__name__)
@@ -68,8 +70,9 @@ class JsonLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         own = vars(record)
-        line = {"time": time.replace("+00:00", "Z"), "level": record.levelname.lower()}
-        line |= {
+        line = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
             "run": own["run"],
             "stage": own["stage"],
             "event": record.getMessage(),
@@ -79,8 +82,9 @@ class JsonLine(logging.Formatter):
 
 
 class _Append(logging.Handler):
-    """Opens the file for each of the few lines: nothing is lost with the process, and other
-    processes write there as well.
+    """Opens the file for each of the few lines.
+
+    So nothing is lost with the process, and other processes can write there as well.
     """
 
     def __init__(self, path: str) -> None:
@@ -90,16 +94,19 @@ class _Append(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):  # a full disk costs the line, not the run
-            with open(self.path, "a+b") as f:
-                f.seek(max(0, f.tell() - 1))
-                torn = f.read(1) not in (b"", b"\n")
-                f.write(b"\n" * torn + self.format(record).encode() + b"\n")
+            with open(self.path, "a+b") as file:
+                file.seek(max(0, file.tell() - 1))
+                torn = file.read(1) not in (b"", b"\n")
+                line = self.format(record).encode() + b"\n"
+                file.write(b"\n" + line if torn else line)
 
 
 @contextmanager
 def recording(place: Place) -> Iterator[None]:
     """Events of the block go to the log at ``place``."""
-    handler, token, stage = _Append(place.path), _place.set(place), _stage.set(place.stage)
+    handler = _Append(place.path)
+    token = _place.set(place)
+    stage = _stage.set(place.stage)
     _LOGGER.addHandler(handler)
     try:
         yield
@@ -150,16 +157,26 @@ def stage_events(name: str) -> Iterator[None]:
         _stage.reset(token)
 
 
-def event(name: str, level: int = logging.INFO, /, **fields: Field) -> None:
+def event(
+    name: str,
+    level: int = logging.INFO,
+    /,
+    **fields: Field,
+) -> None:
     """One line of the log; nothing where no run is recorded."""
     place = _place.get()
-    if place is not None:
-        _LOGGER.log(level, name, extra={"run": place.run, "stage": _stage.get(), "fields": fields})
+    if place is None:
+        return
+    extra = {"run": place.run, "stage": _stage.get(), "fields": fields}
+    _LOGGER.log(level, name, extra=extra)
 
 
 def here() -> Place | None:
-    """Where events go at this moment: what :func:`recording` needs in another process of the
-    machine to go on with them.
+    """Where events go at this moment.
+
+    With it, :func:`recording` goes on with them in another process of the machine.
     """
     place = _place.get()
-    return None if place is None else replace(place, stage=_stage.get())
+    if place is None:
+        return None
+    return replace(place, stage=_stage.get())

@@ -1,5 +1,6 @@
-"""Checkpoints and results on storage that the nodes do not mount: any file system that pyarrow
-knows.
+"""Checkpoints and results on storage that the nodes do not mount.
+
+It is any file system that pyarrow knows.
 
 ``cluster.storage`` names a folder there (``s3://bucket/runs``, ``gs://…``, ``hdfs://…``,
 ``file:///…``); a run has its own folder below it, named like its run directory:
@@ -16,6 +17,7 @@ finished.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as fs
@@ -33,7 +35,7 @@ class Storage:
 
     Args:
         uri: ``cluster.storage``.
-        directory: The run directory; its random id tells whose folder it is.
+        directory: The run directory; its random id says whose folder it is.
 
     Raises:
         ConfigError: The URI is none, or cannot be written.
@@ -41,7 +43,8 @@ class Storage:
     """
 
     def __init__(self, uri: str, directory: RunDirectory) -> None:
-        self.directory, self.name = directory, directory.root.resolve().name
+        self.directory = directory
+        self.name = directory.root.resolve().name
         self.uri = below(uri, self.name)
         try:
             self.filesystem, self.path = fs.FileSystem.from_uri(self.uri)
@@ -55,24 +58,11 @@ class Storage:
         """URI for Ray Train."""
         return below(self.uri, "checkpoints")
 
-    def _claim(self, uri: str) -> None:
-        """A folder of the same name may be another run's; its checkpoints must never be taken for
-        this one's.
-        """
-        run = self.directory.run_id().encode()
-        marker = f"{self.path}/{self.directory.owner.name}"
-        self.filesystem.create_dir(self.path, recursive=True)
-        if self.filesystem.get_file_info(marker).type == fs.FileType.NotFound:
-            self._write(marker, run)
-        if self._read(marker) != run:
-            raise RunDirectoryError(
-                f"cluster.storage = {uri!r}: {self.name} there belongs to another run; give --out another name, or delete that "
-                "folder"
-            )
-
     def publish(self) -> list[str]:
-        """Copies what the run releases; files that are there already stay. Returns the names that
-        were copied.
+        """Copies what the run releases; files that are there already stay.
+
+        Returns:
+            Names of the files that were copied.
 
         Raises:
             RunDirectoryError: The storage failed; the results are in the run directory.
@@ -81,39 +71,64 @@ class Storage:
             return self._publish()
         except _ERRORS as error:
             raise RunDirectoryError(
-                f"{self.uri}: results could not be copied ({reason(error)}); they are in {self.directory.root}, and the same "
-                "command tries again"
+                f"{self.uri}: results could not be copied ({reason(error)}); they are in "
+                f"{self.directory.root}, and the same command tries again"
             ) from error
 
+    def _claim(self, uri: str) -> None:
+        """Marks the folder as this run's.
+
+        A folder of the same name may be another run's; its checkpoints must never be taken for
+        this one's.
+        """
+        run = self.directory.run_id().encode()
+        marker = f"{self.path}/{self.directory.owner.name}"
+        self.filesystem.create_dir(self.path, recursive=True)
+        if not self._exists(marker):
+            self._write(marker, run)
+        if self._read(marker) != run:
+            raise RunDirectoryError(
+                f"cluster.storage = {uri!r}: {self.name} there belongs to another run; give --out "
+                "another name, or delete that folder"
+            )
+
     def _publish(self) -> list[str]:
-        run = self.directory
-        single = [
-            path
-            for path in (run.config, run.plan, run.ledger, run.selection, run.card)
-            if path.exists()
-        ]
-        folders = [path for path in (run.adapter, run.synthetic) if path.exists()]
-        files = [
-            *single,
-            *(path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()),
-        ]
-        digests = {path.relative_to(run.root).as_posix(): file_digest(path) for path in files}
+        digests = self._released()
         manifest = f"{self.path}/{MANIFEST}"
-        there: dict[str, str] = {}
-        if self.filesystem.get_file_info(manifest).type != fs.FileType.NotFound:
-            there = json.loads(self._read(manifest))
-        stale = [name for name, digest in digests.items() if there.get(name) != digest]
-        if stale and there:
+        published: dict[str, str] = {}
+        if self._exists(manifest):
+            published = json.loads(self._read(manifest))
+        stale = [name for name, digest in digests.items() if published.get(name) != digest]
+        if stale and published:
             self.filesystem.delete_file(manifest)  # until all are new
         for name in stale:
-            target = f"{self.path}/{name}"
-            self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
-            fs.copy_files(
-                str(run.root.resolve() / name), target, fs.LocalFileSystem(), self.filesystem
-            )
+            self._copy(name)
         if stale:
-            self._write(manifest, json.dumps(digests, indent=2).encode())
+            content = json.dumps(digests, indent=2)
+            self._write(manifest, content.encode())
         return stale
+
+    def _released(self) -> dict[str, str]:
+        """Name to SHA-256 of every file that the run releases."""
+        run = self.directory
+        files: list[Path] = []
+        for path in (run.config, run.plan, run.ledger, run.selection, run.card):
+            if path.exists():
+                files.append(path)
+        for folder in (run.adapter, run.synthetic):
+            if folder.exists():
+                files += [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {path.relative_to(run.root).as_posix(): file_digest(path) for path in files}
+
+    def _copy(self, name: str) -> None:
+        source = self.directory.root.resolve() / name
+        target = f"{self.path}/{name}"
+        folder, _, _ = target.rpartition("/")
+        self.filesystem.create_dir(folder, recursive=True)
+        fs.copy_files(str(source), target, fs.LocalFileSystem(), self.filesystem)
+
+    def _exists(self, path: str) -> bool:
+        return self.filesystem.get_file_info(path).type != fs.FileType.NotFound
 
     def _write(self, path: str, content: bytes) -> None:
         with self.filesystem.open_output_stream(path) as stream:

@@ -36,8 +36,9 @@ def tracking_uri(config: RunConfig, directory: RunDirectory) -> str:
 def _while_reachable(
     method: Callable[Concatenate[Tracker, _P], None],
 ) -> Callable[Concatenate[Tracker, _P], None]:
-    """A server that goes down in mid-run costs a warning, not the run; the same command logs what
-    is missing.
+    """A server that goes down in mid-run costs a warning, not the run.
+
+    The same command logs what is missing.
     """
 
     @functools.wraps(method)
@@ -52,8 +53,8 @@ def _while_reachable(
             runlog.event("tracking_lost", runlog.WARNING, error=type(error).__name__)
             if not self.lost:
                 logging.getLogger(__name__).warning(
-                    "sapf: warning: MLflow at %s cannot be reached any more (%s); the run goes on, and the same command "
-                    "logs what is missing once it is back",
+                    "sapf: warning: MLflow at %s cannot be reached any more (%s); the run goes on, "
+                    "and the same command logs what is missing once it is back",
                     self.uri,
                     type(error).__name__,
                 )
@@ -66,17 +67,23 @@ class Tracker:
     """One MLflow run; continued when the run directory is."""
 
     def __init__(self, uri: str | None, run_id: str | None) -> None:
-        self.uri, self.run_id = uri, run_id
+        self.uri = uri
+        self.run_id = run_id
         self.client: Any = None
         self.lost = False  # the server went down after the start
 
     @classmethod
     def open(
-        cls, config: RunConfig, directory: RunDirectory, params: dict[str, Any] | None = None
+        cls,
+        config: RunConfig,
+        directory: RunDirectory,
+        params: dict[str, Any] | None = None,
     ) -> Tracker:
         """Connects before any budget is spent.
 
         Args:
+            config: The run's config.
+            directory: The run directory; it keeps the id of the MLflow run.
             params: MLflow parameters; the flat config unless given.
 
         Raises:
@@ -93,59 +100,56 @@ class Tracker:
         # importing mlflow sets its own levels
         for name in ("mlflow", "mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        if params is None:
+            params = flatten(to_dict(config))
+        tracker = cls(uri, None)
         try:
-            client = MlflowClient(tracking_uri=uri)
-            run_id = (
-                directory.read_json(directory.mlflow)["run_id"]
-                if directory.mlflow.exists()
-                else None
-            )
-            if run_id is not None:
-                client.update_run(run_id, status="RUNNING")
-            else:
-                run_id = cls._create(
-                    client,
-                    uri,
-                    config=config,
-                    directory=directory,
-                    params=flatten(to_dict(config)) if params is None else params,
-                )
+            tracker.client = MlflowClient(tracking_uri=uri)
+            tracker._continue_or_create(config, directory, params)
         except MlflowException as error:
             raise TrackingError(f"tracking.uri = {uri}: {reason(error)}") from error
         except Exception as error:  # sqlalchemy and requests raise their own families
             raise TrackingError(
                 f"tracking.uri = {uri}: cannot be used ({type(error).__name__}: {reason(error)})"
             ) from error
-        tracker = cls(uri, run_id)
-        tracker.client = client
         return tracker
 
-    @staticmethod
-    def _create(
-        client: Any, uri: str, *, config: RunConfig, directory: RunDirectory, params: dict[str, Any]
-    ) -> str:
-        found = client.get_experiment_by_name(config.tracking.experiment)
-        if found is not None:
-            experiment = found.experiment_id
-        else:
-            location = None
-            if uri.startswith("sqlite:///"):
-                location = (
-                    (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
-                )
-            experiment = client.create_experiment(
-                config.tracking.experiment, artifact_location=location
-            )
+    def _continue_or_create(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        params: dict[str, Any],
+    ) -> None:
+        if directory.mlflow.exists():
+            self.run_id = directory.read_json(directory.mlflow)["run_id"]
+            self.client.update_run(self.run_id, status="RUNNING")
+            return
         parent = config.tracking.parent_run_id
         tags = {"mlflow.parentRunId": parent} if parent is not None else {}
-        run = client.create_run(experiment, run_name=directory.root.name, tags=tags)
+        run = self.client.create_run(
+            self._experiment(config.tracking.experiment),
+            run_name=directory.root.name,
+            tags=tags,
+        )
+        self.run_id = run.info.run_id
         for key, value in params.items():
-            client.log_param(run.info.run_id, key, value)
-        directory.write_json(directory.mlflow, {"run_id": run.info.run_id, "uri": uri})
-        return run.info.run_id
+            self.client.log_param(self.run_id, key, value)
+        directory.write_json(directory.mlflow, {"run_id": self.run_id, "uri": self.uri})
+
+    def _experiment(self, name: str) -> str:
+        """Id of the experiment, made where there is none."""
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        location = None
+        if self.uri is not None and self.uri.startswith("sqlite:///"):
+            folder = Path(self.uri.removeprefix("sqlite:///")).parent
+            location = (folder / "mlartifacts").resolve().as_uri()
+        return self.client.create_experiment(name, artifact_location=location)
 
     @_while_reachable
     def log_plan(self, plan: PrivacyPlan) -> None:
+        """What the run may spend, and on what."""
         values: dict[str, float | None] = {
             "privacy/epsilon_planned": plan.epsilon,
             "privacy/delta": plan.delta,
@@ -163,19 +167,18 @@ class Tracker:
                 self.client.log_metric(self.run_id, key, float(value))
 
     def fail(self, status: str) -> None:
-        if self.client is not None and not self.lost:
-            try:
-                self.client.set_terminated(self.run_id, status=status)
-            except Exception:  # the run's own error is the one to show
-                logging.getLogger(__name__).debug(
-                    "could not mark the MLflow run %s", status, exc_info=True
-                )
+        """Marks the MLflow run as failed or killed, if the server can be reached."""
+        if self.client is None or self.lost:
+            return
+        try:
+            self.client.set_terminated(self.run_id, status=status)
+        except Exception:  # the run's own error is the one to show
+            log = logging.getLogger(__name__)
+            log.debug("could not mark the MLflow run %s", status, exc_info=True)
 
     @_while_reachable
     def log_spend(self, ledger: Ledger) -> None:
-        """Epsilon spent over the steps of fine-tuning or the histograms of an evolution, as soon as
-        they are over.
-        """
+        """Epsilon spent over the steps of fine-tuning, or over the histograms of an evolution."""
         self._log_spend(ledger)
 
     def _log_spend(self, ledger: Ledger) -> None:
@@ -216,8 +219,13 @@ class Tracker:
         self.client.set_tag(self.run_id, "privacy.adjacency", plan.adjacency)
         self.client.set_tag(self.run_id, "privacy.accountant", plan.accountant)
         if not_private:
-            self.client.set_tag(self.run_id, "privacy.not_private", ", ".join(sorted(not_private)))
+            names = ", ".join(sorted(not_private))
+            self.client.set_tag(self.run_id, "privacy.not_private", names)
         self.client.log_artifact(self.run_id, str(grid), "pictures")
+        self._log_files(directory)
+        self.client.set_terminated(self.run_id)
+
+    def _log_files(self, directory: RunDirectory) -> None:
         for path in (
             directory.config,
             directory.plan,
@@ -230,11 +238,10 @@ class Tracker:
                 self.client.log_artifact(self.run_id, str(path))
         if directory.adapter.exists():
             self.client.log_artifacts(self.run_id, str(directory.adapter), "adapter")
-        self.client.set_terminated(self.run_id)
 
 
 def _probe(uri: str) -> None:
-    """A server that is down is told in seconds, not after MLflow's minutes of retries."""
+    """Reports a server that is down in seconds, not after MLflow's minutes of retries."""
     if not uri.startswith(("http://", "https://")):
         return
     try:
@@ -242,8 +249,8 @@ def _probe(uri: str) -> None:
     except urllib.error.HTTPError:
         return  # something answers there
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+        why = getattr(error, "reason", error)
         raise TrackingError(
-            f"tracking.uri = {uri}: the MLflow server does not answer ({reason}); start it, give another --tracking.uri, "
-            "or run with --tracking.enabled false"
+            f"tracking.uri = {uri}: the MLflow server does not answer ({why}); start it, give "
+            "another --tracking.uri, or run with --tracking.enabled false"
         ) from error

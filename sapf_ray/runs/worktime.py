@@ -71,11 +71,9 @@ def timed(function: Callable[_P, Any]) -> Callable[_P, Worked]:
 
 def _attempt() -> int:
     worker: Any = global_worker
-    return (
-        int(worker.core_worker.get_current_task_attempt_number())
-        if worker.mode == ray.WORKER_MODE
-        else 0
-    )
+    if worker.mode != ray.WORKER_MODE:
+        return 0
+    return int(worker.core_worker.get_current_task_attempt_number())
 
 
 class Laps:
@@ -124,20 +122,29 @@ def working() -> Iterator[None]:
         add([(start, time.time())])
 
 
-def covered(intervals: Iterable[Interval], start: float, *, end: float) -> float:
+def covered(
+    intervals: Iterable[Interval],
+    start: float,
+    *,
+    end: float,
+) -> float:
     """Seconds of [start, end] that lie in at least one interval."""
-    total, reached = 0.0, start
+    total = 0.0
+    reached = start
     for begin, finish in sorted(intervals):
-        begin, finish = max(begin, reached), min(finish, end)
+        begin = max(begin, reached)
+        finish = min(finish, end)
         if finish > begin:
-            total, reached = total + finish - begin, finish
+            total += finish - begin
+            reached = finish
     return total
 
 
 def process_start() -> float:
-    """``time.time()`` at which this process began; now, where the system does not tell."""
+    """``time.time()`` at which this process began, to 1/100 s; now, where the system lacks /proc."""
     with suppress(OSError, ValueError, IndexError, AttributeError):
-        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # seconds since the machine's start
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - started
         return time.time() - max(0.0, age)
     return time.time()

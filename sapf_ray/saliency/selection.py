@@ -23,8 +23,9 @@ from sapf_ray.latents import LatentCache
 from sapf_ray.models.conditioning import denoiser_of, to_denoiser
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
 from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import kept_pipeline, load_pipeline
+from sapf_ray.models.loading import kept_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
@@ -64,6 +65,11 @@ class Selection:
     event: dict | None
     passed: bool | None = None
     shared: bool = False
+
+    @classmethod
+    def none(cls) -> Selection:
+        """Of a run that trains nothing."""
+        return cls(matrices=[], scores={}, score="none", pool_size=0, event=None)
 
     @property
     def stream(self) -> str | None:
@@ -148,8 +154,18 @@ def _score_shard(
     )
 
 
+@ray.remote(max_retries=3)
+@worktime.timed
+def _synflow(model: ModelConfig, config: SaliencyConfig, n: int) -> torch.Tensor:
+    """The one score that needs weights and no data; (K,) on the CPU."""
+    torch.set_num_threads(max(1, int(config.cpus_per_task)))
+    denoiser = denoiser_of(kept_pipeline(model, pick_device(config.gpus_per_task)))
+    pool = candidate_pool(denoiser, config.pool)
+    return synflow_scores(denoiser, pool, n=n, rounds=config.rounds)
+
+
 def select(
-    model: ModelConfig,
+    model: PublicModel,
     cache: LatentCache,
     plan: PrivacyPlan,
     config: SaliencyConfig,
@@ -172,8 +188,7 @@ def select(
     Raises:
         BudgetError: The release would pass the planned epsilon; nothing has been released.
     """
-    denoiser = denoiser_of(load_pipeline(model.path, model.dtype))
-    pool = candidate_pool(denoiser, config.pool)
+    pool = model.pool(config.pool)
     names, n = list(pool), n_selected(len(pool), config.ratio)
     if plan.selection is None:
         if config.ratio == 1:
@@ -181,8 +196,12 @@ def select(
                 matrices=names, scores={}, score="all", pool_size=len(pool), event=None
             )
         if config.score == "synflow":
-            with worktime.working():
-                values = synflow_scores(denoiser, pool, n=n, rounds=config.rounds)
+            task = _synflow.options(
+                name="synflow",
+                num_cpus=config.cpus_per_task,
+                num_gpus=config.gpus_per_task,
+            )
+            values = cluster.result(task.remote(model.config, config, n))
             scores = dict(zip(names, values.tolist(), strict=True))
             return Selection(
                 matrices=top_n(names, values, n=n, granularity=config.granularity),
@@ -205,7 +224,7 @@ def select(
     for number, size in enumerate(schedule(len(pool), n, releases)):
         closed = sorted(set(names) - set(kept))
         total = _exact_sum(
-            model,
+            model.config,
             cache,
             plan=plan,
             config=config,

@@ -28,7 +28,8 @@ from sapf_ray.files import only_one, short_hash, write_json
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
-from sapf_ray.runs.directory import RunDirectory, keep_fingerprint
+from sapf_ray.privacy.session import keep_fingerprint
+from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.scores import n_selected, top_n
 from sapf_ray.saliency.selection import Selection, release_names
 

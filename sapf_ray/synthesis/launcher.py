@@ -25,7 +25,7 @@ from sapf_ray.finetune.adapter import load_adapter
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import load_pipeline
-from sapf_ray.models.location import resolve_model
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.runs import runlog, worktime
 from sapf_ray.synthesis.sampler import sample_images
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
@@ -117,7 +117,7 @@ class SamplingActor:
 
 def synthesize(
     out_dir: Path | str,
-    model: ModelConfig,
+    model: PublicModel,
     *,
     adapter_dir: Path | str | None,
     class_names: Sequence[str],
@@ -163,7 +163,7 @@ def synthesize(
     )
     job = Job(
         out_dir=str(out),
-        model=model,
+        model=model.config,
         adapter_dir=adapter,
         class_names=tuple(class_names),
         prompts=tuple(prompts),
@@ -266,7 +266,7 @@ def _pipeline(job: Job) -> Any:
 
 
 def data_set_spec(
-    model: ModelConfig,
+    model: PublicModel,
     adapter_dir: str | None,
     *,
     class_names: Sequence[str],
@@ -276,22 +276,13 @@ def data_set_spec(
 ) -> str:
     """Hex digest over all that decides which images come out."""
     parts = {
-        "model": [model.path, model.dtype, model.class_labels, _model_files(model)],
+        "model": [model.content_hash, model.config.dtype, model.config.class_labels],
         "adapter": _content(Path(adapter_dir)) if adapter_dir else None,
         "classes": [list(class_names), list(prompts)],
         "size": [config.n_images, config.shard_size, config.batch_size],
         "sampling": [config.steps, config.guidance_scale, seed],
     }
     return short_hash(parts)
-
-
-def _model_files(model: ModelConfig) -> list[list[Any]]:
-    """Relative path, size and modification time of a local model's files; empty for a hub id."""
-    directory = Path(resolve_model(model.path))
-    files = sorted(p for p in directory.rglob("*") if p.is_file()) if directory.is_dir() else []
-    return [
-        [p.relative_to(directory).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files
-    ]
 
 
 def _content(directory: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """`sapf tune` from the file to the table: read, validate, plan, run, summarize.
 
-Everything that can be wrong with a cell is told before the first one starts. The grid is one MLflow
+All configuration errors of a cell are reported before the first one starts. The grid is one MLflow
 run and its cells are that run's children.
 """
 
@@ -23,10 +23,19 @@ from sapf_ray import cluster
 from sapf_ray.config import RunConfig, config_hash, flatten, from_dict, to_dict
 from sapf_ray.errors import RunDirectoryError, SapfError
 from sapf_ray.files import write_json
+from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.report.render import Report
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.runs.tracking import Tracker, tracking_uri
-from sapf_ray.tune.budget import PlannedCell, check_disk, estimate, is_finished, plan_cells, totals
+from sapf_ray.tune.budget import (
+    CellTime,
+    PlannedCell,
+    cell_times,
+    check_disk,
+    is_finished,
+    plan_cells,
+    totals,
+)
 from sapf_ray.tune.run import RETRIES, Outcome, run_cells, unfinished_runs
 from sapf_ray.tune.space import Overrides, Space, load_space, make_cells
 from sapf_ray.tune.summary import grid_report, privacy_notes, write_report
@@ -39,6 +48,8 @@ class Grid:
     """A space with all its cells validated and planned.
 
     Attributes:
+        space: The space file.
+        planned: Its cells.
         out: Holds one run directory per cell, and the summary.
     """
 
@@ -59,7 +70,7 @@ def open_grid(
     """Reads a space and plans its cells; reads no image and writes nothing.
 
     Args:
-        name: Of the space, or its path.
+        name: Name of the space, or its path.
         out: Directory of the runs; ``runs/<space>`` unless given.
         smoke: Apply the space's smoke block.
         overrides: Dotted config keys.
@@ -77,60 +88,87 @@ def open_grid(
         raise RunDirectoryError(
             f"--out {directory}: is the directory of a single run; use another one"
         )
-    planned = plan_cells(make_cells(space, overrides, only=only), strict)
+    cells = make_cells(space, overrides, only=only)
+    planned = plan_cells(cells, strict=strict)
     for item in planned:
         is_finished(item.cell, directory)  # raises where another config's run is there
-    return Grid(space=space, planned=planned, out=directory)
+    return Grid(
+        space=space,
+        planned=planned,
+        out=directory,
+    )
 
 
 def dry_run_table(grid: Grid) -> Table:
     """Every cell with its method, budget, noise and time; below, what all of them cost together."""
-    times = estimate(grid.planned, grid.out)
+    times = cell_times(grid.planned, grid.out)
     todo = [item for item in grid.planned if not is_finished(item.cell, grid.out)]
-    hours = sum(times[item.cell.name].seconds for item in todo) / 3600
-    left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
-    table = Table(
-        title=f"{grid.space.title or grid.space.name}: {len(grid.planned)} cells, {len(todo)} to run"
-    )
+    title = grid.space.title or grid.space.name
+    table = Table(title=f"{title}: {len(grid.planned)} cells, {len(todo)} to run")
     for header in ("cell", "method"):
         table.add_column(header, overflow="fold")
     for header in ("ε", "σ_s", "σ", "minutes"):
         table.add_column(header, justify="right")
     table.add_column("time is")
     for item in grid.planned:
-        plan, time = item.plan, times[item.cell.name]
-        trained = plan.finetune or plan.evolution
-        table.add_row(
-            item.cell.name,
-            item.cell.method or "-",
-            "0"
-            if not plan.reads_images
-            else "∞, no noise"
-            if plan.non_private
-            else f"{plan.epsilon:g}",
-            f"{plan.selection.noise_multiplier:.4g}" if plan.selection else "-",
-            f"{trained.noise_multiplier:.4g}" if trained else "-",
-            f"{time.seconds / 60:.1f}",
-            time.source,
-        )
-    table.caption = "\n".join(
-        [
-            *privacy_notes(grid.planned, grid.out),
-            f"About {left} for what is left, one cell after another; `guess` is from rates of another machine (two CPU "
-            "cores for the bundled models, the paper's Table 12 for others), so right to an order of magnitude.",
-        ]
-    )
+        table.add_row(*_dry_run_row(item, times[item.cell.name]))
+    seconds = sum(times[item.cell.name].seconds for item in todo)
+    caption = [
+        *privacy_notes(grid.planned, grid.out),
+        f"About {_duration(seconds)} for what is left, one cell after another; `guess` is from "
+        "rates of another machine (two CPU cores for the bundled models, the paper's Table 12 for "
+        "others), so right to an order of magnitude.",
+    ]
+    table.caption = "\n".join(caption)
     table.caption_justify = "left"
     return table
 
 
+def _dry_run_row(item: PlannedCell, time: CellTime) -> list[str]:
+    plan = item.plan
+    trained = plan.finetune or plan.evolution
+    return [
+        item.cell.name,
+        item.cell.method or "-",
+        _epsilon(plan),
+        f"{plan.selection.noise_multiplier:.4g}" if plan.selection else "-",
+        f"{trained.noise_multiplier:.4g}" if trained else "-",
+        f"{time.seconds / 60:.1f}",
+        time.source,
+    ]
+
+
+def _epsilon(plan: PrivacyPlan) -> str:
+    if not plan.reads_images:
+        return "0"
+    if plan.non_private:
+        return "∞, no noise"
+    return f"{plan.epsilon:g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes"
+
+
 def run_grid(
-    grid: Grid, console: Console, *, max_concurrent: int | None = None, retries: int = RETRIES
+    grid: Grid,
+    console: Console,
+    *,
+    max_concurrent: int | None = None,
+    retries: int = RETRIES,
 ) -> tuple[Report, Outcome]:
     """Runs what is not finished and writes the summary; the same call continues a grid.
 
+    Args:
+        grid: The cells.
+        console: Where events are reported.
+        max_concurrent: Number of cells at once; by default as many as the cluster holds.
+        retries: Number of retries of a cell whose run was interrupted.
+
     Raises:
-        SapfError: Nothing has started: a cell wants more than the cluster has, MLflow is not
+        SapfError: Nothing has started: a cell requests more than the cluster has, MLflow is not
             reachable, and the like.
     """
     todo = [item for item in grid.planned if not is_finished(item.cell, grid.out)]
@@ -144,8 +182,9 @@ def run_grid(
         console.print(note, style="dim")
     # Ray warns of many processes from four times this on; a waiting trial is a process, too
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+    uses_ray = todo or grid.space.real_data
     try:
-        with cluster.session(first.cluster) if todo or grid.space.real_data else nullcontext():
+        with cluster.session(first.cluster) if uses_ray else nullcontext():
             outcome = run_cells(
                 grid.planned,
                 grid.out,
@@ -165,10 +204,11 @@ def run_grid(
         )
         files = write_report(report, grid.out)
         try:
-            _finish(tracker, grid, outcome, files)
+            _finish(tracker, grid, outcome=outcome, files=files)
         except Exception as error:  # mlflow, requests and sqlalchemy raise their own families
             console.print(
-                f"MLflow at {tracker.uri} lacks the grid's summary ({type(error).__name__}); the same command logs it"
+                f"MLflow at {tracker.uri} lacks the grid's summary ({type(error).__name__}); "
+                "the same command logs it"
             )
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
@@ -176,22 +216,23 @@ def run_grid(
         tracker.fail(status)
         raise
     for folder in outcome.kept_private:
-        console.print(
-            f"{folder}: sensitive files stay for the cells that are not finished", style="yellow"
-        )
+        note = f"{folder}: sensitive files stay for the cells that are not finished"
+        console.print(note, style="yellow")
     return report, outcome
 
 
 def raise_failures(outcome: Outcome) -> None:
-    """Raises:
-    SapfError: Some cells failed; names the first ones.
+    """One error for all cells that failed.
+
+    Raises:
+        SapfError: Some cells failed; names the first one.
     """
-    if outcome.failed:
-        name, problem = next(iter(outcome.failed.items()))
-        more = f", and {len(outcome.failed) - 1} more" if len(outcome.failed) > 1 else ""
-        raise SapfError(
-            f"{len(outcome.failed)} cells failed: {name}: {problem}{more}; the same command tries them again"
-        )
+    if not outcome.failed:
+        return
+    n = len(outcome.failed)
+    name, problem = next(iter(outcome.failed.items()))
+    more = f", and {n - 1} more" if n > 1 else ""
+    raise SapfError(f"{n} cells failed: {name}: {problem}{more}; the same command tries them again")
 
 
 def _parent(grid: Grid, config: RunConfig) -> tuple[Tracker, dict[str, Any]]:
@@ -204,21 +245,37 @@ def _parent(grid: Grid, config: RunConfig) -> tuple[Tracker, dict[str, Any]]:
     nested = to_dict(config)
     nested["tracking"]["experiment"] = experiment
     directory = RunDirectory(grid.out)
-    flat = [flatten(to_dict(item.cell.config)) for item in grid.planned]
-    shared = {
-        key: value for key, value in flat[0].items() if all(other[key] == value for other in flat)
+    tracker = Tracker.open(from_dict(nested), directory, _parameters(grid))
+    children = {
+        "uri": tracking_uri(config, directory),
+        "experiment": experiment,
+        "parent_run_id": tracker.run_id,
     }
-    varied = {
-        f"axis.{axis}": ", ".join(map(str, labels))[:500]
-        for axis, labels in grid.space.axes.items()
-    }
-    tracker = Tracker.open(from_dict(nested), directory, {**shared, **varied})
-    uri = tracking_uri(config, directory)
-    return tracker, {"uri": uri, "experiment": experiment, "parent_run_id": tracker.run_id}
+    return tracker, children
 
 
-def _finish(tracker: Tracker, grid: Grid, outcome: Outcome, files: Sequence[Path]) -> None:
-    if tracker.client is None:
+def _parameters(grid: Grid) -> dict[str, Any]:
+    """What the grid's MLflow run shows: values that all cells share, and the axes."""
+    first, *others = [flatten(to_dict(item.cell.config)) for item in grid.planned]
+    parameters = {}
+    for key, value in first.items():
+        if all(other[key] == value for other in others):
+            parameters[key] = value
+    for axis, labels in grid.space.axes.items():
+        text = ", ".join(map(str, labels))
+        parameters[f"axis.{axis}"] = text[:500]
+    return parameters
+
+
+def _finish(
+    tracker: Tracker,
+    grid: Grid,
+    *,
+    outcome: Outcome,
+    files: Sequence[Path],
+) -> None:
+    client = tracker.client
+    if client is None:
         return
     finished = sum(is_finished(item.cell, grid.out) for item in grid.planned)
     values: dict[str, float] = {
@@ -227,24 +284,34 @@ def _finish(tracker: Tracker, grid: Grid, outcome: Outcome, files: Sequence[Path
         "grid/failed": len(outcome.failed),
     }
     for total in totals(grid.planned, grid.out):
-        values[f"privacy/total_epsilon/{total.data.split()[0]}"] = total.epsilon
+        source = total.data.split()[0]
+        values[f"privacy/total_epsilon/{source}"] = total.epsilon
     for key, value in values.items():
-        tracker.client.log_metric(tracker.run_id, key, value)
+        client.log_metric(tracker.run_id, key, value)
     for path in files:
-        tracker.client.log_artifact(tracker.run_id, str(path))
+        client.log_artifact(tracker.run_id, str(path))
+    status = "FINISHED"
     if outcome.failed:
-        _close_children(tracker, grid, status="FAILED")
-    tracker.client.set_terminated(tracker.run_id, status="FAILED" if outcome.failed else "FINISHED")
+        status = "FAILED"
+        _close_children(tracker, grid, status=status)
+    client.set_terminated(tracker.run_id, status=status)
 
 
-def _close_children(tracker: Tracker, grid: Grid, *, status: str) -> None:
+def _close_children(
+    tracker: Tracker,
+    grid: Grid,
+    *,
+    status: str,
+) -> None:
     """Runs that were ended with their process could not close their MLflow run themselves."""
     if tracker.client is None:
         return
     for run in unfinished_runs(grid.planned, grid.out):
-        if run.mlflow.exists():
-            with suppress(Exception):  # the grid's own error is the one to show
-                tracker.client.set_terminated(run.read_json(run.mlflow)["run_id"], status=status)
+        if not run.mlflow.exists():
+            continue
+        with suppress(Exception):  # the grid's own error is the one to show
+            run_id = run.read_json(run.mlflow)["run_id"]
+            tracker.client.set_terminated(run_id, status=status)
 
 
 @ray.remote(num_cpus=1, max_retries=1)
@@ -267,18 +334,19 @@ def _real_data_accuracy(config: RunConfig) -> float:
 
 
 def _real_data(grid: Grid) -> dict[str, list[float]]:
-    """Accuracies of the classifier trained on the real training images, one per seed; kept in
-    ``real_data.json``.
+    """Accuracies of the classifier trained on the real training images, one per seed.
+
+    They are kept in ``real_data.json``.
     """
     path = grid.out / "real_data.json"
     known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     wanted = {_real_key(item.cell.config): item.cell.config for item in grid.planned}
-    pending = {
-        key: _real_data_accuracy.remote(config)
-        for key, config in wanted.items()
-        if key not in known
-    }
-    known.update({key: cluster.result(reference) for key, reference in pending.items()})
+    pending = {}
+    for key, config in wanted.items():
+        if key not in known:
+            pending[key] = _real_data_accuracy.remote(config)
+    for key, reference in pending.items():
+        known[key] = cluster.result(reference)
     write_json(path, known)
     sources = {config.data.source for config in wanted.values()}
     named: dict[str, list[float]] = {}
@@ -289,4 +357,5 @@ def _real_data(grid: Grid) -> dict[str, list[float]]:
 
 
 def _real_key(config: RunConfig) -> str:
-    return f"{config.data.source}-seed{config.seed}-{config_hash(config, 'data', 'model', 'evaluation')}"
+    settings = config_hash(config, "data", "model", "evaluation")
+    return f"{config.data.source}-seed{config.seed}-{settings}"

@@ -14,8 +14,9 @@ from sapf_ray.runs.directory import RunDirectory
 
 
 class GridProgress(TrialProgressCallback):
-    """Tune's events in the words of a grid; runs in the driver. In place of Tune's own lines, hence
-    the base class.
+    """Tune's events in the words of a grid; runs in the driver.
+
+    It takes the place of Tune's own lines, hence the base class.
 
     Args:
         directories: Cell name to run directory.
@@ -31,7 +32,9 @@ class GridProgress(TrialProgressCallback):
         after: Callable[[], object],
     ) -> None:
         super().__init__()
-        self.directories, self.say, self.after = directories, say, after
+        self.directories = directories
+        self.say = say
+        self.after = after
         self.broken: set[str] = set()
         self.ended: set[str] = set()
 
@@ -39,43 +42,76 @@ class GridProgress(TrialProgressCallback):
         return self
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Tune pickles its callbacks to restore a grid from its own state, which ours never does:
-        terminals do not pickle.
+        """Terminals do not pickle.
+
+        Tune pickles its callbacks to restore a grid from its own state, which is never done here.
         """
         return Callback, ()
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,
+        result: dict[str, Any],
+        **info: Any,
     ) -> None:
         """A trial has one result, its end."""
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if trial.config["cell"] not in self.broken:
-            self.say(f"started   {trial.config['cell']}")
+    def on_trial_start(
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,
+        **info: Any,
+    ) -> None:
+        name = trial.config["cell"]
+        if name not in self.broken:
+            self.say(f"started   {name}")
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_recover(
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,
+        **info: Any,
+    ) -> None:
         name = trial.config["cell"]
         self.broken.add(name)
         self.say(f"broke off {name}; continued from its run directory")
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,
+        **info: Any,
+    ) -> None:
         self._end(trial.config["cell"], "FAILED")
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,
+        **info: Any,
+    ) -> None:
         name = trial.config["cell"]
-        error = (trial.last_result or {}).get("error")
-        self._end(name, f"FAILED: {error}" if error else self._scores(name))
+        result = trial.last_result or {}
+        error = result.get("error")
+        words = f"FAILED: {error}" if error else self._scores(name)
+        self._end(name, words)
 
-    def _scores(self, name: str) -> str:
-        run = RunDirectory(self.directories[name])
+    def _scores(self, cell: str) -> str:
+        run = RunDirectory(self.directories[cell])
         metrics = run.read_json(run.metrics)
         words = [f"{name} {metrics[name]:.4g}" for name in headline() if name in metrics]
-        seconds = sum(metrics["seconds"].values())
-        return ", ".join(
-            [*words, f"ε spent {float(metrics['epsilon_spent']):.4g}", f"{seconds:.0f} s"]
-        )
+        words.append(f"ε spent {float(metrics['epsilon_spent']):.4g}")
+        words.append(f"{sum(metrics['seconds'].values()):.0f} s")
+        return ", ".join(words)
 
     def _end(self, name: str, words: str) -> None:
         self.ended.add(name)
-        self.say(f"{len(self.ended)}/{len(self.directories)} done {name}: {words}")
+        done = f"{len(self.ended)}/{len(self.directories)} done"
+        self.say(f"{done} {name}: {words}")
         self.after()

@@ -1,10 +1,9 @@
-"""Runs the cells of a grid as Ray Tune trials; each trial is one `sapf run` with everything nested
-inside it.
+"""Runs the cells of a grid as Ray Tune trials.
 
-A trial holds no CPU and no GPU: its run's tasks, workers and actors take theirs stage by stage and
-hold one kind at a time, so trials cannot block each other however many run at once. Tune puts a
-trial into a placement group that its tasks would inherit and could never leave; the run therefore
-starts in a task outside of it.
+Each trial is one `sapf run` with everything nested inside it. A trial holds no CPU and no GPU: its
+run's tasks, workers and actors take theirs stage by stage and hold one kind at a time, so trials
+cannot block each other however many run at once. Tune puts a trial into a placement group that its
+tasks would inherit and could never leave; the run therefore starts in a task outside of it.
 
 A finished cell's run directory is kept and its cell left out of the next start, so the same command
 continues a grid; a cell that was interrupted continues from its own run directory. Nothing of
@@ -16,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,20 @@ import ray
 from sapf_ray import cluster
 from sapf_ray.config import RunConfig, to_dict
 from sapf_ray.data.base import open_source
-from sapf_ray.errors import SapfError
+from sapf_ray.errors import SapfError, reason
 from sapf_ray.latents import shared_directory
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.shared import private_folder
 from sapf_ray.tune.budget import PlannedCell, is_finished, selection_root
-from sapf_ray.tune.trial import Job, run_cell, trial
+from sapf_ray.tune.trial import CellJob, run_cell, trial
 
 RETRIES = 2  # of a cell whose run broke off; an error of the user's is not tried again
+
 _TUNE_DIRECTORY = ".tune"
 _LATENTS = ".latents"
 _ENVIRONMENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # which prints a header also when asked to be silent
+    "RAY_AIR_NEW_OUTPUT": "0",  # which prints a header even when it is to be silent
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -60,30 +61,28 @@ class Outcome:
 
 
 def concurrency(configs: Sequence[RunConfig]) -> int:
-    """How many cells the cluster holds at once: of the largest, by whichever of CPUs and GPUs is
-    short.
+    """How many of the largest cell the cluster holds at once.
+
+    CPUs or GPUs decide, whichever is short.
     """
-    have = ray.cluster_resources()
-    fits = [
-        int(have.get(kind, 0.0) // asked)
-        for config in configs
-        for want in cluster.wants(config)
-        for kind, asked in (("CPU", want.count * want.cpus), ("GPU", want.count * want.gpus))
-        if asked > 0
-    ]
+    available = ray.cluster_resources()
+    fits = []
+    for config in configs:
+        for want in cluster.wants(config):
+            for kind, each in (("CPU", want.cpus), ("GPU", want.gpus)):
+                requested = want.count * each
+                if requested > 0:
+                    fits.append(int(available.get(kind, 0.0) // requested))
     return max(1, min(fits, default=1))
 
 
 def _for_cluster(config: RunConfig, at_once: int) -> RunConfig:
-    """A worker's cores where the config leaves them open: a cell's equal part instead of the whole
-    cluster.
-    """
+    """A cell's equal part of the cluster for each worker, where the config leaves it open."""
     finetune = config.finetune
     if at_once == 1 or finetune.steps == 0:
         return config
-    return replace(
-        config, finetune=replace(finetune, cpus_per_worker=cluster.worker_cpus(finetune, at_once))
-    )
+    cpus = cluster.worker_cpus(finetune, at_once)
+    return replace(config, finetune=replace(finetune, cpus_per_worker=cpus))
 
 
 def check_resources(cells: Sequence[PlannedCell]) -> None:
@@ -109,19 +108,19 @@ def run_cells(
     tracking: Mapping[str, Any] | None = None,
     task: Any = run_cell,
 ) -> Outcome:
-    """Runs every cell that is not finished; wants Ray to be up.
+    """Runs every cell that is not finished; Ray must be up.
 
     Args:
         planned: From :func:`sapf_ray.tune.budget.plan_cells`.
         out: Directory of the run directories.
         say: Called with one line per event.
-        max_concurrent: Cells at once; by default as many as the cluster holds.
-        retries: Of a cell that broke off.
+        max_concurrent: Number of cells at once; by default as many as the cluster holds.
+        retries: Number of retries of a cell whose run was interrupted.
         tracking: Values of TrackingConfig for all cells: store, experiment, parent run.
         task: The Ray task that makes one run.
 
     Raises:
-        SapfError: A cell wants more than the cluster has; nothing has started then.
+        SapfError: A cell requests more than the cluster has; nothing has started then.
     """
     todo = [item for item in planned if not is_finished(item.cell, out)]
     say(f"{len(planned)} cells, {len(planned) - len(todo)} of them finished before")
@@ -132,37 +131,56 @@ def run_cells(
             check_resources(todo)
             at_once = max_concurrent or concurrency([item.cell.config for item in todo])
             say(f"up to {min(at_once, len(todo))} at a time")
-            jobs = {
-                item.cell.name: _job(
-                    item, out, at_once=at_once, latents=private.latents, tracking=tracking or {}
+            jobs = {}
+            for item in todo:
+                jobs[item.cell.name] = _job(
+                    item,
+                    out,
+                    at_once=at_once,
+                    latents=private.latents,
+                    tracking=tracking or {},
                 )
-                for item in todo
-            }
-            failed = _tune(jobs, out, say, at_once, retries, private, task)
+            failed = _tune(
+                jobs,
+                out,
+                say=say,
+                at_once=at_once,
+                retries=retries,
+                after=private.clean,
+                task=task,
+            )
     finally:
         kept = private.clean()
     return Outcome(failed, kept)
 
 
 def _job(
-    item: PlannedCell, out: Path, *, at_once: int, latents: Path, tracking: Mapping[str, Any]
-) -> Job:
+    item: PlannedCell,
+    out: Path,
+    *,
+    at_once: int,
+    latents: Path,
+    tracking: Mapping[str, Any],
+) -> CellJob:
     config = _for_cluster(item.cell.config, at_once)
+    shared = replace(
+        config.cluster,
+        latents_dir=config.cluster.latents_dir or str(latents),
+        selection_dir=str(selection_root(config, out)),
+    )
     config = replace(
         config,
         tracking=replace(config.tracking, **tracking),
-        cluster=replace(
-            config.cluster,
-            latents_dir=config.cluster.latents_dir or str(latents),
-            selection_dir=str(selection_root(config, out)),
-        ),
+        cluster=shared,
     )
-    return to_dict(config), str((out / item.cell.name).resolve())
+    directory = (out / item.cell.name).resolve()
+    return CellJob(to_dict(config), str(directory))
 
 
 class _Private:
-    """The sensitive folders that cells share, latents and a selection's fingerprint: each goes with
-    its last cell.
+    """The sensitive folders that cells share: latents, and a selection's fingerprint.
+
+    Each goes with its last cell.
     """
 
     def __init__(self, planned: Sequence[PlannedCell], out: Path) -> None:
@@ -170,18 +188,7 @@ class _Private:
         self.out = out
         self.users: dict[Path, list[PlannedCell]] = {}
         for item in planned:
-            config = item.cell.config
-            if item.plan.selection is not None and config.cluster.selection_dir is None:
-                folder = private_folder(selection_root(config, out), config, plan=item.plan)
-                self.users.setdefault(folder, []).append(item)
-            if (
-                item.plan.finetune is not None
-                and not config.cluster.keep_cache
-                and config.cluster.latents_dir is None
-            ):
-                folder = shared_directory(
-                    self.latents, open_source(config.data), model=config.model
-                )
+            for folder in self._folders(item):
                 self.users.setdefault(folder, []).append(item)
 
     def clean(self) -> list[Path]:
@@ -194,31 +201,62 @@ class _Private:
             self.latents.rmdir()
         return kept
 
+    def _folders(self, item: PlannedCell) -> Iterator[Path]:
+        config = item.cell.config
+        if item.plan.selection is not None and config.cluster.selection_dir is None:
+            root = selection_root(config, self.out)
+            yield private_folder(root, config, plan=item.plan)
+        keeps_latents = config.cluster.keep_cache or config.cluster.latents_dir is not None
+        if item.plan.finetune is not None and not keeps_latents:
+            source = open_source(config.data)
+            yield shared_directory(
+                self.latents,
+                source.fingerprint(),
+                prompts=source.prompts,
+                model=PublicModel.open(config.model),
+            )
+
 
 def _tune(
-    jobs: Mapping[str, Job],
+    jobs: Mapping[str, CellJob],
     out: Path,
+    *,
     say: Say,
     at_once: int,
     retries: int,
-    private: _Private,
+    after: Callable[[], object],
     task: Any,
 ) -> dict[str, str]:
-    """The trials; returns the cells that failed for good and why."""
+    """The trials.
+
+    Args:
+        jobs: Cell name to job.
+        out: Directory of the run directories.
+        say: Called with one line per event.
+        at_once: Number of cells at once.
+        retries: Number of retries of a cell whose run was interrupted.
+        after: Called after each cell.
+        task: The Ray task that makes one run.
+
+    Returns:
+        The cells that failed for good, and why.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from ray import tune
 
     from sapf_ray.tune.progress import GridProgress
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told in one line each
+    # what fails is reported in one line each
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     storage = (out / _TUNE_DIRECTORY).resolve()
     shutil.rmtree(storage, ignore_errors=True)
+    trainable = tune.with_parameters(trial, jobs=dict(jobs), task=task)
+    # no CPU, but Tune wants some resource: a byte of memory
+    trainable = tune.with_resources(trainable, {"CPU": 0, "memory": 1})
+    directories = {name: Path(job.out) for name, job in jobs.items()}
     tuner = tune.Tuner(
-        # no CPU, but Tune wants some resource: a byte of memory
-        tune.with_resources(
-            tune.with_parameters(trial, jobs=dict(jobs), task=task), {"CPU": 0, "memory": 1}
-        ),
+        trainable,
         param_space={"cell": tune.grid_search(list(jobs))},
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
         run_config=tune.RunConfig(
@@ -226,11 +264,7 @@ def _tune(
             storage_path=str(storage),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=retries),
-            callbacks=[
-                GridProgress(
-                    {name: Path(job[1]) for name, job in jobs.items()}, say, after=private.clean
-                )
-            ],
+            callbacks=[GridProgress(directories, say, after=after)],
         ),
     )
     try:
@@ -239,27 +273,28 @@ def _tune(
         shutil.rmtree(storage, ignore_errors=True)
     failed = {}
     for result in results:
-        name = result.config["cell"] if result.config else "?"
-        problem = (
-            one_line(result.error)
-            if result.error is not None
-            else (result.metrics or {}).get("error")
-        )
+        problem = _problem(result)
         if problem is not None:
+            name = result.config["cell"] if result.config else "?"
             failed[name] = problem
     return failed
 
 
-def one_line(error: BaseException | str) -> str:
+def _problem(result: Any) -> str | None:
+    """Why a trial failed, in one line; None if it did not."""
+    if result.error is not None:
+        return one_line(result.error)
+    metrics = result.metrics or {}
+    return metrics.get("error")
+
+
+def one_line(error: BaseException) -> str:
     """The last line of an error's text: a Ray error is a traceback that ends in what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    return last.removeprefix("sapf_ray.errors.").strip()
+    return reason(error, line=-1).removeprefix("sapf_ray.errors.").strip()
 
 
 def unfinished_runs(planned: Sequence[PlannedCell], out: Path) -> list[RunDirectory]:
     """Run directories of cells that began and are not finished."""
-    runs = [
-        RunDirectory(out / item.cell.name) for item in planned if not is_finished(item.cell, out)
-    ]
+    unfinished = [item for item in planned if not is_finished(item.cell, out)]
+    runs = [RunDirectory(out / item.cell.name) for item in unfinished]
     return [run for run in runs if run.config.exists()]

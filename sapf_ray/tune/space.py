@@ -1,11 +1,10 @@
-"""A grid as data: one YAML file in ``tune_spaces/``, many cells, each cell a whole
-:class:`RunConfig`.
+"""A grid as data: one YAML file in ``tune_spaces/``, each of its cells a whole :class:`RunConfig`.
 
 A file's keys, all but ``title`` optional::
 
     title: Table 6, cross-attention queries only
-    from: paper                     # tune_spaces/common/paper.yaml: its base, named values and
-        pairs come first
+    from: paper                     # tune_spaces/common/paper.yaml comes first: its base, named
+                                    # values and pairs
     preset: digits                  # a preset of `sapf run --preset`
     base: {finetune.steps: 1000}    # dotted config keys
     axes:                           # the product of all of them, the last one fastest
@@ -14,13 +13,12 @@ A file's keys, all but ``title`` optional::
       seed: [0, 1, 2]
     rows: {"lr 2e-2": {finetune.learning_rate: 0.02}}     # one more axis, labels to overrides
     skip: [{dataset: celeba, seed: 2}]                    # label combinations that are left out
-    beside: {dataset: {digits: cifar10}}                  # which of the paper's labels to print
-        beside ours
+    beside: {dataset: {digits: cifar10}}                  # the paper's label to print beside ours
     repeatable: true                # privacy.reproducible_seed = seed: for research, not for
-        release
+                                    # release
     real_data: true                 # also score a classifier trained on the real images
-    smoke: {from: smoke, axes: {dataset: [digits]}}       # replaces these keys, axis by axis, under
-        --smoke
+    smoke: {from: smoke, axes: {dataset: [digits]}}       # under --smoke replaces these keys, axis
+                                                          # by axis
 
 A cell is made in this order, later ones win: preset, base, the command line's overrides, the
 method's row, axes. An override cannot change what an axis sets (that is refused) or what makes a
@@ -78,7 +76,7 @@ class Cell:
     """One run of a grid.
 
     Attributes:
-        name: Of its run directory; made from the labels.
+        name: Name of its run directory; made from the labels.
         labels: Axis name to label, in the order of the axes.
         method: Row of the methods table; None where no axis and no base names one.
         config: The whole experiment.
@@ -92,9 +90,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """A space file, read and with its common files merged in; see the module's docstring for the
-    keys.
-    """
+    """A space file with its common files merged in; the module's docstring has the keys."""
 
     name: str
     title: str
@@ -109,12 +105,13 @@ class Space:
 
 def with_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts with dotted keys set; the argument is left as it is."""
-    nested: dict[str, Any] = {
-        key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()
-    }
+    nested: dict[str, Any] = {}
+    for key, value in base.items():
+        nested[key] = dict(value) if isinstance(value, Mapping) else value
     for key, value in overrides.items():
         section, _, name = key.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[name] = value
+        target = nested.setdefault(section, {}) if section else nested
+        target[name] = value
     return nested
 
 
@@ -125,9 +122,10 @@ def space_directories() -> list[Path]:
 
 def space_names() -> list[str]:
     """Bare names that :func:`load_space` takes."""
-    return sorted(
-        {path.stem for directory in space_directories() for path in directory.glob("*.yaml")}
-    )
+    names = set()
+    for directory in space_directories():
+        names |= {path.stem for path in directory.glob("*.yaml")}
+    return sorted(names)
 
 
 def load_space(name: str, smoke: bool = False) -> Space:
@@ -144,34 +142,18 @@ def load_space(name: str, smoke: bool = False) -> Space:
     path = _find(name)
     spec = _read(path)
     if smoke:
-        block = spec["smoke"]
-        if not block:
-            raise SapfError(f"{path}: has no smoke block; run it without --smoke")
-        _check_keys(path, block, prefix="smoke.")
-        spec = {**spec, **block, "axes": _merged_axes(spec["axes"], block.get("axes", {}))}
-    values: dict[str, dict[Any, Any]] = {}
+        spec = _with_smoke(path, spec)
     if spec["from"]:
         common = _read(_find(f"common/{spec['from']}", path.parent))
-        spec = {
-            **spec,
-            "base": {**common["base"], **spec["base"]},
-            "preset": spec["preset"] or common["preset"],
-        }
-        spec["beside"] = {
-            axis: {**common["beside"].get(axis, {}), **spec["beside"].get(axis, {})}
-            for axis in [*common["beside"], *spec["beside"]]
-        }
-        values = common["values"]
-    for axis, own in spec["values"].items():
-        values[axis] = {**values.get(axis, {}), **own}
-    axes = {
-        axis: _axis(path, axis, value=value, named=values.get(axis, {}))
-        for axis, value in spec["axes"].items()
-    }
+        spec = _with_common(spec, common)
+    axes = {}
     if spec["rows"]:
-        axes = {ROW: _axis(path, ROW, value=spec["rows"], named={}), **axes}
+        axes[ROW] = _axis(path, ROW, value=spec["rows"], named={})
+    for axis, value in spec["axes"].items():
+        named = spec["values"].get(axis, {})
+        axes[axis] = _axis(path, axis, value=value, named=named)
     return Space(
-        name=path.stem + "-smoke" * smoke,
+        name=f"{path.stem}-smoke" if smoke else path.stem,
         title=spec["title"],
         preset=spec["preset"],
         base=spec["base"],
@@ -183,17 +165,50 @@ def load_space(name: str, smoke: bool = False) -> Space:
     )
 
 
+def _with_smoke(path: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """The file with its smoke block applied, axis by axis; null removes an axis."""
+    block = spec["smoke"]
+    if not block:
+        raise SapfError(f"{path}: has no smoke block; run it without --smoke")
+    _check_keys(path, block, prefix="smoke.")
+    merged = {**spec["axes"], **block.get("axes", {})}
+    axes = {axis: value for axis, value in merged.items() if value is not None}
+    return {**spec, **block, "axes": axes}
+
+
+def _with_common(spec: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    """The file on top of its common file."""
+    return {
+        **spec,
+        "base": {**common["base"], **spec["base"]},
+        "preset": spec["preset"] or common["preset"],
+        "values": _merged_by_axis(common["values"], spec["values"]),
+        "beside": _merged_by_axis(common["beside"], spec["beside"]),
+    }
+
+
+def _merged_by_axis(
+    first: Mapping[str, Mapping[Any, Any]], second: Mapping[str, Mapping[Any, Any]]
+) -> dict[str, dict[Any, Any]]:
+    merged = {}
+    for axis in [*first, *second]:
+        merged[axis] = {**first.get(axis, {}), **second.get(axis, {})}
+    return merged
+
+
 def _find(name: str, beside: Path | None = None) -> Path:
     given = Path(name).expanduser()
-    candidates = [given] if given.suffix in (".yaml", ".yml") else []
-    candidates += [
-        directory / f"{name}.yaml"
-        for directory in ([beside] if beside else []) + space_directories()
-    ]
+    directories = space_directories()
+    if beside:
+        directories.insert(0, beside)
+    candidates = [directory / f"{name}.yaml" for directory in directories]
+    if given.suffix in (".yaml", ".yml"):
+        candidates.insert(0, given)
     for path in candidates:
         if path.is_file():
             return path
-    raise SapfError(f"{name}: no such space; give a YAML file or one of {', '.join(space_names())}")
+    known = ", ".join(space_names())
+    raise SapfError(f"{name}: no such space; give a YAML file or one of {known}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -207,44 +222,56 @@ def _read(path: Path) -> dict[str, Any]:
     return {**_DEFAULTS, **spec}
 
 
-def _check_keys(path: Path, spec: Mapping[str, Any], *, prefix: str) -> None:
+def _check_keys(
+    path: Path,
+    spec: Mapping[str, Any],
+    *,
+    prefix: str,
+) -> None:
     for key, value in spec.items():
         if key not in _DEFAULTS:
             raise SapfError(f"{path}: {prefix}{key}: unknown key; allowed: {', '.join(_DEFAULTS)}")
-        kind = type(_DEFAULTS[key]) if _DEFAULTS[key] is not None else str
+        default = _DEFAULTS[key]
+        kind = str if default is None else type(default)
         if not isinstance(value, kind):
             raise SapfError(f"{path}: {prefix}{key} = {value!r}: must be a {kind.__name__}")
 
 
-def _merged_axes(full: Mapping[str, Any], smoke: Mapping[str, Any]) -> dict[str, Any]:
-    """Axes of the smoke block take the place of those of the same name; null takes one away."""
-    return {axis: value for axis, value in {**full, **smoke}.items() if value is not None}
-
-
-def _axis(path: Path, axis: str, *, value: Any, named: Mapping[Any, Any]) -> dict[Any, Overrides]:
+def _axis(
+    path: Path,
+    axis: str,
+    *,
+    value: Any,
+    named: Mapping[Any, Any],
+) -> dict[Any, Overrides]:
     """Label to overrides."""
     if not isinstance(value, (list, dict)) or not value:
         raise SapfError(
-            f"{path}: axes.{axis} = {value!r}: must be a list of values or a mapping of labels to values"
+            f"{path}: axes.{axis} = {value!r}: must be a list of values or a mapping of labels to "
+            "values"
         )
     if isinstance(value, list):
-        repeated = next((item for i, item in enumerate(value) if item in value[:i]), None)
-        if repeated is not None:
-            raise SapfError(f"{path}: axes.{axis}: {repeated!r} is there twice")
+        for i, item in enumerate(value):
+            if item in value[:i]:
+                raise SapfError(f"{path}: axes.{axis}: {item!r} is there twice")
         value = {label: named.get(label, label) for label in value}
     key = AXIS_KEYS.get(axis, axis)
-    return {
-        label: dict(item) if isinstance(item, dict) else {key: item}
-        for label, item in value.items()
-    }
+    overrides = {}
+    for label, item in value.items():
+        overrides[label] = dict(item) if isinstance(item, dict) else {key: item}
+    return overrides
 
 
 def make_cells(
-    space: Space, overrides: Overrides | None = None, *, only: Mapping[str, str] | None = None
+    space: Space,
+    overrides: Overrides | None = None,
+    *,
+    only: Mapping[str, str] | None = None,
 ) -> list[Cell]:
     """All cells of a grid, validated.
 
     Args:
+        space: The space file.
         overrides: Dotted keys of the command line; they replace the file's base.
         only: Axis to label (as text): keeps these cells.
 
@@ -253,74 +280,103 @@ def make_cells(
             repeat each other, or no cell at all; names the cell and the field.
     """
     overrides = overrides or {}
-    for axis, labels in space.axes.items():
-        clash = {key for item in labels.values() for key in item} & overrides.keys()
-        if clash:
-            raise SapfError(
-                f"--{min(clash)}: is set by the axis {axis!r} of {space.name}; use --only {axis}=LABEL to keep one"
-            )
-    for axis, label in (only or {}).items():
-        if label not in map(str, space.axes.get(axis, {})):
-            allowed = (
-                ", ".join(map(str, space.axes[axis]))
-                if axis in space.axes
-                else f"axes are {', '.join(space.axes)}"
-            )
-            raise SapfError(f"--only {axis}={label}: no such cell of {space.name}; {allowed}")
+    only = only or {}
+    _check_overrides(space, overrides)
+    _check_only(space, only)
     preset = load_preset(space.preset) if space.preset else {}
     cells = []
     for combination in itertools.product(*space.axes.values()):
-        named = dict(zip(space.axes, combination, strict=True))
-        if any(
-            all(named.get(axis) == label for axis, label in skip.items()) for skip in space.skip
-        ):
+        labels = dict(zip(space.axes, combination, strict=True))
+        if any(_matches(labels, skip) for skip in space.skip):
             continue
-        if all(str(named[axis]) == label for axis, label in (only or {}).items()):
-            cells.append(_cell(space, preset, overrides=overrides, labels=named))
+        as_text = {axis: str(label) for axis, label in labels.items()}
+        if _matches(as_text, only):
+            cells.append(_cell(space, preset, overrides=overrides, labels=labels))
     if not cells:
         raise SapfError(f"{space.name}: no cells; give axes or rows")
     _check_distinct(cells)
     return cells
 
 
+def _matches(labels: Mapping[str, Any], some: Mapping[str, Any]) -> bool:
+    """Whether a cell has all of some labels."""
+    return all(labels.get(axis) == label for axis, label in some.items())
+
+
+def _check_overrides(space: Space, overrides: Overrides) -> None:
+    for axis, labels in space.axes.items():
+        set_by_axis = {key for item in labels.values() for key in item}
+        clash = set_by_axis & overrides.keys()
+        if clash:
+            raise SapfError(
+                f"--{min(clash)}: is set by the axis {axis!r} of {space.name}; "
+                f"use --only {axis}=LABEL to keep one"
+            )
+
+
+def _check_only(space: Space, only: Mapping[str, str]) -> None:
+    for axis, label in only.items():
+        allowed = f"axes are {', '.join(space.axes)}"
+        if axis in space.axes:
+            labels = [str(known) for known in space.axes[axis]]
+            if label in labels:
+                continue
+            allowed = ", ".join(labels)
+        raise SapfError(f"--only {axis}={label}: no such cell of {space.name}; {allowed}")
+
+
 def _cell(
-    space: Space, preset: Mapping[str, Any], *, overrides: Overrides, labels: Mapping[str, Any]
+    space: Space,
+    preset: Mapping[str, Any],
+    *,
+    overrides: Overrides,
+    labels: Mapping[str, Any],
 ) -> Cell:
     name = cell_name(labels)
     own: Overrides = {}
     for axis, label in labels.items():
         own.update(space.axes[axis][label])
     base = {**space.base, **overrides}
-    method = own.pop("method", base.pop("method", None))
+    method = base.pop("method", None)
+    method = own.pop("method", method)
     try:
-        base.pop("method", None)
         row = {} if method is None else find_method(str(method)).overrides
         nested = with_overrides(preset, {**base, **row, **own})
         if space.repeatable:
-            nested = with_overrides(nested, {"privacy.reproducible_seed": nested.get("seed", 0)})
+            seed = nested.get("seed", 0)
+            nested = with_overrides(nested, {"privacy.reproducible_seed": seed})
         config = from_dict(nested)
     except ConfigError as error:
         raise SapfError(f"{space.name}, cell {name}: {error}") from error
-    return Cell(name=name, labels=labels, method=method, config=config)
+    return Cell(
+        name=name,
+        labels=labels,
+        method=method,
+        config=config,
+    )
 
 
 def cell_name(labels: Mapping[str, Any]) -> str:
     """Name of a run directory: words as they are, numbers behind their axis's name."""
     parts = []
     for axis, label in labels.items():
-        text = str(label) if isinstance(label, str) else f"{axis.rpartition('.')[2]}{label:g}"
-        parts.append(re.sub(r"[^\w.=]+|_+", "-", text.replace("ε", "eps")).strip("-"))
+        if isinstance(label, str):
+            text = label.replace("ε", "eps")
+        else:
+            text = f"{axis.rpartition('.')[2]}{label:g}".replace("ε", "eps")
+        parts.append(re.sub(r"[^\w.=]+|_+", "-", text).strip("-"))
     return "_".join(parts)
 
 
 def _check_distinct(cells: list[Cell]) -> None:
-    seen: dict[str, Cell] = {}
-    names: dict[str, Cell] = {}
+    by_result: dict[str, Cell] = {}
+    by_name: dict[str, Cell] = {}
     for cell in cells:
-        same = seen.setdefault(repr(sorted(result_keys(cell.config).items())), cell)
+        result = repr(sorted(result_keys(cell.config).items()))
+        same = by_result.setdefault(result, cell)
         if same is not cell:
             raise SapfError(
                 f"cells {same.name} and {cell.name} repeat each other: their configs are equal"
             )
-        if names.setdefault(cell.name, cell) is not cell:
+        if by_name.setdefault(cell.name, cell) is not cell:
             raise SapfError(f"cell {cell.name}: two cells have this name; label them differently")

@@ -1,5 +1,6 @@
-"""What a grid found: one row per cell, or per group of cells that differ in the seed only, with
-mean and deviation.
+"""What a grid found.
+
+One row per cell, or per group of cells that differ in the seed only, with mean and deviation.
 """
 
 from __future__ import annotations
@@ -17,72 +18,89 @@ from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.tune.budget import WHO_PAYS, PlannedCell, is_finished, total_text, totals
 
 SEED = "seed"
-SELECT, FINETUNE, SYNTHESIS = "select", "finetune", "synthesis"
+SELECT = "select"
+FINETUNE = "finetune"
+SYNTHESIS = "synthesis"
 # Stages of a run, by the three of the paper's Table 12. Private Evolution only synthesizes.
-STAGES: Mapping[str, tuple[str, ...]] = {
+TABLE12_STAGES: Mapping[str, tuple[str, ...]] = {
     SELECT: ("latents", "selection"),
     FINETUNE: ("finetune",),
     SYNTHESIS: ("synthesis", "evolution"),
 }
-_HEADERS = {"model": "public model", "dataset": "data set", "epsilon": "ε", "sigma_s": "σ_s"}
+_HEADERS = {
+    "model": "public model",
+    "dataset": "data set",
+    "epsilon": "ε",
+    "sigma_s": "σ_s",
+}
 
 
 def collect(
-    planned: Sequence[PlannedCell], out: Path, *, failed: Mapping[str, str] | None = None
+    planned: Sequence[PlannedCell],
+    out: Path,
+    *,
+    failed: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """One dict per cell: its labels, and ``status``: done, failed or missing.
 
-    Of a finished run also the scores (accuracy in %), ``epsilon_spent``, ``seconds`` per stage,
+    A finished run also has the scores (accuracy in %), ``epsilon_spent``, ``seconds`` per stage,
     ``peak_memory_mb`` per stage where it was measured (of the GPU where there is one), and
     ``matrices``.
     """
+    failed = failed or {}
     rows = []
     for item in planned:
-        row: dict[str, Any] = {**item.cell.labels, "cell": item.cell.name, "status": "missing"}
-        if item.cell.name in (failed or {}):
-            row["status"] = f"failed: {(failed or {})[item.cell.name]}"
+        name = item.cell.name
+        row: dict[str, Any] = {**item.cell.labels, "cell": name, "status": "missing"}
+        if name in failed:
+            row["status"] = f"failed: {failed[name]}"
         elif is_finished(item.cell, out):
-            run = RunDirectory(out / item.cell.name)
-            metrics = run.read_json(run.metrics)
             row["status"] = "done"
-            row.update(
-                {
-                    name: metrics[name] * metric.scale
-                    for name, metric in headline().items()
-                    if name in metrics
-                }
-            )
-            row["epsilon_spent"] = float(metrics["epsilon_spent"])
-            row["seconds"] = metrics["seconds"]
-            row["peak_memory_mb"] = metrics.get("peak_gpu_memory_mb") or metrics.get(
-                "peak_memory_mb", {}
-            )
-            row["matrices"] = (
-                run.read_json(run.selection)["matrices"] if run.selection.exists() else []
-            )
+            row.update(_results(RunDirectory(out / name)))
         rows.append(row)
     return rows
 
 
+def _results(run: RunDirectory) -> dict[str, Any]:
+    """What a finished run found."""
+    metrics = run.read_json(run.metrics)
+    results: dict[str, Any] = {}
+    for name, metric in headline().items():
+        if name in metrics:
+            results[name] = metrics[name] * metric.scale
+    results["epsilon_spent"] = float(metrics["epsilon_spent"])
+    results["seconds"] = metrics["seconds"]
+    memory = metrics.get("peak_gpu_memory_mb") or metrics.get("peak_memory_mb", {})
+    results["peak_memory_mb"] = memory
+    results["matrices"] = []
+    if run.selection.exists():
+        results["matrices"] = run.read_json(run.selection)["matrices"]
+    return results
+
+
 def over_seeds(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[dict[str, Any]]:
-    """Cells that differ in the seed only become one row: means, and ``*_sd``, the sample standard
-    deviation (n - 1) of two or more; ``runs`` of ``cells`` are done."""
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    """Cells that differ in the seed only become one row.
+
+    It has means, and ``*_sd``, the sample standard deviation (n - 1) of two or more; ``runs`` of
+    ``cells`` are done.
+    """
     keys = [axis for axis in axes if axis != SEED]
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return [
-        _merged(dict(zip(keys, labels, strict=True)), cells) for labels, cells in groups.items()
-    ]
+        labels = tuple(row[key] for key in keys)
+        groups.setdefault(labels, []).append(row)
+    merged = []
+    for labels, cells in groups.items():
+        named = dict(zip(keys, labels, strict=True))
+        merged.append(_merged(named, cells))
+    return merged
 
 
 def _merged(labels: dict[str, Any], cells: list[Mapping[str, Any]]) -> dict[str, Any]:
     done = [cell for cell in cells if cell["status"] == "done"]
+    other = [cell["status"] for cell in cells if cell["status"] != "done"]
     merged: dict[str, Any] = {**labels, "runs": len(done), "cells": len(cells)}
-    merged["missing"] = (
-        "; ".join(dict.fromkeys(cell["status"] for cell in cells if cell["status"] != "done"))
-        or None
-    )
+    merged["missing"] = "; ".join(dict.fromkeys(other)) or None
     scores = headline()
     for key in (*scores, "epsilon_spent"):
         values = np.array([cell[key] for cell in done if key in cell])
@@ -91,29 +109,48 @@ def _merged(labels: dict[str, Any], cells: list[Mapping[str, Any]]) -> dict[str,
         if len(values) > 1 and key in scores:
             merged[f"{key}_sd"] = float(values.std(ddof=1))
     if done:
-        merged["minutes"] = float(np.mean([sum(cell["seconds"].values()) for cell in done])) / 60
+        seconds = [sum(cell["seconds"].values()) for cell in done]
+        merged["minutes"] = float(np.mean(seconds)) / 60
         merged["matrices"] = done[0]["matrices"]
-        for stage, parts in STAGES.items():
-            merged[f"{stage}_hours"] = (
-                float(np.mean([sum(c["seconds"].get(p, 0.0) for p in parts) for c in done])) / 3600
-            )
-            peaks = [
-                max((c["peak_memory_mb"].get(p, 0.0) for p in parts), default=0.0)
-                for c in done
-                if c["peak_memory_mb"]
-            ]
-            if peaks:
-                merged[f"{stage}_gb"] = max(peaks) / 1024
+        for stage, parts in TABLE12_STAGES.items():
+            merged.update(_stage_costs(done, stage, parts=parts))
     return merged
+
+
+def _stage_costs(
+    cells: list[Mapping[str, Any]],
+    stage: str,
+    *,
+    parts: tuple[str, ...],
+) -> dict[str, float]:
+    """Mean hours of a stage of Table 12, and its peak memory in GB where it was measured."""
+    seconds = []
+    peaks = []
+    for cell in cells:
+        seconds.append(sum(cell["seconds"].get(part, 0.0) for part in parts))
+        memory = cell["peak_memory_mb"]
+        if memory:
+            peaks.append(max(memory.get(part, 0.0) for part in parts))
+    costs = {f"{stage}_hours": float(np.mean(seconds)) / 3600}
+    if peaks:
+        costs[f"{stage}_gb"] = max(peaks) / 1024
+    return costs
 
 
 def axis_columns(axes: Iterable[str]) -> list[Column]:
     """The labels, as the first columns of a table."""
-    return [
-        Column(key=axis, header=_HEADERS.get(axis, axis), format="g")
-        for axis in axes
-        if axis != SEED
-    ]
+    columns = []
+    for axis in axes:
+        if axis != SEED:
+            header = _HEADERS.get(axis, axis)
+            columns.append(
+                Column(
+                    key=axis,
+                    header=header,
+                    format="g",
+                )
+            )
+    return columns
 
 
 def score_columns(rows: Iterable[Mapping[str, Any]], paper: bool = False) -> list[Column]:
@@ -142,7 +179,9 @@ def score_columns(rows: Iterable[Mapping[str, Any]], paper: bool = False) -> lis
 def privacy_notes(planned: Sequence[PlannedCell], out: Path) -> list[str]:
     """The totals per data set (design rule 7)."""
     found = [total_text(total) for total in totals(planned, out)]
-    return [*found, WHO_PAYS] if found else ["No cell reads a sensitive image."]
+    if not found:
+        return ["No cell reads a sensitive image."]
+    return [*found, WHO_PAYS]
 
 
 def grid_report(
@@ -157,28 +196,36 @@ def grid_report(
     """The grid's own table.
 
     Args:
+        name: Name of the files of the table.
+        title: Its caption; the name if empty.
+        planned: The cells.
+        out: Directory of their runs.
+        failed: Cell name to one line that says why.
         real: Row name to accuracies (in [0, 1], one per seed) of the classifier trained on real
             images.
     """
     axes = [axis for axis in planned[0].cell.labels if axis != SEED]
     rows = over_seeds(collect(planned, out, failed=failed), axes)
     for label, accuracies in (real or {}).items():
-        values = 100 * np.array(accuracies)
-        sd = float(values.std(ddof=1)) if len(values) > 1 else None
-        rows.append(
-            {
-                axes[0]: label,
-                "runs": len(values),
-                "accuracy": float(values.mean()),
-                "accuracy_sd": sd,
-            }
-        )
+        rows.append({axes[0]: label, **_real_row(accuracies)})
     columns = [
         *axis_columns(axes),
-        Column(key="runs", header="runs", format="d"),
+        Column(
+            key="runs",
+            header="runs",
+            format="d",
+        ),
         *score_columns(rows),
-        Column(key="epsilon_spent", header="ε spent", format=".4g"),
-        Column(key="minutes", header="minutes a run", format=".1f"),
+        Column(
+            key="epsilon_spent",
+            header="ε spent",
+            format=".4g",
+        ),
+        Column(
+            key="minutes",
+            header="minutes a run",
+            format=".1f",
+        ),
     ]
     if any(row.get("missing") for row in rows):
         columns.append(Column(key="missing", header="not done"))
@@ -189,6 +236,16 @@ def grid_report(
         rows=rows,
         notes=tuple(privacy_notes(planned, out)),
     )
+
+
+def _real_row(accuracies: Sequence[float]) -> dict[str, Any]:
+    percent = 100 * np.array(accuracies)
+    spread = float(percent.std(ddof=1)) if len(percent) > 1 else None
+    return {
+        "runs": len(percent),
+        "accuracy": float(percent.mean()),
+        "accuracy_sd": spread,
+    }
 
 
 def write_report(report: Report, out: Path) -> list[Path]:

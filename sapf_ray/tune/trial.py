@@ -1,8 +1,12 @@
-"""One cell in Ray's processes. Light to import: a trial only waits for the task that does the work."""
+"""One cell in Ray's processes.
+
+Light to import: a trial only waits for the task that does the work.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -12,7 +16,19 @@ from sapf_ray.config import from_dict
 from sapf_ray.errors import BudgetError, ConfigError, DataError
 
 FINAL = (ConfigError, DataError, BudgetError)  # errors that no repetition heals
-Job = tuple[dict[str, Any], str]  # nested config, run directory
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """What a trial runs.
+
+    Attributes:
+        config: The cell's config, nested.
+        out: Its run directory.
+    """
+
+    config: dict[str, Any]
+    out: str
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -27,12 +43,23 @@ def run_cell(config: dict[str, Any], out: str) -> str | None:
     return None
 
 
-def trial(labels: dict[str, Any], jobs: Mapping[str, Job], task: Any) -> None:
-    """Tune's function trainable: the cell ``labels["cell"]`` of ``jobs``, by ``task``
-    (:func:`run_cell`).
+def trial(
+    labels: dict[str, Any],
+    jobs: Mapping[str, CellJob],
+    *,
+    task: Any,
+) -> None:
+    """Tune's function trainable: the cell ``labels["cell"]``.
+
+    Args:
+        labels: Tune's parameters.
+        jobs: Cell name to job.
+        task: The Ray task that makes one run (:func:`run_cell`).
     """
     from ray import tune
 
+    job = jobs[labels["cell"]]
     # "DEFAULT" is explicit: without it the task would be put into the trial's own placement group
     run = task.options(name="cell", scheduling_strategy="DEFAULT")
-    tune.report({"error": cluster.result(run.remote(*jobs[labels["cell"]]))})
+    problem = cluster.result(run.remote(job.config, job.out))
+    tune.report({"error": problem})

@@ -85,14 +85,11 @@ def small_pipeline(tiny: Path, directory: Path) -> str:
 @pytest.mark.timeout(1500)
 def test_300000_records_of_96_pixels_do_not_fill_the_driver(ray_cluster, tiny_pipeline, tmp_path):
     model = small_pipeline(tiny_pipeline, tmp_path / "model")
-    resources = {"num_cpus": 1.0, "num_gpus": 0.0}
     build_latent_cache(
         tmp_path / "warm",
         Generated(2000),
         model=ModelConfig(path=model),
-        device="cpu",
         shard_size=512,
-        resources=resources,
     )
     me, stop = psutil.Process(), threading.Event()
 
@@ -116,9 +113,7 @@ def test_300000_records_of_96_pixels_do_not_fill_the_driver(ray_cluster, tiny_pi
         tmp_path / "latents",
         Generated(300_000),
         model=ModelConfig(path=model),
-        device="cpu",
         shard_size=512,
-        resources=resources,
     )
     stop.set()
     watcher.join()

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.errors import ConfigError
-from sapf_ray.estimate.cluster import Estimate, estimate, open_cluster
+from sapf_ray.estimate.cluster import RunEstimate, estimate_run, open_cluster
 from sapf_ray.estimate.costs import SD15_GFLOP, UNITS, Measured, read_costs, shipped_costs, work
 from sapf_ray.paper.tables import paper_setting, paper_table
 from sapf_ray.privacy.planner import PrivacyPlan, StagePlan, make_plan
@@ -52,10 +52,10 @@ def plan_of(config: RunConfig) -> PrivacyPlan:
     return make_plan(config, 45_000)
 
 
-def hours_of(spec: str, config: RunConfig, **options: Any) -> Estimate:
+def hours_of(spec: str, config: RunConfig, **options: Any) -> RunEstimate:
     cluster = open_cluster(spec, config, **options)
     assert cluster is not None
-    return estimate(config, plan_of(config), cluster)
+    return estimate_run(config, plan_of(config), cluster)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_finished_run_predicts_itself_and_larger_ones(tmp_path):
     config = RunDirectory(path.parent).read_config()
     plan = make_plan(config, 200)
     cluster = open_cluster("2xmine", config, costs_file=str(path))
-    same = estimate(config, plan, cluster)
+    same = estimate_run(config, plan, cluster)
     seconds = {
         name: 3600 * stage.hours for name, stage in same.stages.items() if stage.hours is not None
     }
@@ -222,7 +222,7 @@ def test_a_finished_run_predicts_itself_and_larger_ones(tmp_path):
         "finetune"
     ].memory_gb == pytest.approx(1e4 * 2**20 / 1e9)
     longer = replace(config, finetune=replace(config.finetune, steps=200))
-    twice = estimate(longer, make_plan(longer, 200), replace(cluster, count=4))
+    twice = estimate_run(longer, make_plan(longer, 200), replace(cluster, count=4))
     assert 3600 * twice.stages["finetune"].hours == pytest.approx(20 + 40 * 10 / 2), (
         "start-up stays, work is shared"
     )
@@ -284,10 +284,12 @@ def test_the_benchmark_s_rates_of_the_runs_model(tmp_path):
         finetune=replace(config.finetune, adapter="full"),
         saliency=replace(config.saliency, ratio=1.0),
     )
-    assert costs.of("finetune", full) == Measured(0.32, 32, 500 * 2**20 / 1e9, "full", 1.0)
+    assert costs.of("finetune", full) == Measured(
+        seconds=0.32, units=32, memory_gb=500 * 2**20 / 1e9, adapter="full", ratio=1.0
+    )
     plan = make_plan(config, 1000)
     one, two = (
-        estimate(
+        estimate_run(
             config,
             plan,
             open_cluster(f"{k}xcore", config, costs_file=str(tmp_path / "results.json")),

@@ -29,6 +29,7 @@ from sapf_ray.finetune.checkpoints import STATE_FILE, check_paid, latest_state, 
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob, TrainState, train
 from sapf_ray.latents import LatentCache, build_latent_cache
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
@@ -65,9 +66,7 @@ def test_a_killed_encoding_task_is_done_again(ray_cluster, tiny_pipeline, tmp_pa
             directory,
             source,
             model=ModelConfig(path=str(tiny_pipeline)),
-            device="cpu",
             shard_size=100,
-            resources={"num_cpus": 1.0, "num_gpus": 0.0},
         )
 
     whole = build(tmp_path / "whole")
@@ -95,7 +94,7 @@ def test_a_killed_selection_task_is_done_again_and_paid_once(
 
     def choose(name: str):
         ledger = Ledger.create(tmp_path / f"{name}.jsonl", plan)
-        model = ModelConfig(path=str(tiny_pipeline))
+        model = PublicModel.open(ModelConfig(path=str(tiny_pipeline)))
         return select(model, cache, plan, config.saliency, NoiseKey.create(1), "s", ledger), ledger
 
     whole, _ = choose("whole")

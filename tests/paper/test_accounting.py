@@ -15,15 +15,15 @@ from rich.console import Console
 from scipy.integrate import quad
 
 from sapf_ray.errors import ConfigError
-from sapf_ray.paper import accounting
+from sapf_ray.paper import accounting, accounting_reports
 from sapf_ray.paper.accounting import (
     BY_EPOCHS,
     FULL_PASS,
     OURS,
     SUBSAMPLE,
     composed_epsilon,
-    reproduce_accounting,
 )
+from sapf_ray.paper.accounting_reports import reproduce_accounting
 from sapf_ray.paper.tables import paper_setting, paper_table
 from sapf_ray.privacy.accountants import RDP_ORDERS, make_accountant
 from sapf_ray.privacy.events import gaussian_event
@@ -40,7 +40,9 @@ from tests.report.test_render import assert_balanced
     ],
 )
 def test_our_smallest_noise(dataset, epsilon, accountant, expected):
-    planned = accounting.plan(dataset, epsilon, 5.0, FULL_PASS, accountant)
+    planned = accounting.planned_run(
+        dataset, epsilon, sigma_s=5.0, reading=FULL_PASS, accountant=accountant
+    )
     assert planned.finetune.noise_multiplier == pytest.approx(expected, rel=0.01)
     assert planned.composed_epsilon <= epsilon
 
@@ -55,9 +57,8 @@ def test_our_smallest_noise(dataset, epsilon, accountant, expected):
     ],
 )
 def test_what_the_papers_noise_composes_to(dataset, noise, accountant, expected):
-    assert composed_epsilon(dataset, noise, 5.0, FULL_PASS, accountant) == pytest.approx(
-        expected, rel=0.01
-    )
+    found = composed_epsilon(dataset, noise, sigma_s=5.0, reading=FULL_PASS, accountant=accountant)
+    assert found == pytest.approx(expected, rel=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +110,8 @@ def test_table13_fits_a_terminal_of_80_columns(celeba, monkeypatch):
         "sigma_s": 25.0,
     }
     rows = [{**row, **widest} for row in celeba]
-    monkeypatch.setattr(accounting, "table13", lambda: rows)
-    monkeypatch.setattr(accounting, "_table13_notes", lambda rows: [])
+    monkeypatch.setattr(accounting_reports, "table13", lambda: rows)
+    monkeypatch.setattr(accounting_reports, "_table13_notes", lambda rows: [])
     report = reproduce_accounting("table13")
     console = Console(width=80, file=io.StringIO(), color_system=None)
     console.print(report)
@@ -136,14 +137,14 @@ def test_table13_notes_come_from_the_rows(celeba):
         }
         for row in celeba
     ]
-    notes = " ".join(accounting._table13_notes([*celeba, *high]))
+    notes = " ".join(accounting_reports._table13_notes([*celeba, *high]))
     assert "CelebA sigma 4.2 composes to epsilon 1.23 (PLD) / 1.33 (RDP), not 1" in notes
     assert "1 of its 2 noise multipliers exceed" in notes
     assert "CelebA sigma 0.8 composes" not in notes
     assert "CelebA 146,286 instead of 162,770" in notes
     assert "Camelyon" not in notes
     sound = [{**row, "paper_noise_multiplier": 12.0, "epsilon_pld": 0.99} for row in celeba]
-    notes = " ".join(accounting._table13_notes(sound))
+    notes = " ".join(accounting_reports._table13_notes(sound))
     assert "followed to the letter" not in notes
     assert "Under RDP" not in notes
 
@@ -173,8 +174,11 @@ def test_table9_noise_falls_as_the_selection_gets_noisier():
 
 
 def test_an_epsilon_that_cannot_be_met_is_a_missing_cell():
-    assert accounting.plan("celeba", 0.05, 5.0, FULL_PASS, "rdp") is None
-    assert accounting._noise(None) is None
+    planned = accounting.planned_run(
+        "celeba", 0.05, sigma_s=5.0, reading=FULL_PASS, accountant="rdp"
+    )
+    assert planned is None
+    assert accounting.finetune_noise(None) is None
 
 
 def test_the_note_on_fractional_orders():
@@ -216,8 +220,9 @@ def test_unknown_table():
 
 def test_nothing_is_computed_or_heavy_at_import():
     code = (
-        "import sys, sapf_ray.paper.accounting as a; "
-        "assert not a.plan.cache_info().currsize and not a.composed_epsilon.cache_info().currsize; "
+        "import sys, sapf_ray.paper.accounting_reports, sapf_ray.paper.accounting as a; "
+        "assert not a.planned_run.cache_info().currsize; "
+        "assert not a.composed_epsilon.cache_info().currsize; "
         "assert not {'torch', 'ray', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -102,8 +102,8 @@ def test_unknown_names_say_what_is_allowed():
     ],
 )
 def test_a_damaged_file_is_an_error(tmp_path, monkeypatch, text, message):
-    (tmp_path / "paper_tables").mkdir()
-    (tmp_path / "paper_tables" / "table09_sigma_s.csv").write_text(text)
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "table09_sigma_s.csv").write_text(text)
     monkeypatch.setattr(paper.resources, "files", lambda package: tmp_path)
     with pytest.raises(DataError, match=rf"table09_sigma_s\.csv.*{message}"):
         paper._rows.__wrapped__("table9")

@@ -14,7 +14,7 @@ import pytest
 
 from sapf_ray.errors import DataError
 from sapf_ray.runs import runlog
-from sapf_ray.runs.clock import Stages
+from sapf_ray.runs.clock import Clock
 from sapf_ray.runs.directory import RunDirectory
 
 
@@ -31,14 +31,14 @@ def test_every_start_appends_whole_lines_under_one_run_id(tmp_path):
     runlog.event("run_started")  # no run is recorded
     assert not run.log.exists()
     with pytest.raises(DataError), start(run, False):
-        with Stages(run=run)("latents"):
+        with Clock(run=run)("latents"):
             raise DataError("/photos/jane_doe.png: broken")
     with run.log.open("a") as f:
         f.write('{"torn by a los')
     with pytest.raises(KeyboardInterrupt), start(RunDirectory(tmp_path), True):
         raise KeyboardInterrupt
     with start(run, True):
-        stage = Stages(run=run)
+        stage = Clock(run=run)
         with stage("selection"):
             runlog.event("task_retried", runlog.WARNING, attempt=1)
         runlog.event("run_ended", seconds=2.5)

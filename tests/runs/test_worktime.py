@@ -10,7 +10,7 @@ import pytest
 
 from sapf_ray.errors import DataError
 from sapf_ray.runs import worktime
-from sapf_ray.runs.clock import Stages
+from sapf_ray.runs.clock import Clock
 from sapf_ray.runs.directory import RunDirectory
 
 
@@ -61,7 +61,7 @@ def test_a_tasks_work_reaches_its_stage_and_waiting_for_it_does_not(ray_cluster,
         raise DataError("broken")
 
     assert cluster.result(work.remote(0)) == "done"  # outside of a stage: nothing to tell
-    stage = Stages(run=RunDirectory(tmp_path))
+    stage = Clock(run=RunDirectory(tmp_path))
     with stage("selection"):
         references = [work.remote(0.3), work.remote(0.3)]
         ray.wait(references, num_returns=2)
@@ -75,7 +75,7 @@ def test_a_tasks_work_reaches_its_stage_and_waiting_for_it_does_not(ray_cluster,
     assert seconds["selection"] - lost["selection"] >= 0.29 and lost["selection"] >= 0.49
     assert seconds["pictures"] - lost["pictures"] >= 0.09
 
-    again = Stages(
+    again = Clock(
         run=RunDirectory(tmp_path), since=time.time() - 5
     )  # another start, which skips both
     cost = again.cost()

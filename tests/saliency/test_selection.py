@@ -15,6 +15,7 @@ from sapf_ray.errors import BudgetError
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
@@ -44,7 +45,7 @@ def setup(tmp_path, **saliency):
 
 @pytest.mark.parametrize("score", sorted(SCORES))
 def test_shards_do_not_change_the_release(ray_cluster, tiny_pipeline, cache, tmp_path, score):
-    model, key = ModelConfig(path=str(tiny_pipeline)), NoiseKey.create(1)
+    model, key = PublicModel.open(ModelConfig(path=str(tiny_pipeline))), NoiseKey.create(1)
     results = []
     for i, shard_size in enumerate((15, 40)):
         config, plan, ledger = setup(tmp_path / str(i), score=score, shard_size=shard_size)
@@ -65,7 +66,7 @@ def test_shards_do_not_change_the_release(ray_cluster, tiny_pipeline, cache, tmp
 
 def test_noise_has_the_planned_scale_and_is_drawn_once(ray_cluster, tiny_pipeline, cache, tmp_path):
     """Difference to the exact sum, over releases with different keys: chi-square at the 1e-6 level."""
-    model = ModelConfig(path=str(tiny_pipeline))
+    model = PublicModel.open(ModelConfig(path=str(tiny_pipeline)))
     config, plan, _ = setup(tmp_path / "plan", noise_multiplier=20.0)
     exact = None
     differences = []
@@ -102,7 +103,7 @@ def test_event_is_on_disk_before_noise_exists(
     monkeypatch.setattr("sapf_ray.saliency.mechanisms.add_gaussian_noise", crash)
     with pytest.raises(KeyboardInterrupt):
         select(
-            ModelConfig(path=str(tiny_pipeline)),
+            PublicModel.open(ModelConfig(path=str(tiny_pipeline))),
             cache,
             plan,
             config,
@@ -116,7 +117,7 @@ def test_second_selection_with_other_noise_is_stopped_by_the_budget(
     ray_cluster, tiny_pipeline, cache, tmp_path
 ):
     """The plan spends all but a little on selection, so a second one with a new key cannot be paid."""
-    model = ModelConfig(path=str(tiny_pipeline))
+    model = PublicModel.open(ModelConfig(path=str(tiny_pipeline)))
     config, plan, ledger = setup(tmp_path / "a", noise_multiplier=0.5)
     first = select(model, cache, plan, config, NoiseKey.create(1), "one", ledger)
     again = select(model, cache, plan, config, NoiseKey.create(1), "one", ledger)
@@ -129,7 +130,13 @@ def test_ratio_one_reads_nothing_and_costs_nothing(ray_cluster, tiny_pipeline, t
     config, plan, ledger = setup(tmp_path / "a", ratio=1.0)
     unread = LatentCache(str(tmp_path / "does-not-exist"))
     selection = select(
-        ModelConfig(path=str(tiny_pipeline)), unread, plan, config, NoiseKey.create(1), "s", ledger
+        PublicModel.open(ModelConfig(path=str(tiny_pipeline))),
+        unread,
+        plan,
+        config,
+        NoiseKey.create(1),
+        "s",
+        ledger,
     )
     assert selection.matrices == list(candidate_pool(load_pipeline(str(tiny_pipeline)).unet))
     assert ledger.events() == [] and plan.selection is None

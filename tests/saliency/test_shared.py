@@ -13,6 +13,7 @@ import torch
 
 from sapf_ray.config import FinetuneConfig, ModelConfig, PrivacyConfig, RunConfig, SaliencyConfig
 from sapf_ray.errors import BudgetError, RunDirectoryError
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
@@ -189,7 +190,7 @@ def test_as_a_run_of_its_own_selects(ray_cluster, tiny_pipeline, tmp_path):
     def release(key, stream):
         kept.append(
             select(
-                ModelConfig(path=str(tiny_pipeline)),
+                PublicModel.open(ModelConfig(path=str(tiny_pipeline))),
                 cache,
                 run.plan,
                 run.config.saliency,

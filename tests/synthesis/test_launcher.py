@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from jobs.chaos import ray_workers
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError, DataError
 from sapf_ray.models.loading import load_pipeline
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.synthesis.launcher import data_set_spec, synthesize
 from sapf_ray.synthesis.writer import read_synthetic
 
@@ -25,7 +27,7 @@ CONFIG = SynthesisConfig(
 
 @pytest.fixture(scope="module")
 def model(tiny_pipeline):
-    return ModelConfig(path=str(tiny_pipeline))
+    return PublicModel.open(ModelConfig(path=str(tiny_pipeline)))
 
 
 def make(out, model, config=CONFIG, adapter=None):
@@ -129,9 +131,14 @@ def test_the_spec_covers_all_that_decides_the_images_and_nothing_else(model, ada
         spec(names=("x", "y", "z")),
     ]
     specs += [spec(config=replace(CONFIG, **{key: value})) for key, value in results.items()]
-    specs += [spec(model=replace(model, dtype="bfloat16"))]
+    specs += [spec(model=replace(model, config=replace(model.config, dtype="bfloat16")))]
     assert len(set(specs)) == len(specs)
     assert spec() == spec(config=replace(CONFIG, num_actors=7, cpus_per_actor=2.0))
+    copied = shutil.copytree(model.path, tmp_path / "copied")
+    assert spec() == spec(model=PublicModel.open(ModelConfig(path=str(copied))))
+    scheduler = tmp_path / "copied" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("0.012", "0.013"))
+    assert spec() != spec(model=PublicModel.open(ModelConfig(path=str(copied))))
 
 
 def test_an_actor_larger_than_any_node_is_refused(model, ray_cluster, tmp_path):

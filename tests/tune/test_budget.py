@@ -21,8 +21,8 @@ from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.selection import Selection
 from sapf_ray.saliency.shared import shared_folder
 from sapf_ray.tune.budget import (
+    cell_times,
     check_disk,
-    estimate,
     is_finished,
     measured_seconds,
     plan_cells,
@@ -97,7 +97,7 @@ def test_pool_must_fit_the_model_before_a_start(tmp_path, monkeypatch):
         base={"finetune.steps": 1, "finetune.batch_size": 64, "saliency.ratio": 1.0, **RDP},
         axes={"saliency.pool": ["qkv"]},
     )
-    monkeypatch.setattr("sapf_ray.tune.budget.candidate_pool", lambda denoiser, kind: {}[kind])
+    monkeypatch.setattr("sapf_ray.tune.budget.PublicModel.pool", lambda model, kind: {}[kind])
     with pytest.raises(KeyError, match="qkv"):
         plan_cells(cells, strict=True)
 
@@ -221,10 +221,10 @@ def test_estimate_is_measured_then_scaled_from_its_like_then_a_guess(tmp_path):
     planned = plan_cells(
         cells_of(tmp_path, base=base, axes={"dataset": ["digits", "stand_in"], "seed": [0, 1]})
     )
-    before = estimate(planned, tmp_path)
+    before = cell_times(planned, tmp_path)
     assert {guess.source for guess in before.values()} == {"guess"}
     finish(planned[0].cell, tmp_path, {"finetune": 40.0, "synthesis": 2.0})
-    after = estimate(planned, tmp_path)
+    after = cell_times(planned, tmp_path)
     assert [after[item.cell.name].source for item in planned] == [
         "measured",
         "like it",
@@ -246,7 +246,7 @@ def test_models_of_another_size_than_the_measured_one_have_a_guess_too(tmp_path)
             axes={"model.path": ["glyphs-tiny", "letters-tiny", "glyphs-dit-tiny"]},
         )
     )
-    assert [found.source for found in estimate(planned, tmp_path).values()] == ["guess"] * 3
+    assert [found.source for found in cell_times(planned, tmp_path).values()] == ["guess"] * 3
 
 
 def test_finished_means_complete_and_of_the_same_config(tmp_path):

@@ -17,6 +17,7 @@ from sapf_ray import cluster
 from sapf_ray.data.base import open_source
 from sapf_ray.errors import SapfError
 from sapf_ray.latents import shared_directory
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.tune.budget import plan_cells
 from sapf_ray.tune.grid import Grid, open_grid, raise_failures, run_grid
 from sapf_ray.tune.run import _Private, check_resources, concurrency, run_cells
@@ -171,8 +172,12 @@ def test_shared_latents_of_a_model_with_class_labels_go_with_its_last_cell(tmp_p
         make_cells(load_space(write(tmp_path, base=base, axes={"method": ["dp-lora"]})))
     )
     config = planned[0].cell.config
+    source = open_source(config.data)
     folder = shared_directory(
-        (tmp_path / ".latents").resolve(), open_source(config.data), model=config.model
+        (tmp_path / ".latents").resolve(),
+        source.fingerprint(),
+        prompts=source.prompts,
+        model=PublicModel.open(config.model),
     )
     folder.mkdir(parents=True)
     latents = _Private(planned, tmp_path)

@@ -237,9 +237,7 @@ def test_latent_cache_in_ray_tasks(published, ray_cluster, tiny_pipeline, tmp_pa
         tmp_path / "latents",
         source,
         model=ModelConfig(path=str(tiny_pipeline)),
-        device="cpu",
         shard_size=20,
-        resources={"num_cpus": 1},
     )
     assert cache.complete and np.array_equal(
         np.load(tmp_path / "latents" / "labels.npy"), published[2][:35]

@@ -1,0 +1,230 @@
+"""What every stage of a run leans on, opened once and handed on."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sapf_ray.config import RunConfig
+from sapf_ray.data.base import ImageSource
+from sapf_ray.latents import LatentCache, shared_directory
+from sapf_ray.models.public_model import PublicModel
+from sapf_ray.privacy.keyed_rng import NoiseKey
+from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.privacy.release import Releaser
+from sapf_ray.privacy.session import keep_fingerprint, open_key, open_ledger
+from sapf_ray.runs import runlog
+from sapf_ray.runs.clock import Clock
+from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.runs.fingerprint import run_fingerprint
+from sapf_ray.runs.gauges import Meter
+from sapf_ray.runs.storage import Storage
+from sapf_ray.runs.tracking import Tracker
+from sapf_ray.stages import Stage
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """One start of a run.
+
+    What touches the sensitive images (latents, data fingerprint, noise key) is made when a stage
+    first asks for it, so a run whose results are there reads none of them.
+
+    Attributes:
+        config: The whole experiment.
+        source: The images; opening it read none.
+        model: The public model; opening it read no weights.
+        plan: What may be released, and with how much noise.
+        directory: Everything the run leaves behind.
+        tracker: The run's MLflow entry, or a silent one.
+        clock: Time and memory of each stage.
+        on_progress: Called with (stage, done, total).
+        scores: What synthesis and evaluation measured, by name.
+    """
+
+    config: RunConfig
+    source: ImageSource
+    model: PublicModel
+    plan: PrivacyPlan
+    directory: RunDirectory
+    tracker: Tracker
+    clock: Clock
+    on_progress: Progress | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @functools.cached_property
+    def meter(self) -> Meter:
+        """Prometheus gauges; needs a Ray that is up."""
+        return Meter(self.directory.root.name, self.plan.epsilon)
+
+    def report(self, stage: Stage) -> Callable[[int, int], None]:
+        """Where a stage reports how many of its units are done."""
+
+        def show(done: int, total: int) -> None:
+            self.meter.progress(stage, done, total)
+            if self.on_progress is not None:
+                self.on_progress(stage, done, total)
+
+        return show
+
+    @functools.cached_property
+    def storage(self) -> Storage | None:
+        """Where results are published, if anywhere."""
+        place = self.config.cluster.storage
+        return Storage(place, self.directory) if place else None
+
+    @property
+    def checkpoints(self) -> Path | str:
+        """Folder or URI of fine-tuning's checkpoints."""
+        return self.directory.checkpoints if self.storage is None else self.storage.checkpoints
+
+    @functools.cached_property
+    def ledger(self) -> Ledger:
+        """The ledger, begun at the first start.
+
+        Raises:
+            RunDirectoryError: See :func:`sapf_ray.privacy.session.open_ledger`.
+        """
+        directory = self.directory
+        return open_ledger(
+            directory.ledger,
+            self.plan,
+            plan_file=directory.plan,
+            paid_for=(
+                directory.selection,
+                directory.checkpoints,
+                directory.adapter,
+                directory.generations,
+            ),
+        )
+
+    @functools.cached_property
+    def spent(self) -> float:
+        """Epsilon of all releases; asked for once the stages that release are over."""
+        return self.ledger.epsilon_spent()
+
+    @functools.cached_property
+    def data_fingerprint(self) -> str:
+        """Of the sensitive images, the same at every start.
+
+        Raises:
+            RunDirectoryError: The data set changed since the run began.
+        """
+        fingerprint = self.source.fingerprint()
+        self.directory.prepare_private()
+        keep_fingerprint(
+            self.directory.data_fingerprint,
+            fingerprint,
+            refusal=f"--out {self.directory.root}: the data set changed since this run began; "
+            "start a new run in another directory",
+        )
+        return fingerprint
+
+    @functools.cached_property
+    def key(self) -> NoiseKey:
+        """The run's secret, bound to all that its noise belongs to: the one source of noise,
+        samples and diffusion draws.
+
+        Raises:
+            BudgetError: See :func:`sapf_ray.privacy.session.open_key`.
+            RunDirectoryError: The data set changed since the run began.
+        """
+        if not self.ledger.events():
+            self.directory.prepare_private()
+        secret = open_key(
+            self.directory.noise_key,
+            self.ledger,
+            reproducible_seed=self.config.privacy.reproducible_seed,
+        )
+        fingerprint = run_fingerprint(
+            self.config,
+            self.plan,
+            data=self.data_fingerprint,
+            weights=self.model.content_hash,
+        )
+        return secret.bind(fingerprint)
+
+    @functools.cached_property
+    def releaser(self) -> Releaser:
+        """The one door from exact sums to what may be seen.
+
+        Raises:
+            BudgetError: See :func:`sapf_ray.privacy.session.open_key`.
+            RunDirectoryError: The data set changed since the run began.
+        """
+        return Releaser(key=self.key, ledger=self.ledger, plan=self.plan)
+
+    @functools.cached_property
+    def noise_id(self) -> str:
+        """Public fingerprint of the bound key."""
+        return self.key.stream_id("run")
+
+    @functools.cached_property
+    def latents(self) -> LatentCache:
+        """Where the encoded images are, or will be once that stage is over."""
+        shared = self.config.cluster.latents_dir
+        if shared is None:
+            return LatentCache(str(self.directory.latents))
+        folder = shared_directory(
+            Path(shared), self.data_fingerprint, prompts=self.source.prompts, model=self.model
+        )
+        return LatentCache(str(folder))
+
+
+@contextlib.contextmanager
+def open_run(
+    config: RunConfig,
+    out: str,
+    *,
+    source: ImageSource,
+    model: PublicModel,
+    plan: PrivacyPlan,
+    on_progress: Progress | None,
+    since: float,
+) -> Iterator[RunContext]:
+    """Claims the run directory and yields the context of one start; logs its begin and end.
+
+    Args:
+        config: The whole experiment.
+        out: Run directory; created, or one that an earlier start of the same config left.
+        source: The images.
+        model: The public model.
+        plan: The privacy plan.
+        on_progress: Called with (stage, done, total).
+        since: ``time.time()`` from which on time counts as the run's.
+
+    Raises:
+        RunDirectoryError: The directory is in use, holds another run, or cannot be written.
+        TrackingError: The MLflow store cannot be reached.
+        ConfigError: ``cluster.storage`` cannot be used.
+    """
+    directory = RunDirectory(out)
+    resumed = directory.claim(config)
+    try:
+        if config.cluster.storage:
+            Storage(config.cluster.storage, directory)  # fails now rather than at the end
+        tracker = Tracker.open(config, directory)
+        place = runlog.Place(path=str(directory.log.resolve()), run=directory.run_id())
+        try:
+            with runlog.start_of_run(place, resumed):
+                yield RunContext(
+                    config=config,
+                    source=source,
+                    model=model,
+                    plan=plan,
+                    directory=directory,
+                    tracker=tracker,
+                    clock=Clock(run=directory, since=since),
+                    on_progress=on_progress,
+                )
+        except BaseException as error:
+            tracker.fail("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+    finally:
+        directory.release()
