@@ -15,6 +15,7 @@ from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.privacy.release import Releaser
 from sapf_ray.privacy.session import keep_fingerprint, open_key, open_ledger
 from sapf_ray.runs import runlog
 from sapf_ray.runs.clock import Clock
@@ -148,6 +149,16 @@ class RunContext:
             weights=self.model.content_hash,
         )
         return secret.bind(fingerprint)
+
+    @functools.cached_property
+    def releaser(self) -> Releaser:
+        """The one door from exact sums to what may be seen.
+
+        Raises:
+            BudgetError: See :func:`sapf_ray.privacy.session.open_key`.
+            RunDirectoryError: The data set changed since the run began.
+        """
+        return Releaser(key=self.key, ledger=self.ledger, plan=self.plan)
 
     @functools.cached_property
     def noise_id(self) -> str:
