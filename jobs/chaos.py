@@ -62,7 +62,7 @@ SPARED = (
     "ray::RuntimeEnvAgent",
 )  # no work in them, or parts of the machine's own daemon
 PATIENCE = 120.0  # seconds without progress after which a kill is dealt all the same
-MOST_STARTS = 60  # of one run: a run that needs more does not come forward
+MOST_STARTS = 60  # of one run: a run that needs more makes no progress
 
 
 @dataclass(kw_only=True)
@@ -135,15 +135,24 @@ class Chaos:
     Args:
         out: Folder of the runs.
         kills: How many in all.
-        seed: Of their times and victims.
+        seed: Seed of their times and victims.
         gap: Most units of progress (a release paid, a shard written) from one kill to the next.
         overrides: Config keys in place of :data:`RUN`'s.
     """
 
     def __init__(
-        self, out: Path, kills: int, *, seed: int, gap: int, overrides: dict[str, str]
+        self,
+        out: Path,
+        kills: int,
+        *,
+        seed: int,
+        gap: int,
+        overrides: dict[str, str],
     ) -> None:
-        self.out, self.kills, self.gap, self.options = out, kills, gap, {**RUN, **overrides}
+        self.out = out
+        self.kills = kills
+        self.gap = gap
+        self.options = {**RUN, **overrides}
         self.random = random.Random(seed)
         self.dealt: list[Kill] = []
         self.errors: list[str] = []
@@ -191,10 +200,8 @@ class Chaos:
         return code == 0
 
     def wait_for_progress(self, process: subprocess.Popen[bytes], run: Path) -> None:
-        mark, deadline = (
-            progress(run) + self.random.randint(0, self.gap),
-            time.monotonic() + PATIENCE,
-        )
+        mark = progress(run) + self.random.randint(0, self.gap)
+        deadline = time.monotonic() + PATIENCE
         working = (
             False  # a start that has not begun to work is no target: there is nothing at stake
         )
@@ -219,7 +226,12 @@ class Chaos:
                         found.append((worker, title.split(".")[0].strip()))
         return found
 
-    def strike(self, process: subprocess.Popen[bytes], run: Path, seconds: float) -> None:
+    def strike(
+        self,
+        process: subprocess.Popen[bytes],
+        run: Path,
+        seconds: float,
+    ) -> None:
         workers = self.workers(process)
         if workers and self.random.random() < 0.5:
             victim, name = self.random.choice(workers)
@@ -228,7 +240,13 @@ class Chaos:
         else:
             name = "driver"
             process.kill()
-        self.dealt.append(Kill(victim=name, seconds=round(seconds, 1), after=last_release(run)))
+        self.dealt.append(
+            Kill(
+                victim=name,
+                seconds=round(seconds, 1),
+                after=last_release(run),
+            )
+        )
         print(f"kill {len(self.dealt)}: {self.dealt[-1]}, progress {progress(run)}", flush=True)
 
     def report(self) -> dict[str, object]:
@@ -239,7 +257,8 @@ class Chaos:
         runs: list[dict[str, object]] = []
         while len(self.dealt) < self.kills:
             run = self.out / f"run{len(runs)}"
-            first, starts = len(self.dealt), 1
+            first = len(self.dealt)
+            starts = 1
             while not self.start(run, len(self.dealt) < self.kills):
                 starts += 1
                 if starts > MOST_STARTS:
@@ -290,8 +309,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20, help="SIGKILLs in all")
-    parser.add_argument("--seed", type=int, default=0, help="of their times and victims")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=20,
+        help="SIGKILLs in all",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of their times and victims",
+    )
     parser.add_argument(
         "--gap",
         type=int,
@@ -317,7 +346,11 @@ def main() -> int:
         parser.error(f"--out {arguments.out}: holds the runs of another chaos; give another folder")
     overrides = dict(pair.split("=", 1) for pair in arguments.set)
     chaos = Chaos(
-        arguments.out, arguments.kills, seed=arguments.seed, gap=arguments.gap, overrides=overrides
+        arguments.out,
+        arguments.kills,
+        seed=arguments.seed,
+        gap=arguments.gap,
+        overrides=overrides,
     )
     report = chaos.report()
     (arguments.out / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -20,7 +20,10 @@ from sapf_ray.synthesis.writer import read_synthetic
 
 
 def main(
-    runs: dict[str, str], out: str = "docs/digits.png", source: str = "digits", per_class: int = 10
+    runs: dict[str, str],
+    out: str = "docs/digits.png",
+    source: str = "digits",
+    per_class: int = 10,
 ) -> None:
     """Draws one panel per run after the panel of real test images.
 

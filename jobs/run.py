@@ -2,8 +2,9 @@ r"""The ``sapf`` command on a cluster's head node: what ``ray job submit`` start
 
 Example::
 
-    ray job submit --address http://head:8265 --runtime-env-json "$(python -m jobs.runtime_env)" --
-        \ python -m jobs.run run --preset digits --out /shared/runs/digits
+    ray job submit --address http://head:8265 \
+        --runtime-env-json "$(python -m jobs.runtime_env)" -- \
+        python -m jobs.run run --preset digits --out /shared/runs/digits
 
 Any command of ``sapf`` goes here (run, tune, reproduce, plan ...), and ``benchmark`` starts
 :mod:`jobs.benchmark`. The work goes to the cluster that the job was submitted to. The same
@@ -34,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     relative = relative_out(arguments)
     if relative is not None:
         sys.stderr.write(
-            f"sapf: error: --out {relative}: must be an absolute path, on storage that all nodes mount; a job's own folder is "
-            "deleted after it\n"
+            f"sapf: error: --out {relative}: must be an absolute path, on storage that all nodes "
+            "mount; a job's own folder is deleted after it\n"
         )
         return 2
     os.environ.setdefault("RAY_ADDRESS", "auto")

@@ -42,7 +42,8 @@ def requirements() -> list[str]:
             continue
         match = re.match(r"([A-Za-z0-9._-]+)(\[[^\]]*\])?", line)
         assert match is not None
-        name, extras = match.group(1), match.group(2) or ""
+        name = match.group(1)
+        extras = match.group(2) or ""
         if name != "ray":
             # a local label (torch 2.14.1+cu126) names an index that the node may not know
             pinned.append(f"{name}{extras}=={metadata.version(name).split('+')[0]}")

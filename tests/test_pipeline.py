@@ -223,7 +223,7 @@ def test_same_command_again_does_nothing_and_other_config_is_refused(
         text=True,
         env=environment(),
     )
-    assert other.returncode == 2 and "saliency.ratio = 0.3, asked is 0.5" in other.stderr
+    assert other.returncode == 2 and "saliency.ratio = 0.3, requested is 0.5" in other.stderr
     assert other.stderr.count("\n") == 1
 
 

@@ -29,7 +29,10 @@ def main(job_file: str, threads: int) -> None:
             states[:] = [state]
 
         dist.init_process_group(
-            "gloo", init_method=f"file://{directory}/rendezvous", rank=0, world_size=1
+            "gloo",
+            init_method=f"file://{directory}/rendezvous",
+            rank=0,
+            world_size=1,
         )
         train(job, None, checkpoint)
         dist.destroy_process_group()

@@ -23,9 +23,9 @@ class Curve:
     """One field of the case swept, all others as in the group's case.
 
     Attributes:
-        field: Of :class:`Case`.
+        field: Field of :class:`Case` that is swept.
         label: Axis label.
-        contenders: Of the group; those called ours run with our allocator settings.
+        contenders: Contenders of the group; ours runs with our allocator settings.
     """
 
     group: str
@@ -35,7 +35,8 @@ class Curve:
     contenders: tuple[str, ...]
 
 
-_SELECTION, _LORA = ("ours", "plain", "opacus_hooks"), ("ours", "nonprivate", "opacus_hooks")
+_SELECTION = ("ours", "plain", "opacus_hooks")
+_LORA = ("ours", "nonprivate", "opacus_hooks")
 CURVES = (
     Curve(
         group="selection",
@@ -65,7 +66,13 @@ CURVES = (
         values=(8, 16, 32),
         contenders=_SELECTION,
     ),
-    Curve(group="lora", field="rank", label="LoRA rank", values=(1, 4, 16, 64), contenders=_LORA),
+    Curve(
+        group="lora",
+        field="rank",
+        label="LoRA rank",
+        values=(1, 4, 16, 64),
+        contenders=_LORA,
+    ),
     Curve(
         group="lora",
         field="batch",
@@ -91,12 +98,22 @@ CURVES = (
 
 
 def run(
-    size: str, base: Case, repeats: int, log: Log, groups: Iterable[str], quick: bool
+    size: str,
+    base: Case,
+    *,
+    repeats: int,
+    log: Log,
+    groups: Iterable[str],
+    quick: bool,
 ) -> list[dict[str, Any]]:
     """One row per curve, contender and value; a fresh process for each, so that memory is its own.
 
     Args:
+        size: Row of :data:`jobs.bench.models.SIZES`.
         base: Device, dtype and threads.
+        repeats: Number of measured rounds.
+        log: Called with one line per event.
+        groups: Groups whose curves are swept.
         quick: First two values of each curve only.
     """
     rows: list[dict[str, Any]] = []
@@ -117,7 +134,12 @@ def run(
                     case = replace(case, records=0)
                 case = replace(case, **{curve.field: value})  # type: ignore[arg-type]
                 entries = [
-                    Entry(label=c, contender=f"{curve.group}/{c}", case=case, tuned=c == "ours")
+                    Entry(
+                        label=c,
+                        contender=f"{curve.group}/{c}",
+                        case=case,
+                        tuned=c == "ours",
+                    )
                     for c in curve.contenders
                 ]
                 measured, failures = measure(entries, repeats, log=log)

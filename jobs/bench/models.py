@@ -70,14 +70,24 @@ SIZES: dict[str, Size | None] = {
         vae=(64, 128, 256, 256),
         text_layers=2,
     ),
-    "sd15-256": Size(channels=(320, 640, 1280, 1280), context=768, tokens=77, side=32),
-    "sd15-512": Size(channels=(320, 640, 1280, 1280), context=768, tokens=77, side=64),
+    "sd15-256": Size(
+        channels=(320, 640, 1280, 1280),
+        context=768,
+        tokens=77,
+        side=32,
+    ),
+    "sd15-512": Size(
+        channels=(320, 640, 1280, 1280),
+        context=768,
+        tokens=77,
+        side=64,
+    ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What one contender is asked to do.
+    """What one contender has to do.
 
     Attributes:
         size: Row of :data:`SIZES`.
@@ -86,7 +96,7 @@ class Case:
         side: Side of the latents; 0 is the size's own.
         pool: Matrices of the pool, evenly spread with the first and the last among them; 0 is all
             of them.
-        rank: Of the LoRA factors.
+        rank: Rank of the LoRA factors.
         directory: Scratch, shared by the contenders of a group.
     """
 
@@ -247,7 +257,13 @@ class Workload:
         )
 
 
-def _random_cache(case: Case, side: int, *, tokens: int, context: int) -> LatentCache:
+def _random_cache(
+    case: Case,
+    side: int,
+    *,
+    tokens: int,
+    context: int,
+) -> LatentCache:
     directory = Path(tempfile.mkdtemp(dir=case.directory or None))
     generator = np.random.default_rng(0)
     np.save(

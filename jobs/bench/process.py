@@ -61,7 +61,7 @@ class Process:
             self.child.stdin.write(json.dumps(request) + "\n")
             self.child.stdin.flush()
         except BrokenPipeError:
-            pass  # receive() tells why
+            pass  # receive() says why
 
     def receive(self) -> dict[str, Any]:
         assert self.child.stdout is not None
@@ -108,8 +108,8 @@ class Measured:
         seconds: One per round.
         memory: Peak bytes in each round: CUDA's where the case runs there, else resident memory.
         baseline: Bytes after setup, before the first step.
-        flops: Of one step's matrix products; None where not counted.
-        result: Last step's return value as an array; None where not asked for.
+        flops: Operations of one step's matrix products; None where not counted.
+        result: Last step's return value as an array; None where not requested.
     """
 
     case: Case

@@ -26,6 +26,7 @@ from jobs.bench.process import Log
 from sapf_ray import cluster
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.data.base import ImageSource, open_source
+from sapf_ray.errors import reason
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.latents import LatentCache, build_latent_cache
@@ -42,7 +43,7 @@ from sapf_ray.synthesis.launcher import synthesize
 from sapf_ray.tune.space import with_overrides
 
 CPUS = 2
-# by group: what orchestration costs is told of the whole stage, as the preset has it
+# by group: what orchestration costs is reported of the whole stage, as the preset has it
 SIZES: dict[str, dict[str, Any]] = {
     "ray": {},
     "workers": {
@@ -52,7 +53,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "synthesis.shard_size": 50,
     },
 }
-CEILING_SECONDS = 6.0  # of U-Net calls that tell what a second core adds on this machine
+CEILING_SECONDS = 6.0  # of U-Net calls that show what a second core adds on this machine
 QUICK = {
     "finetune.steps": 2,
     "finetune.batch_size": 16,
@@ -104,7 +105,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(kw_only=True)
 class Timeline:
-    """Wall time of a stage, and its progress, which tells the rate once all workers are at work."""
+    """Wall time of a stage, and its progress, which shows the rate once all workers are at work."""
 
     start: float
     end: float
@@ -115,7 +116,11 @@ class Timeline:
         events: list[tuple[float, int]] = []
         start = time.monotonic()
         stage(lambda done, total: events.append((time.monotonic(), done)))
-        return cls(start=start, end=time.monotonic(), events=events)
+        return cls(
+            start=start,
+            end=time.monotonic(),
+            events=events,
+        )
 
     @property
     def seconds(self) -> float:
@@ -133,7 +138,11 @@ class Timeline:
         return (last - begin[1]) / (finish - begin[0])
 
 
-def selection(bench: Bench, workers: int, report: Progress) -> None:
+def selection(
+    bench: Bench,
+    workers: int,
+    report: Progress,
+) -> None:
     """One shard a worker: a lone shard occupies one worker. Worker processes stay warm between
     runs.
     """
@@ -153,14 +162,22 @@ def selection(bench: Bench, workers: int, report: Progress) -> None:
     )
 
 
-def finetuning(bench: Bench, workers: int, report: Progress) -> None:
+def finetuning(
+    bench: Bench,
+    workers: int,
+    report: Progress,
+) -> None:
     directory = bench.directory()
     job = bench.finetune_job(workers, directory)
     job = replace(job, config=replace(job.config, cpus_per_worker=1.0))
     finetune(job, directory / "checkpoints", directory / "adapter", report)
 
 
-def synthesis(bench: Bench, workers: int, report: Progress) -> None:
+def synthesis(
+    bench: Bench,
+    workers: int,
+    report: Progress,
+) -> None:
     config = replace(bench.config.synthesis, num_actors=workers, cpus_per_actor=1.0)
     source = bench.source
     synthesize(
@@ -190,7 +207,11 @@ class Stage:
 
 
 STAGES = {
-    "selection": Stage(run=selection, images=lambda c, n: n * c.saliency.sample_rate, settled=None),
+    "selection": Stage(
+        run=selection,
+        images=lambda c, n: n * c.saliency.sample_rate,
+        settled=None,
+    ),
     "finetune": Stage(
         run=finetuning,
         images=lambda c, n: c.finetune.steps * c.finetune.batch_size,
@@ -211,13 +232,15 @@ def _denoising_calls(model: str, seconds: float) -> float:
     """
     torch.set_num_threads(1)
     unet = load_pipeline(model).unet
-    size, width = unet.config.sample_size, unet.config.cross_attention_dim
+    size = unet.config.sample_size
+    width = unet.config.cross_attention_dim
     inputs = (
         torch.randn(32, unet.config.in_channels, size, size),
         torch.tensor(10),
         torch.randn(32, 77, width),
     )
-    calls, start = 0, time.monotonic()
+    calls = 0
+    start = time.monotonic()
     with torch.inference_mode():
         while time.monotonic() - start < seconds:
             unet(*inputs)
@@ -336,14 +359,28 @@ GROUPS = {"ray": ray_train, "workers": workers2}
 
 
 def run(
-    groups: list[str], repeats: int, quick: bool, log: Log, overrides: dict[str, Any] | None = None
+    groups: list[str],
+    repeats: int,
+    *,
+    quick: bool,
+    log: Log,
+    overrides: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Spread], dict[str, Any], dict[str, str]]:
-    """Figures, absolute numbers and failures of the named groups, on one local Ray of two cores."""
+    """Figures, absolute numbers and failures of the named groups, on one local Ray of two cores.
+
+    Args:
+        groups: Rows of :data:`GROUPS`.
+        repeats: Number of rounds.
+        quick: Small sizes: shows that everything runs, not how fast.
+        log: Called with one line per event.
+        overrides: Dotted config keys.
+    """
     common = {"data.source": "stand_in", "cluster.num_cpus": CPUS}
 
     def config_of(group: str) -> RunConfig:
         size = QUICK if quick else SIZES[group]
-        return from_dict(with_overrides(load_preset("digits"), common | size | (overrides or {})))
+        changes = common | size | (overrides or {})
+        return from_dict(with_overrides(load_preset("digits"), changes))
 
     config = config_of(groups[0])
     source = open_source(config.data)
@@ -360,23 +397,20 @@ def run(
         )
         for group in groups:
             log(f"{group}: stages of the digits preset, {CPUS} cores")
+            bench = Bench(
+                config=config_of(group),
+                source=source,
+                cache=cache,
+                root=root,
+                repeats=repeats,
+                log=log,
+            )
             try:
-                part = GROUPS[group](
-                    Bench(
-                        config=config_of(group),
-                        source=source,
-                        cache=cache,
-                        root=root,
-                        repeats=repeats,
-                        log=log,
-                    )
-                )
+                ratios, numbers = GROUPS[group](bench)
             except Exception as error:
-                failures[group] = (
-                    f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-                )
+                failures[group] = f"{type(error).__name__}: {reason(error)}"
                 log(f"  {failures[group]}")
                 continue
-            figures |= part[0]
-            absolute |= part[1]
+            figures |= ratios
+            absolute |= numbers
     return figures, absolute, failures

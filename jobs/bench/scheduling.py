@@ -37,7 +37,8 @@ from sapf_ray.saliency.selection import _exact_sum
 from sapf_ray.synthesis.launcher import Job, _run_queue
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 
-SHARDS, CHUNKS = 1000, 200
+SHARDS = 1000
+CHUNKS = 200
 QUICK = (40, 12)
 CPUS = 2
 
@@ -54,7 +55,11 @@ def empty_task(size: int) -> Any:
 
 
 def fan_out(
-    shards: int, size: int = 60, *, task: Any = None, on_shard: Callable[[], None] = lambda: None
+    shards: int,
+    size: int = 60,
+    *,
+    task: Any = None,
+    on_shard: Callable[[], None] = lambda: None,
 ) -> Release:
     """Selection's sum over ``shards`` shards of one record each.
 
@@ -98,9 +103,14 @@ class EmptyActor:
 
 
 def queue(chunks: int) -> list[float]:
-    """``time.monotonic()`` at which each of ``chunks`` chunks came back from the actors, in order."""
+    """``time.monotonic()`` at which each chunk came back from the actors, in order."""
     config = SynthesisConfig(n_images=chunks, shard_size=1)
-    plan = SamplingPlan(n_images=chunks, n_classes=1, shard_size=1, seed=0)
+    plan = SamplingPlan(
+        n_images=chunks,
+        n_classes=1,
+        shard_size=1,
+        seed=0,
+    )
     job = Job(
         out_dir="none",
         model=ModelConfig(),
@@ -116,7 +126,12 @@ def queue(chunks: int) -> list[float]:
     ]
 
 
-def run(repeats: int, quick: bool, log: Log) -> dict[str, Spread]:
+def run(
+    repeats: int,
+    *,
+    quick: bool,
+    log: Log,
+) -> dict[str, Spread]:
     """Milliseconds per shard of the selection and per chunk of the synthesis, on one local Ray of
     two cores, once its worker processes are up and have their libraries."""
     shards, chunks = QUICK if quick else (SHARDS, CHUNKS)

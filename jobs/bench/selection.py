@@ -28,7 +28,8 @@ CONFIG = SaliencyConfig()
 def ours(case: Case) -> Step:
     """The body of ``saliency.selection.score_records``."""
     work = Workload(case)
-    pool, score = work.pool(), SCORES[CONFIG.score]
+    pool = work.pool()
+    score = SCORES[CONFIG.score]
 
     def step() -> np.ndarray:
         (total,) = score.zero(pool)
@@ -122,7 +123,10 @@ def opacus_ghost(case: Case) -> Step:
     work = Workload(case)
     weights = _pool_weights(work)
     module = GradSampleModuleFastGradientClipping(
-        work.unet.train(), loss_reduction="sum", strict=False, use_ghost_clipping=True
+        work.unet.train(),
+        loss_reduction="sum",
+        strict=False,
+        use_ghost_clipping=True,
     )
 
     def norms(records: np.ndarray) -> Tensor:
@@ -148,37 +152,36 @@ def functorch(case: Case) -> Step:
 
 
 def vmap_gradients(
-    work: Workload, weights: dict[str, Tensor], *, records: np.ndarray
+    work: Workload,
+    weights: dict[str, Tensor],
+    *,
+    records: np.ndarray,
 ) -> dict[str, Tensor]:
     """Name to (n, *shape) per-sample gradients of the named parameters."""
     moments, embeddings, draws = work.inputs(records)
-    work.scheduler.add_noise(
-        torch.zeros(1, 1), torch.zeros(1, 1), draws.timesteps[:1, 0]
-    )  # moves its table to the device
+    # moves the scheduler's table to the device
+    nothing = torch.zeros(1, 1)
+    work.scheduler.add_noise(nothing, nothing, draws.timesteps[:1, 0])
 
-    def loss(
-        weights: dict[str, Tensor],
-        m: Tensor,
-        e: Tensor,
-        posterior: Tensor,
-        noise: Tensor,
-        t: Tensor,
-    ) -> Tensor:
+    def loss(weights: dict[str, Tensor], record: tuple[Tensor, ...]) -> Tensor:
         def denoiser(*inputs: Any, **options: Any) -> Any:
             return torch.func.functional_call(work.unet, weights, inputs, options)
 
-        one = Draws(posterior=posterior[None], noise=noise[None], timesteps=t[None])
+        moments, embedding, posterior, noise, timesteps = (x[None] for x in record)
         return per_record_loss(
             denoiser,  # type: ignore[arg-type]
             work.scheduler,
-            moments=m[None],
+            moments=moments,
             scaling_factor=work.scaling_factor,
-            conditions=e[None],
-            draws=one,
+            conditions=embedding,
+            draws=Draws(
+                posterior=posterior,
+                noise=noise,
+                timesteps=timesteps,
+            ),
         ).sum()
 
     inputs = (moments, embeddings, draws.posterior, draws.noise, draws.timesteps)
-    per_record = torch.func.vmap(
-        torch.func.grad(loss), in_dims=(None, 0, 0, 0, 0, 0), randomness="different"
-    )
-    return per_record(weights, *(x.to(work.case.device) for x in inputs))
+    on_device = tuple(x.to(work.case.device) for x in inputs)
+    per_record = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="different")
+    return per_record(weights, on_device)

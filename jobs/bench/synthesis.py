@@ -29,7 +29,8 @@ from sapf_ray.synthesis.sampling_plan import SamplingPlan
 
 CLASSES = tuple("0123456789")
 PROMPTS = tuple(f"An image of {name}" for name in CLASSES)
-STEPS, GUIDANCE = 20, 1.5
+STEPS = 20
+GUIDANCE = 1.5
 PASSES = 2 * STEPS  # of the denoiser for an image: guided
 
 
@@ -44,12 +45,18 @@ def _files(case: Case) -> SimpleNamespace:
 
 
 def _plan(case: Case) -> SamplingPlan:
-    return SamplingPlan(n_images=case.n, n_classes=len(CLASSES), shard_size=case.n, seed=0)
+    return SamplingPlan(
+        n_images=case.n,
+        n_classes=len(CLASSES),
+        shard_size=case.n,
+        seed=0,
+    )
 
 
 def ours(case: Case) -> Step:
     """:class:`SamplingActor` without Ray around it; writes the Parquet shard too."""
-    files, plan = _files(case), _plan(case)
+    files = _files(case)
+    plan = _plan(case)
     files.out.mkdir()
     config = SynthesisConfig(
         n_images=case.n,
@@ -97,7 +104,8 @@ class _Encoded:
 
 def pipeline(case: Case) -> Step:
     """``StableDiffusionPipeline`` with ``load_lora_weights``, called batch after batch."""
-    files, plan = _files(case), _plan(case)
+    files = _files(case)
+    plan = _plan(case)
     torch.set_num_threads(case.threads)
     pipe: Any = StableDiffusionPipeline.from_pretrained(
         resolve_model(files.model),
@@ -111,7 +119,8 @@ def pipeline(case: Case) -> Step:
         pipe.scheduler.config, algorithm_type="dpmsolver++"
     )
     (shard,) = plan.shards
-    prompts, seeds = [PROMPTS[label] for label in plan.labels(shard)], plan.seeds(shard)
+    prompts = [PROMPTS[label] for label in plan.labels(shard)]
+    seeds = plan.seeds(shard)
 
     def step() -> list[Image.Image]:
         images: list[Image.Image] = []

@@ -76,7 +76,10 @@ def _join_process_group() -> None:
         directory = tempfile.TemporaryDirectory()
         atexit.register(directory.cleanup)
         dist.init_process_group(
-            "gloo", init_method=f"file://{directory.name}/rendezvous", rank=0, world_size=1
+            "gloo",
+            init_method=f"file://{directory.name}/rendezvous",
+            rank=0,
+            world_size=1,
         )
 
 
@@ -104,7 +107,8 @@ def ours(
     def setup(case: Case) -> Step:
         work = Workload(case)
         parameters = prepare(work)
-        source, optimizer = gradients(work.unet, parameters), _release_optimizer(work, parameters)
+        source = gradients(work.unet, parameters)
+        optimizer = _release_optimizer(work, parameters)
 
         def step() -> None:
             for records in work.micro_batches():
@@ -125,7 +129,12 @@ def ghost_gradients(model: nn.Module, parameters: dict[str, nn.Parameter]) -> _G
     return GhostGradients(model, parameters)
 
 
-def _dp_step(work: Workload, optimizer: Any, *, backward: Callable[[np.ndarray], None]) -> Step:
+def _dp_step(
+    work: Workload,
+    optimizer: Any,
+    *,
+    backward: Callable[[np.ndarray], None],
+) -> Step:
     """Opacus's way to spread a logical batch over micro-batches."""
 
     def step() -> None:
@@ -171,7 +180,10 @@ def opacus_ghost(prepare: Prepare) -> Callable[[Case], Step]:
         work = Workload(case)
         parameters = prepare(work)
         module = GradSampleModuleFastGradientClipping(
-            work.unet.train(), strict=False, max_grad_norm=1.0, use_ghost_clipping=True
+            work.unet.train(),
+            strict=False,
+            max_grad_norm=1.0,
+            use_ghost_clipping=True,
         )
         optimizer = DPOptimizerFastGradientClipping(_adamw(parameters), **_opacus_options(work))
 

@@ -2,7 +2,7 @@
 
 Requests: ``{"setup": name, "case": {...}}``, ``{"step": true}``, ``{"flops": true}``,
 ``{"save": path}``. Every answer is one object; ``{"error": text}`` where the contender cannot do
-what was asked.
+what was requested.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.bench.contenders import CONTENDERS
 from jobs.bench.models import Case
+from sapf_ray.errors import reason
 
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def resident_bytes(field: str) -> int:
@@ -50,15 +52,12 @@ class Worker:
         self.cuda = case.device.startswith("cuda")
         self.run = CONTENDERS[request["setup"]](case)
         gc.collect()
-        return {"device": torch.cuda.get_device_name() if self.cuda else "cpu"} | self._memory(
-            "VmRSS"
-        )
+        device = torch.cuda.get_device_name() if self.cuda else "cpu"
+        return {"device": device, **self._memory("VmRSS")}
 
     def step(self, request: dict[str, Any]) -> dict[str, Any]:
         """Seconds of one step, and the highest memory during it."""
-        with suppress(
-            OSError
-        ):  # some containers forbid it: the peak is then that of the whole life
+        with suppress(OSError):  # where a container forbids it, the peak is that of the whole life
             CLEAR_REFS.write_text("5")
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -103,8 +102,7 @@ def main() -> None:
             answer = getattr(worker, next(iter(request)))(request)
         except Exception as error:
             traceback.print_exc()
-            text = str(error).strip() or repr(error)
-            answer = {"error": f"{type(error).__name__}: {text.splitlines()[0][:300]}"}
+            answer = {"error": f"{type(error).__name__}: {reason(error)}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -18,27 +18,55 @@ from sapf_ray.models.glyph_features import WEIGHTS_NAME, GlyphFeatures
 
 
 def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def card(title: str, about: str, command: str, facts: dict[str, object]) -> str:
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    return (
-        f"# {title}\n\n{about}\n\nMade by\n\n    {command}\n\nin the repository root; "
-        f"the same command trains it again; equality to the last bit is not promised.\n\n| | |\n|---|---|\n{rows}\n"
-    )
+def card(
+    title: str,
+    about: str,
+    *,
+    command: str,
+    facts: dict[str, object],
+) -> str:
+    """The model card, as Markdown."""
+    lines = [
+        f"# {title}",
+        "",
+        about,
+        "",
+        "Made by",
+        "",
+        f"    {command}",
+        "",
+        "in the repository root; the same command trains it again; equality to the last bit is "
+        "not promised.",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
+    lines += [f"| {key} | {value} |" for key, value in facts.items()]
+    return "\n".join(lines) + "\n"
 
 
 def save_pipeline(
-    pipe: Any, directory: Path, shared: tuple[str, ...] = (), donor: str = ""
+    pipe: Any,
+    directory: Path,
+    *,
+    shared: tuple[str, ...] = (),
+    donor: str = "",
 ) -> None:
     """Writes fp16 weights; a stock ``from_pretrained`` brings them up as float32.
 
     Args:
-        shared: Parts that are those of ``donor``, a directory beside this one: their files become
-            links, so that the package holds them once.
+        pipe: The pipeline.
+        directory: Where it is written.
+        shared: Parts that are those of ``donor``: their files become links, so that the package
+            holds them once.
+        donor: Name of a directory beside this one.
     """
-    copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(directory)
+    half = copy.deepcopy(pipe).to(dtype=torch.float16)
+    half.save_pretrained(directory)
     for part in shared:
         for path in sorted((directory / part).iterdir()):
             path.unlink()
@@ -52,20 +80,24 @@ def save_pipeline(
 
 
 def save_features(net: GlyphFeatures, directory: Path) -> None:
-    save_file(
-        {name: tensor.half().contiguous() for name, tensor in net.state_dict().items()},
-        directory / WEIGHTS_NAME,
-    )
+    """Writes the classifier's fp16 weights."""
+    weights = {name: tensor.half().contiguous() for name, tensor in net.state_dict().items()}
+    save_file(weights, directory / WEIGHTS_NAME)
 
 
-def publish(save: Callable[[Path], None], directory: Path, readme: str) -> None:
+def publish(
+    save: Callable[[Path], None],
+    directory: Path,
+    readme: str,
+) -> None:
     """Puts a complete model in place of an older one, never a half-written one."""
     fresh = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     save(fresh)
     (fresh / "README.md").write_text(readme)
-    for path in (p for p in fresh.rglob("*.safetensors") if not p.is_symlink()):
-        path.chmod(0o644)  # safetensors writes 0600; these are public
+    for path in fresh.rglob("*.safetensors"):
+        if not path.is_symlink():
+            path.chmod(0o644)  # safetensors writes 0600; these are public
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(fresh, directory)

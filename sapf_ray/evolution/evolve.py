@@ -264,7 +264,7 @@ def _same_settings(
     for name, value in settings.items():
         if found.get(name) != value:
             raise RunDirectoryError(
-                f"{root}: holds an evolution with {name} = {found.get(name)!r}, asked is {value!r}; use another directory"
+                f"{root}: holds an evolution with {name} = {found.get(name)!r}, requested is {value!r}; use another directory"
             )
 
 

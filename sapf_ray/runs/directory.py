@@ -53,23 +53,38 @@ class RunDirectory:
         self._lock: IO[str] | None = None
 
     def claim(self, config: RunConfig) -> bool:
-        """Creates or re-opens the directory for ``config``; returns True when an earlier start is
-        continued.
+        """Creates or re-opens the directory for ``config``.
+
+        Returns:
+            Whether an earlier start is continued.
 
         Raises:
             RunDirectoryError: In use by another process, holds another config, or is not a run
                 directory.
         """
-        if self.root.exists() and not self.root.is_dir():
+        self._check_not_foreign()
+        self._take_lock()
+        if self.config.exists():
+            self.check_same(config)
+            return True
+        write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False))
+        return False
+
+    def _check_not_foreign(self) -> None:
+        """The folder is a run directory, or empty, or not there yet."""
+        if not self.root.exists() or self.config.exists():
+            return
+        if not self.root.is_dir():
             raise RunDirectoryError(f"--out {self.root}: is a file, must be a directory")
-        if self.root.is_dir() and not self.config.exists():
-            foreign = [
-                p.name for p in self.root.iterdir() if p.name != ".lock" and p.suffix != ".partial"
-            ]
-            if foreign:
+        for path in self.root.iterdir():
+            if path.name != ".lock" and path.suffix != ".partial":
                 raise RunDirectoryError(
-                    f"--out {self.root}: not empty and no run of sapf ({foreign[0]} is there); use another directory"
+                    f"--out {self.root}: not empty and no run of sapf ({path.name} is there); "
+                    "use another directory"
                 )
+
+    def _take_lock(self) -> None:
+        """Keeps a second process out, until this one ends."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.root / ".lock", "w")  # noqa: SIM115 held until the process ends
@@ -81,16 +96,12 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunDirectoryError(
-                f"--out {self.root}: another sapf process is working there; wait for it or use another directory"
+                f"--out {self.root}: another sapf process is working there; wait for it or use "
+                "another directory"
             ) from error
-        resumed = self.config.exists()
-        if resumed:
-            self.check_same(config)
-        else:
-            write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False))
-        return resumed
 
     def release(self) -> None:
+        """Lets another process in."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -102,6 +113,11 @@ class RunDirectory:
         return self.owner.read_text()
 
     def read_config(self) -> RunConfig:
+        """The config that the directory was begun with.
+
+        Raises:
+            RunDirectoryError: Not there, or damaged.
+        """
         if not self.config.is_file():
             raise RunDirectoryError(
                 f"{self.root}: no config.yaml there; is it a run directory of sapf?"
@@ -112,18 +128,22 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.config}: damaged ({reason(error)})") from error
 
     def check_same(self, config: RunConfig) -> None:
-        """Raises RunDirectoryError where the directory holds a run with another result-bearing
-        config.
+        """The directory holds no run with another result-bearing config.
+
+        Raises:
+            RunDirectoryError: It does; names the first key.
         """
-        old, new = result_keys(self.read_config()), result_keys(config)
-        for key in new:
-            if old.get(key) != new[key]:
+        old = result_keys(self.read_config())
+        new = result_keys(config)
+        for key, value in new.items():
+            if old.get(key) != value:
                 raise RunDirectoryError(
-                    f"--out {self.root}: holds a run with {key} = {old.get(key)!r}, asked is {new[key]!r}; "
-                    f"use another directory, or the same config to continue that run"
+                    f"--out {self.root}: holds a run with {key} = {old.get(key)!r}, requested is "
+                    f"{value!r}; use another directory, or the same config to continue that run"
                 )
 
     def prepare_private(self) -> None:
+        """Makes the folder of sensitive and secret files, for this user only."""
         self.private.mkdir(mode=0o700, exist_ok=True)
 
     def delete_private(self) -> None:
@@ -131,10 +151,16 @@ class RunDirectory:
         shutil.rmtree(self.private, ignore_errors=True)
 
     def write_json(self, path: Path, value: Any) -> None:
+        """Writes an artifact atomically."""
         write_json(path, value)
 
     @staticmethod
     def read_json(path: Path) -> Any:
+        """Reads an artifact.
+
+        Raises:
+            RunDirectoryError: Damaged.
+        """
         try:
             return json.loads(path.read_text())
         except ValueError as error:

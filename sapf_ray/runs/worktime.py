@@ -19,11 +19,11 @@ costs, and one with faults shows what these cost as well.
 Work at the same time counts once: two workers busy for the same ten seconds are ten seconds of
 compute, and a second worker that idles is not seen here (``synthesis_idle_share`` shows it).
 Libraries that a loading function imports by itself, as transformers does for its models, cannot be
-told from loading and count as compute. Times are ``time.time()`` of the machine that does the work:
-on a cluster the figure is as good as its NTP.
+distinguished from loading and count as compute. Times are ``time.time()`` of the machine that does
+the work: on a cluster the figure is as good as its NTP.
 
-Only sums over a stage leave the driver: the times of single shards or steps would tell the size of
-Poisson batches (design rule 6).
+Only sums over a stage leave the driver: the times of single shards or steps would reveal the size
+of Poisson batches (design rule 6).
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def covered(
 
 
 def process_start() -> float:
-    """``time.time()`` at which this process began, to 1/100 s; now, where the system lacks /proc."""
+    """``time.time()`` at which this process began; now, where the system lacks /proc."""
     with suppress(OSError, ValueError, IndexError, AttributeError):
         fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
         started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # seconds since the machine's start

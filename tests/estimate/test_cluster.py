@@ -315,7 +315,7 @@ def test_the_benchmark_s_rates_of_the_runs_model(tmp_path):
         },
     )
     assert "synthesis" not in read_costs(str(tmp_path / "results.json"), config).stages, (
-        "an older file tells no passes"
+        "an older file has no number of passes"
     )
 
 

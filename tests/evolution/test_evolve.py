@@ -233,7 +233,7 @@ def test_the_threshold_is_in_units_of_the_noise(ray_cluster, tmp_path, monkeypat
 
 def test_other_settings_in_the_same_directory_are_refused(undisturbed):
     toy, _, _ = undisturbed
-    with pytest.raises(RunDirectoryError, match=r"evolution\.threshold = 1\.0, asked is 1\.5"):
+    with pytest.raises(RunDirectoryError, match=r"evolution\.threshold = 1\.0, requested is 1\.5"):
         Toy(toy.root, dataclasses.replace(CONFIG, threshold=1.5)).run()
     with pytest.raises(RunDirectoryError, match="seed = 3"):
         toy.run(seed=4)

@@ -38,7 +38,7 @@ def no_accounting(monkeypatch):
     monkeypatch.setattr("sapf_ray.tune.budget.make_plan", plan_without_search)
 
 
-def grid_of(name, tmp_path, smoke=False, only=None, done=0):
+def grid_of(name, tmp_path, *, smoke=False, only=None, done=0):
     space = load_space(name, smoke)
     planned = plan_cells(make_cells(space, {}, only=only))
     for item in planned[:done]:

@@ -27,7 +27,7 @@ def test_other_config_is_refused_with_the_key_that_differs(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     directory.claim(RunConfig())
     directory.release()
-    with pytest.raises(RunDirectoryError, match=r"privacy\.epsilon = 10\.0, asked is 2\.0"):
+    with pytest.raises(RunDirectoryError, match=r"privacy\.epsilon = 10\.0, requested is 2\.0"):
         RunDirectory(tmp_path / "run").claim(RunConfig(privacy=PrivacyConfig(epsilon=2.0)))
 
 

@@ -257,7 +257,7 @@ def test_finished_means_complete_and_of_the_same_config(tmp_path):
     run.card.unlink()
     assert not is_finished(cell, tmp_path), "the card is written last"
     changed = Cell(name=cell.name, labels=cell.labels, method=None, config=other.config)
-    with pytest.raises(SapfError, match=r"cell seed0: .*holds a run with seed = 0, asked is 1"):
+    with pytest.raises(SapfError, match=r"cell seed0: .*holds a run with seed = 0, requested is 1"):
         is_finished(changed, tmp_path)
 
 
@@ -270,12 +270,12 @@ def test_a_full_disk_is_told_before_the_start(tmp_path, monkeypatch):
         )
     )
     assert check_disk(planned, tmp_path / "not" / "there") is None
-    for free, told in ((6e6, "the grid writes about"), (1e6, None)):
+    for free, warning in ((6e6, "the grid writes about"), (1e6, None)):
         monkeypatch.setattr(
             "shutil.disk_usage", lambda path, free=free: type("Usage", (), {"free": free})
         )
-        if told:
-            assert told in check_disk(planned, tmp_path)
+        if warning:
+            assert warning in check_disk(planned, tmp_path)
         else:
             with pytest.raises(
                 SapfError, match=r"cell seed0 writes about .* the disk has 0\.0 GB free"

@@ -59,7 +59,7 @@ def cifar_batch(labels, pixels, name="training batch 1 of 5") -> dict:
 
 
 def write_cifar10(folder: Path, per_file: int = 7) -> tuple[np.ndarray, np.ndarray]:
-    """All images (train then test) and labels."""
+    """Writes all batches; returns all images (train then test) and labels."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     pixels, labels = (
@@ -97,7 +97,7 @@ MALE = [1, -1, -1, 1, -1, 1, 1, -1, 1, -1, -1, -1]
 
 
 def face(i: int) -> Image.Image:
-    """178x218: rows that the customary crop drops are white, the rest is as grey as i tells."""
+    """178x218: rows that the customary crop drops are white, the rest is as grey as i says."""
     pixels = np.full((218, 178, 3), 255, np.uint8)
     pixels[20:198] = 10 * i
     return Image.fromarray(pixels)
@@ -170,7 +170,14 @@ def png(value: int, size: int = 6) -> bytes:
 
 
 def hf_table(
-    values, labels, image="image", label="label", names=("cat", "tabby_dog"), hf=True, paths=True
+    values,
+    labels,
+    *,
+    image="image",
+    label="label",
+    names=("cat", "tabby_dog"),
+    hf=True,
+    paths=True,
 ) -> pa.Table:
     """As ``datasets`` writes it: image struct, label int64, features in the metadata."""
     features = {image: {"_type": "Image"}, label: {"names": list(names), "_type": "ClassLabel"}}

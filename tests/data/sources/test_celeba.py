@@ -136,7 +136,7 @@ ATTR, EVAL = "list_attr_celeba.txt", "list_eval_partition.txt"
         (EVAL, " 2\n", " 1\n", "partition 2 (test)"),
     ],
 )
-def test_damaged_lists(root, name, old, new, words):
+def test_damaged_lists(root, *, name, old, new, words):
     edit(root / name, old, new)
     message = refusal("celeba", root)
     assert name in message and words in message and "mmlab" in message, message
