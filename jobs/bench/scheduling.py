@@ -34,7 +34,7 @@ from sapf_ray.privacy.planner import make_plan
 from sapf_ray.runs.worktime import timed
 from sapf_ray.saliency.scores import Release
 from sapf_ray.saliency.selection import _exact_sum
-from sapf_ray.synthesis.launcher import Job, _run_queue
+from sapf_ray.synthesis.launcher import SamplingJob, _run_queue
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 
 SHARDS = 1000
@@ -94,7 +94,7 @@ def fan_out(
 class EmptyActor:
     """In place of a sampling actor."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SamplingJob) -> None:
         pass
 
     @timed
@@ -111,7 +111,7 @@ def queue(chunks: int) -> list[float]:
         shard_size=1,
         seed=0,
     )
-    job = Job(
+    job = SamplingJob(
         out_dir="none",
         model=ModelConfig(),
         adapter_dir=None,

@@ -24,7 +24,7 @@ from jobs.bench.selection import Step
 from jobs.bench.training import save_random_adapter
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.models.location import resolve_model
-from sapf_ray.synthesis.launcher import Job, SamplingActor
+from sapf_ray.synthesis.launcher import SamplingActor, SamplingJob
 from sapf_ray.synthesis.sampling_plan import SamplingPlan
 
 CLASSES = tuple("0123456789")
@@ -69,7 +69,7 @@ def ours(case: Case) -> Step:
     )
     model = ModelConfig(path=files.model, dtype=case.dtype)  # type: ignore[arg-type]
     actor = SamplingActor(
-        Job(
+        SamplingJob(
             out_dir=str(files.out),
             model=model,
             adapter_dir=files.adapter,

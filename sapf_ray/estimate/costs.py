@@ -25,7 +25,7 @@ import yaml
 from sapf_ray.config import RunConfig
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import ConfigError, reason
-from sapf_ray.models.catalog import CATALOG, KnownModel
+from sapf_ray.models.catalog import PUBLIC_MODELS, KnownModel
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.runs.directory import RunDirectory
 
@@ -424,7 +424,7 @@ def alike(measured: str, requested: str) -> bool | None:
 def _known(path: str) -> KnownModel | None:
     if not path:
         return None
-    for row in CATALOG.values():
+    for row in PUBLIC_MODELS.values():
         if path in (row.name, row.hub_id):
             return row
     return None

@@ -1,7 +1,7 @@
 """What is publicly known of each public model: bundled ones, and those of the paper (Table 4,
 Figure 6) by short name.
 
->>> CATALOG["sd-v1-5"].hub_id
+>>> PUBLIC_MODELS["sd-v1-5"].hub_id
 'stable-diffusion-v1-5/stable-diffusion-v1-5'
 >>> models_json()[0]["name"]
 'glyphs-tiny'
@@ -55,7 +55,7 @@ class KnownModel:
 _OURS = "Apache-2.0 (this package)"
 _RAIL = "CreativeML OpenRAIL-M"
 
-CATALOG: dict[str, KnownModel] = {
+PUBLIC_MODELS: dict[str, KnownModel] = {
     row.name: row
     for row in (
         KnownModel(
@@ -147,7 +147,7 @@ def models_json() -> list[dict[str, Any]]:
     """The catalog for machines: one dict per model with the fields of :class:`KnownModel`, plus
     ``bundled``.
     """
-    return [{**asdict(row), "bundled": not row.hub_id} for row in CATALOG.values()]
+    return [{**asdict(row), "bundled": not row.hub_id} for row in PUBLIC_MODELS.values()]
 
 
 def models_table() -> Table:
@@ -158,7 +158,7 @@ def models_table() -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
     table.add_column("model.path", no_wrap=True, style="bold")
     table.add_column("model", overflow="fold")
-    for row in CATALOG.values():
+    for row in PUBLIC_MODELS.values():
         table.add_row(
             row.name,
             "\n".join(

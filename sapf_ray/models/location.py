@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from sapf_ray.errors import DataError, reason
-from sapf_ray.models.catalog import CATALOG
+from sapf_ray.models.catalog import PUBLIC_MODELS
 
 BUNDLED_DIR = Path(__file__).parent / "bundled"
 
@@ -38,11 +38,11 @@ def resolve_model(path: str) -> str:
     if local.exists():
         check_pipeline_directory(local)
         return str(local.resolve())
-    if path in CATALOG and CATALOG[path].hub_id:
-        return CATALOG[path].hub_id
+    if path in PUBLIC_MODELS and PUBLIC_MODELS[path].hub_id:
+        return PUBLIC_MODELS[path].hub_id
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         return path
-    known = [name for name, row in CATALOG.items() if row.hub_id]
+    known = [name for name, row in PUBLIC_MODELS.items() if row.hub_id]
     raise DataError(
         f"model.path = {path!r}: no such directory; give a diffusers directory, a hub id "
         f"(owner/name), one of the bundled models ({', '.join(bundled_models())}) or of the known "

@@ -23,7 +23,7 @@ from sapf_ray.privacy.accountants import epsilon_text
 from sapf_ray.privacy.events import DpEvent, describe_event
 from sapf_ray.privacy.fixed_point import grid_step
 from sapf_ray.privacy.ledger import Ledger, LedgerEvent
-from sapf_ray.privacy.planner import STAGES, PrivacyPlan, StagePlan
+from sapf_ray.privacy.planner import PRIVATE_STAGES, PrivacyPlan, StagePlan
 from sapf_ray.privacy.release import sampler_delta
 
 MOST_VALUES = 10**9  # numbers in one release: more than any public model here has weights
@@ -245,7 +245,7 @@ def _sums(title: str, stage: StagePlan, *, bound: float) -> str:
 
 
 def _sampler(plan: PrivacyPlan, spent: float) -> str:
-    stages = [stage for name in STAGES if (stage := getattr(plan, name)) is not None]
+    stages = [stage for name in PRIVATE_STAGES if (stage := getattr(plan, name)) is not None]
     releases = sum(stage.count for stage in stages)
     lost = sampler_delta(MOST_VALUES, releases, epsilon=spent)
     text = (

@@ -46,7 +46,7 @@ from sapf_ray.privacy.events import (
 )
 
 ADD_OR_REMOVE_ONE = "add_or_remove_one"
-STAGES = ("selection", "finetune", "evolution")
+PRIVATE_STAGES = ("selection", "finetune", "evolution")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class PrivacyPlan:
     @property
     def reads_images(self) -> bool:
         """Whether any sensitive image is read."""
-        return any(getattr(self, name) is not None for name in STAGES)
+        return any(getattr(self, name) is not None for name in PRIVATE_STAGES)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``sapf plan --json``. JSON has no infinity: a non-private run's
@@ -155,7 +155,7 @@ class PrivacyPlan:
         try:
             fields = dict(data)
             fields.setdefault("evolution", None)  # plans of before Private Evolution lack it
-            for stage in STAGES:
+            for stage in PRIVATE_STAGES:
                 fields[stage] = None if fields[stage] is None else StagePlan(**fields[stage])
             fields["composed_epsilon"] = float(fields["composed_epsilon"])
             return cls(**fields)
@@ -238,7 +238,7 @@ def evolution_stage(
 
 def plan_events(plan: PrivacyPlan) -> list[tuple[str, DpEvent, int]]:
     """(stage, event of one release, number of releases) of all the plan allows."""
-    stages = [(name, getattr(plan, name)) for name in STAGES]
+    stages = [(name, getattr(plan, name)) for name in PRIVATE_STAGES]
     return [(name, stage.event(), stage.count) for name, stage in stages if stage is not None]
 
 

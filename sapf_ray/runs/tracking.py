@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec
 from sapf_ray.config import RunConfig, flatten, to_dict
 from sapf_ray.errors import SapfError, TrackingError, reason
 from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.planner import STAGES, PrivacyPlan
+from sapf_ray.privacy.planner import PRIVATE_STAGES, PrivacyPlan
 from sapf_ray.runs import runlog
 from sapf_ray.runs.directory import RunDirectory
 
@@ -157,7 +157,7 @@ class Tracker:
             "privacy/n_records": plan.n_records,
             "privacy/sample_rate": plan.sample_rate,
         }
-        for stage in STAGES:
+        for stage in PRIVATE_STAGES:
             part = getattr(plan, stage)
             if part is not None:
                 values[f"privacy/{stage}_noise_multiplier"] = part.noise_multiplier

@@ -41,7 +41,7 @@ MAX_RESTARTS = 3  # of one actor, and retries of one shard, by Ray itself
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class SamplingJob:
     """All an actor needs to know; public values only."""
 
     out_dir: str
@@ -68,7 +68,7 @@ class SamplingActor:
     loses nothing.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SamplingJob) -> None:
         torch.set_num_threads(max(1, int(job.config.cpus_per_actor)))
         self.job = job
         self.pipe: Any = None
@@ -161,7 +161,7 @@ def synthesize(
     spec = data_set_spec(
         model, adapter, class_names=class_names, prompts=prompts, config=config, seed=seed
     )
-    job = Job(
+    job = SamplingJob(
         out_dir=str(out),
         model=model.config,
         adapter_dir=adapter,
@@ -202,7 +202,7 @@ def synthesize(
 
 
 def _run_queue(
-    job: Job, shards: list[Shard], *, count: int, kind: type = SamplingActor
+    job: SamplingJob, shards: list[Shard], *, count: int, kind: type = SamplingActor
 ) -> Iterator[tuple[int, float]]:
     """Yields (images, seconds of work) of each shard as it is finished.
 
@@ -251,7 +251,7 @@ def _actor_count(config: SynthesisConfig) -> int:
     return config.num_actors or room
 
 
-def _pipeline(job: Job) -> Any:
+def _pipeline(job: SamplingJob) -> Any:
     """The public pipeline with the adapter merged into its weights."""
     pipe: Any = load_pipeline(
         job.model.path, job.model.dtype, device=pick_device(job.config.gpus_per_actor)

@@ -10,7 +10,7 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from sapf_ray.errors import ConfigError
-from sapf_ray.models.catalog import CATALOG
+from sapf_ray.models.catalog import PUBLIC_MODELS
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.saliency.scores import n_selected
 
@@ -85,7 +85,7 @@ def test_stable_diffusion_1_5_has_96_matrices_of_68_73_million_parameters(sd_1_5
     assert sum(entry.weight.numel() for entry in pool.values()) / 1e6 == pytest.approx(
         68.73, abs=0.01
     )
-    assert millions(sd_1_5) == pytest.approx(859.5, abs=0.1) == CATALOG["sd-v1-5"].parameters
+    assert millions(sd_1_5) == pytest.approx(859.5, abs=0.1) == PUBLIC_MODELS["sd-v1-5"].parameters
     assert all(entry.weight.is_meta for entry in pool.values())
 
 
@@ -110,7 +110,7 @@ def test_stable_diffusion_2_1_base_has_the_same_pool(sd_1_5):
         if n.endswith(("attn2.to_k", "attn2.to_v")) and entry.weight.shape[1] == 1024
     ]
     assert len(wide) == 32
-    assert millions(unet) == pytest.approx(CATALOG["sd-2-1-base"].parameters, abs=0.1)
+    assert millions(unet) == pytest.approx(PUBLIC_MODELS["sd-2-1-base"].parameters, abs=0.1)
 
 
 def test_dit_xl_2_has_84_matrices_in_28_layers(dit):
@@ -118,7 +118,7 @@ def test_dit_xl_2_has_84_matrices_in_28_layers(dit):
     assert len(pool) == 84 and n_selected(84, 0.3) == 26 and len(candidate_pool(dit, "qkvo")) == 112
     assert {tuple(entry.weight.shape) for entry in pool.values()} == {(1152, 1152)}
     assert {name.split(".")[1] for name in pool} == {str(i) for i in range(28)}
-    assert millions(dit) == pytest.approx(CATALOG["dit-xl-2-256"].parameters, abs=0.1)
+    assert millions(dit) == pytest.approx(PUBLIC_MODELS["dit-xl-2-256"].parameters, abs=0.1)
 
 
 def test_cross_attention_pools_name_the_model_that_has_none(dit):

@@ -9,7 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 
+from sapf_ray.config import DataConfig
 from sapf_ray.data import npz
+from sapf_ray.data.catalog import KnownSet
+from sapf_ray.data.sources.octmnist import MedMnist
 from sapf_ray.errors import DataError
 from tests.data.sources.published import octmnist_arrays, open_named, read_all, refusal
 
@@ -183,3 +186,29 @@ def test_the_published_training_set_has_the_published_test_set(tmp_path):
 def test_an_empty_folder(tmp_path):
     message = refusal("octmnist", tmp_path)
     assert "octmnist_128.npz" in message and "zenodo.org/records/10519652" in message
+
+
+class BloodMnist(MedMnist):
+    """Another MedMNIST set is a row and a name."""
+
+    name = "bloodmnist"
+    row = KnownSet(
+        name="bloodmnist",
+        title="BloodMNIST",
+        path="bloodmnist_64.npz or its folder",
+        url="https://zenodo.org/records/10519652",
+        class_names=tuple("abcd"),
+        prompts=tuple(f"A blood cell of type {name}" for name in "abcd"),
+    )
+
+
+def test_another_medmnist_set_is_a_row(tmp_path):
+    arrays = octmnist_arrays(channels=(3,))
+    np.savez_compressed(tmp_path / "bloodmnist_64.npz", **arrays)
+    source = BloodMnist(DataConfig(path=str(tmp_path)))
+    source.verify()
+    assert source.n_train == 40
+    assert source.prompts[1] == "A blood cell of type b"
+    images, labels = read_all(source, "train", 28)
+    assert np.array_equal(images, arrays["train_images"])
+    assert np.array_equal(labels, arrays["train_labels"][:, 0])
