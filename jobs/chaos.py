@@ -67,8 +67,10 @@ MOST_STARTS = 60  # of one run: a run that needs more makes no progress
 
 @dataclass(kw_only=True)
 class Kill:
-    """One SIGKILL: what it hit, how many seconds after the command's start, and which release the
-    ledger showed last.
+    """One SIGKILL.
+
+    What it hit, how many seconds after the command's start, and which release the ledger showed
+    last.
     """
 
     victim: str
@@ -77,8 +79,9 @@ class Kill:
 
 
 def ray_workers(root: int, title: str = "ray::") -> list[psutil.Process]:
-    """Ray workers below process ``root`` whose title begins with ``title``, in the order of the
-    process table.
+    """Ray workers below process ``root`` whose title begins with ``title``.
+
+    They are in the order of the process table.
     """
     found = []
     for process in psutil.Process(root).children(recursive=True):
@@ -110,8 +113,9 @@ def released(out: Path) -> dict[str, str]:
 
 
 def unpaid_or_doubled(out: Path) -> list[str]:
-    """What is wrong with a finished run's ledger; empty where every release is charged once and the
-    sum is within the plan.
+    """What is wrong with a finished run's ledger.
+
+    Empty where every release is charged once and the sum is within the plan.
     """
     ledger = Ledger.open(out / "ledger.jsonl")
     assert ledger.plan.finetune is not None

@@ -1,5 +1,6 @@
-"""The fine-tuning stage without Ray: the floor of the group ``ray``. Imports what the loop needs
-and no more.
+"""The fine-tuning stage without Ray: the floor of the group ``ray``.
+
+Imports what the loop needs and no more.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from sapf_ray.finetune.loop import TrainState, train, write_adapter
 
 
 def main(job_file: str, threads: int) -> None:
-    """Trains the pickled :class:`sapf_ray.finetune.loop.FinetuneJob` of ``job_file``, checkpoints
-    and adapter included.
+    """Trains the pickled :class:`sapf_ray.finetune.loop.FinetuneJob` of ``job_file``.
+
+    Checkpoints and adapter are included.
     """
     torch.set_num_threads(threads)
     job = pickle.loads(Path(job_file).read_bytes())

@@ -1,5 +1,6 @@
-"""Model sizes of the benchmark and the work every contender is given: the same records, draws and
-losses.
+"""Model sizes of the benchmark and the work every contender is given.
+
+The same records, draws and losses.
 """
 
 from __future__ import annotations
@@ -196,8 +197,9 @@ def write_pipeline(size: str, directory: Path) -> str:
 
 
 class Workload:
-    """A denoiser and random records; reading and draws go through the product's own code, for
-    rivals too.
+    """A denoiser and random records.
+
+    Reading and draws go through the product's own code, for rivals too.
     """
 
     def __init__(self, case: Case) -> None:

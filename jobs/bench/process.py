@@ -90,8 +90,9 @@ class Process:
 
 @dataclass(kw_only=True)
 class Entry:
-    """One row of a group: a contender and the case it gets; ``label`` is its name in figures and
-    tables.
+    """One row of a group: a contender and the case it gets.
+
+    ``label`` is its name in figures and tables.
     """
 
     label: str

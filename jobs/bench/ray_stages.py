@@ -127,8 +127,9 @@ class Timeline:
         return self.end - self.start
 
     def rate(self, first: int) -> float | None:
-        """Units per second from the moment ``first`` were done; None where progress was too coarse
-        to tell.
+        """Units per second from the moment ``first`` were done.
+
+        None where progress was too coarse to tell.
         """
         last = max(done for _, done in self.events)
         begin = next(((t, done) for t, done in self.events if first <= done < last), None)
@@ -143,8 +144,9 @@ def selection(
     workers: int,
     report: Progress,
 ) -> None:
-    """One shard a worker: a lone shard occupies one worker. Worker processes stay warm between
-    runs.
+    """One shard a worker: a lone shard occupies one worker.
+
+    Worker processes stay warm between runs.
     """
     directory = bench.directory()
     plan = make_plan(bench.config, bench.source.n_train)
@@ -195,10 +197,12 @@ def synthesis(
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Attributes:
-    run: (bench, workers, progress) runs the stage once.
-    images: Images of one run.
-    settled: Progress at which all of ``workers`` are at work; None where nothing has to start.
+    """How one stage is timed.
+
+    Attributes:
+        run: (bench, workers, progress) runs the stage once.
+        images: Images of one run.
+        settled: Progress at which all of ``workers`` are at work; None where nothing has to start.
     """
 
     run: Callable[[Bench, int, Progress], None]
@@ -227,8 +231,9 @@ STAGES = {
 
 @ray.remote(num_cpus=1)
 def _denoising_calls(model: str, seconds: float) -> float:
-    """Calls per second of the denoiser on one thread, work of no stage and without a word to
-    anybody else.
+    """Calls per second of the denoiser on one thread.
+
+    It is work of no stage, and talks to no other process.
     """
     torch.set_num_threads(1)
     unet = load_pipeline(model).unet
@@ -249,8 +254,9 @@ def _denoising_calls(model: str, seconds: float) -> float:
 
 
 def machine_ceiling(bench: Bench) -> Spread:
-    """Speed of two processes that share nothing against one: no stage can scale better on these
-    cores.
+    """Speed of two processes that share nothing against one.
+
+    No stage can scale better on these cores.
     """
     model = bench.config.model.path
     ratios = []
@@ -264,8 +270,9 @@ def machine_ceiling(bench: Bench) -> Spread:
 
 
 def workers2(bench: Bench) -> tuple[dict[str, Spread], dict[str, Any]]:
-    """One worker and two in turn: whole stages, and rates once the workers are at work
-    (``_after_start_up``).
+    """One worker and two in turn.
+
+    Whole stages, and rates once the workers are at work (``_after_start_up``).
     """
     figures: dict[str, Spread] = {"workers2_machine_ceiling": machine_ceiling(bench)}
     bench.log(
@@ -322,8 +329,9 @@ def _by_ray_train(bench: Bench) -> None:
 
 
 def ray_train(bench: Bench) -> tuple[dict[str, Spread], dict[str, Any]]:
-    """The fine-tuning stage by Ray Train against the same loop in a bare process, both with all
-    cores, in turn.
+    """The fine-tuning stage by Ray Train against the same loop in a bare process.
+
+    Both have all cores, in turn.
 
     Start-up, loading, checkpoints and the adapter are included. A bare run of two steps goes first,
     unmeasured: it pays for reading the libraries from disk.

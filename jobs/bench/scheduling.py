@@ -1,5 +1,6 @@
-"""What the orchestrator itself costs: selection's fan-out and synthesis's queue over work that does
-nothing.
+"""What the orchestrator itself costs.
+
+Selection's fan-out and synthesis's queue over work that does nothing.
 
 The driver's code is the product's own (:func:`sapf_ray.saliency.selection._exact_sum`,
 :func:`sapf_ray.synthesis.launcher._run_queue`); only the task and the actor are empty, so all of
@@ -132,8 +133,10 @@ def run(
     quick: bool,
     log: Log,
 ) -> dict[str, Spread]:
-    """Milliseconds per shard of the selection and per chunk of the synthesis, on one local Ray of
-    two cores, once its worker processes are up and have their libraries."""
+    """Milliseconds per shard of the selection and per chunk of the synthesis.
+
+    Measured on one local Ray of two cores, once its worker processes are up and have their libraries.
+    """
     shards, chunks = QUICK if quick else (SHARDS, CHUNKS)
     log(f"scheduling: {shards} empty shards, {chunks} empty chunks, {CPUS} cores")
     milliseconds: dict[str, list[float]] = {"shard": [], "chunk": []}

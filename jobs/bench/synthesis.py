@@ -1,5 +1,6 @@
-"""Contenders of synthesis: the sampling actor's own loop against a loop of pipeline calls, same
-seeds and prompts.
+"""Contenders of synthesis.
+
+The sampling actor's own loop against a loop of pipeline calls, same seeds and prompts.
 
 A step makes ``case.n`` images in batches of ``case.batch`` and encodes them as PNG; it returns the
 pixels.

@@ -1,5 +1,6 @@
-"""Contenders of one optimizer step: LoRA factors of selected matrices, or every weight of the
-U-Net.
+"""Contenders of one optimizer step.
+
+LoRA factors of selected matrices, or every weight of the U-Net.
 
 Clipping at norm 1, noise multiplier 1, AdamW; a step is one logical batch, in micro-batches.
 """
@@ -100,8 +101,9 @@ def _release_optimizer(work: Workload, parameters: dict[str, nn.Parameter]) -> R
 def ours(
     prepare: Prepare, gradients: Callable[[nn.Module, dict[str, nn.Parameter]], _Gradients]
 ) -> Callable[[Case], Step]:
-    """The body of ``finetune.loop.train``'s step; all but the ledger's line, which is written once
-    a step.
+    """The body of ``finetune.loop.train``'s step.
+
+    All but the ledger's line, which is written once a step.
     """
 
     def setup(case: Case) -> Step:

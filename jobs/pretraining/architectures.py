@@ -99,8 +99,9 @@ def build_pipeline() -> StableDiffusionPipeline:
 
 
 def build_unet(widths: tuple[int, int, int]) -> UNet2DConditionModel:
-    """Three one-layer levels (8, 4, 2 latents wide) of 10 transformer blocks, hence 60 q/k/v
-    matrices.
+    """Three one-layer levels (8, 4, 2 latents wide) of 10 transformer blocks.
+
+    Hence 60 q/k/v matrices.
 
     That takes a third of the time of two-layer levels of the same size.
     """
@@ -158,8 +159,9 @@ def build_dit(
     *,
     layers: int,
 ) -> DiTPipeline:
-    """A diffusion transformer over 16 patches of 2 x 2 latents, conditioned on one of 62 labels or
-    on none (label 62).
+    """A diffusion transformer over 16 patches of 2 x 2 latents.
+
+    It is conditioned on one of 62 labels or on none (label 62).
     """
     transformer = DiTTransformer2DModel(
         num_attention_heads=4,

@@ -20,12 +20,10 @@ MIB = 2**20
 class Generated(ImageSource):
     """Images made from their index where they are read; nothing is stored."""
 
-    name, class_names, prompts, n_test = (
-        "generated",
-        ("a", "b"),
-        ("An image of a", "An image of b"),
-        0,
-    )
+    name = "generated"
+    class_names = ("a", "b")
+    prompts = ("An image of a", "An image of b")
+    n_test = 0
 
     def __init__(self, n_train: int) -> None:
         self.n_train = n_train
@@ -91,21 +89,26 @@ def test_300000_records_of_96_pixels_do_not_fill_the_driver(ray_cluster, tiny_pi
         model=ModelConfig(path=model),
         shard_size=512,
     )
-    me, stop = psutil.Process(), threading.Event()
+    me = psutil.Process()
+    stop = threading.Event()
 
     def own() -> int:
-        """Bytes that are the process's own: mapped files and Ray's shared object store can be taken
-        back at any time.
+        """Bytes that are the process's own.
+
+        Mapped files and Ray's shared object store can be taken back at any time.
         """
         memory = me.memory_info()
         return memory.rss - memory.shared
 
-    before, most, resident = own(), 0, 0
+    before = own()
+    most = 0
+    resident = 0
 
     def watch() -> None:
         nonlocal most, resident
         while not stop.wait(0.05):
-            most, resident = max(most, own()), max(resident, me.memory_info().rss)
+            most = max(most, own())
+            resident = max(resident, me.memory_info().rss)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -1,5 +1,6 @@
-"""Hours on a cluster follow from measured costs: Table 12 comes back, devices share the work, one's
-own files serve.
+"""Hours on a cluster follow from measured costs.
+
+Table 12 comes back, devices share the work, one's own files serve.
 """
 
 from __future__ import annotations
@@ -101,14 +102,12 @@ def test_devices_share_the_work_until_it_has_no_more_pieces():
 
 
 def test_work_follows_the_config():
-    usual, config = (
-        work(paper_run(), plan_of(paper_run())),
-        paper_run(
-            saliency={"sample_rate": 0.5, "score": "force", "rounds": 3},
-            finetune={"steps": 10, "draws_per_record": 4},
-            synthesis={"n_images": 100, "steps": 10, "guidance_scale": 1.0},
-            evaluation={"epochs": 2, "classifiers": ["wrn", "resnet"]},
-        ),
+    usual = work(paper_run(), plan_of(paper_run()))
+    config = paper_run(
+        saliency={"sample_rate": 0.5, "score": "force", "rounds": 3},
+        finetune={"steps": 10, "draws_per_record": 4},
+        synthesis={"n_images": 100, "steps": 10, "guidance_scale": 1.0},
+        evaluation={"epochs": 2, "classifiers": ["wrn", "resnet"]},
     )
     assert usual == {
         "latents": 45_000,

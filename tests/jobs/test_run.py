@@ -102,7 +102,8 @@ def head() -> Iterator[Head]:
     directory = tempfile.mkdtemp(
         prefix="head", dir="/tmp"
     )  # sockets below have a limit of 107 characters
-    port, token = free_port(), secrets.token_hex(32)
+    port = free_port()
+    token = secrets.token_hex(32)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -31,7 +31,9 @@ def pipe() -> StableDiffusionPipeline:
 def fresh_digits() -> tuple[torch.Tensor, torch.Tensor]:
     """RGB float images in [0, 1] and labels 0..9 that no training run drew."""
     corpus = GlyphCorpus(PRETRAIN_FONTS, CHARACTERS)
-    images, labels = corpus.render(300, torch.Generator().manual_seed(777), torch.arange(300) % 10)
+    images, labels = corpus.render(
+        300, torch.Generator().manual_seed(777), classes=torch.arange(300) % 10
+    )
     return to_rgb(images), labels
 
 

@@ -1,6 +1,4 @@
-"""The accounting tables against the reference values of the design (dp-accounting 0.6) and against
-the paper.
-"""
+"""The accounting tables against reference values (dp-accounting 0.6) and against the paper."""
 
 from __future__ import annotations
 
@@ -182,8 +180,9 @@ def test_an_epsilon_that_cannot_be_met_is_a_missing_cell():
 
 
 def test_the_note_on_fractional_orders():
-    """dp-accounting overstates the RDP of a weak subsampled release between integer orders; never
-    understates it.
+    """dp-accounting overstates the RDP of a weak subsampled release between integer orders.
+
+    Never understates it.
     """
     rate = BY_EPOCHS.selection_rate(paper_setting("celeba"))
 

@@ -1,6 +1,4 @@
-"""The paper's tables with our numbers beside the printed ones, from finished run directories
-without any run.
-"""
+"""The paper's tables with our numbers beside the printed ones, from finished run directories."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The structured log: whole lines whatever happens, one run id over all starts, nothing but the
-events.
+"""The structured log.
+
+Whole lines whatever happens, one run id over all starts, nothing but the events.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ RELEASED = {
 
 
 def test_what_the_run_releases_is_copied_once_and_nothing_private(tmp_path):
-    run, there = finished(tmp_path / "run"), tmp_path / "bucket" / "run"
+    run = finished(tmp_path / "run")
+    there = tmp_path / "bucket" / "run"
     storage = Storage(f"file://{tmp_path}/bucket/", run)
     assert set(storage.publish()) == RELEASED
     assert names(there) == RELEASED | {"published.json", "run_id"}
@@ -62,7 +63,8 @@ def test_what_the_run_releases_is_copied_once_and_nothing_private(tmp_path):
 
 
 def test_a_broken_copy_is_told_and_made_good_by_the_next(tmp_path):
-    run, there = finished(tmp_path / "run"), tmp_path / "bucket" / "run"
+    run = finished(tmp_path / "run")
+    there = tmp_path / "bucket" / "run"
     storage = Storage(f"file://{tmp_path}/bucket", run)
     (there / "synthetic").write_text("a file where the folder should be")
     with pytest.raises(

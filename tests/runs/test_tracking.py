@@ -1,5 +1,6 @@
-"""What goes to MLflow about the budget of an evolution; test_pipeline does the same for
-fine-tuning.
+"""What goes to MLflow about the budget of an evolution.
+
+``test_pipeline`` does the same for fine-tuning.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def test_a_tasks_work_reaches_its_stage_and_waiting_for_it_does_not(ray_cluster,
             cluster.result(fail.remote())
     with stage("pictures"), worktime.working():
         time.sleep(0.1)
-    seconds, lost = stage.seconds, stage.orchestration
+    seconds = stage.seconds
+    lost = stage.orchestration
     assert seconds["selection"] - lost["selection"] >= 0.29 and lost["selection"] >= 0.49
     assert seconds["pictures"] - lost["pictures"] >= 0.09
 

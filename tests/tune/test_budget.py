@@ -1,5 +1,6 @@
-"""What a grid spends is known before it starts: every full-scale cell plans, and the total composes
-all of them.
+"""What a grid spends is known before it starts.
+
+Every full-scale cell plans, and the total composes all of them.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def cells_of(tmp_path: Path, **keys: object) -> list[Cell]:
 
 
 def plan_without_search(config: RunConfig, n_records: int) -> PrivacyPlan:
-    """All of the plan but the search for its noise, which takes a second for each of the paper's
-    settings.
+    """All of the plan but the search for its noise.
+
+    The search takes a second for each of the paper's settings.
     """
     return make_plan(replace(config, privacy=replace(config.privacy, non_private=True)), n_records)
 

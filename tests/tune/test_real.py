@@ -1,5 +1,8 @@
-"""Real runs inside a grid: DP cells side by side on two cores share latents and a selection, and do
-not wait for each other for ever."""
+"""Real runs inside a grid.
+
+DP cells side by side on two cores share latents and a selection, and do not wait for each other for
+ever.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""A grid through Ray Tune: bounded, resumable, one failing cell does not end it, children nest
-under the parent.
+"""A grid through Ray Tune.
+
+Bounded, resumable, one failing cell does not end it, children nest under the parent.
 
 The runs themselves are stubs here that leave a real run directory and a real MLflow run;
 `test_real.py` runs real ones.
@@ -27,14 +28,16 @@ from tests.tune.test_space import write
 
 @ray.remote(num_cpus=0, max_retries=0)
 def stub(config: dict, out: str) -> str | None:
-    """A run without work: counts its starts, breaks off once with seed 1, fails for good with seed
-    3.
+    """A run without work.
+
+    Counts its starts, breaks off once with seed 1, fails for good with seed 3.
     """
     from sapf_ray.config import from_dict
     from sapf_ray.runs.directory import RunDirectory
     from sapf_ray.runs.tracking import Tracker
 
-    run, whole = RunDirectory(out), from_dict(config)
+    run = RunDirectory(out)
+    whole = from_dict(config)
     run.claim(whole)
     Tracker.open(whole, run)
     starts = run.root / "starts"
@@ -158,8 +161,9 @@ def test_concurrency_is_what_fits_of_the_largest_cell(ray_cluster, tmp_path):
 
 
 def test_shared_latents_of_a_model_with_class_labels_go_with_its_last_cell(tmp_path, monkeypatch):
-    """The folder a run writes to is the one the grid deletes, whatever of the model's config
-    decides what is in it.
+    """The folder a run writes to is the one the grid deletes.
+
+    Whatever of the model's config decides what is in it.
     """
     base = {
         "finetune.steps": 2,

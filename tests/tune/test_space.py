@@ -1,5 +1,6 @@
-"""Spaces: every file in tune_spaces parses into distinct valid cells; what is wrong is one line
-that names it.
+"""Spaces: every file in tune_spaces parses into distinct valid cells.
+
+What is wrong is one line that names it.
 """
 
 from __future__ import annotations

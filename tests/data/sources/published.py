@@ -20,8 +20,9 @@ from sapf_ray.errors import SapfError
 
 
 class Python2Pickler(pickle._Pickler):  # type: ignore[misc]
-    """Protocol 2 as Python 2 and numpy 1 wrote it: every string a byte string, modules by their old
-    names.
+    """Protocol 2 as Python 2 and numpy 1 wrote it.
+
+    Every string a byte string, modules by their old names.
     """
 
     dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
@@ -62,10 +63,8 @@ def write_cifar10(folder: Path, per_file: int = 7) -> tuple[np.ndarray, np.ndarr
     """Writes all batches; returns all images (train then test) and labels."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    pixels, labels = (
-        rng.integers(0, 256, (6 * per_file, 32, 32, 3), np.uint8),
-        rng.integers(0, 10, 6 * per_file),
-    )
+    pixels = rng.integers(0, 256, (6 * per_file, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 10, 6 * per_file)
     for i, name in enumerate([*(f"data_batch_{j}" for j in range(1, 6)), "test_batch"]):
         rows = slice(i * per_file, (i + 1) * per_file)
         (folder / name).write_bytes(python2_pickle(cifar_batch(labels[rows], pixels[rows])))
@@ -143,7 +142,8 @@ PATCHES = [
     ("099", 4, 10016, 7, 0, 49, 4, 0),
     ("004", 4, 1, 2, 0, 0, 0, 0),
 ]
-TRAIN_PATCHES, TEST_PATCHES = [0, 2, 8, 9, 10], [5, 6, 7]
+TRAIN_PATCHES = [0, 2, 8, 9, 10]
+TEST_PATCHES = [5, 6, 7]
 
 
 def patch_path(row: tuple) -> str:
@@ -194,8 +194,9 @@ def hf_table(
 
 
 def write_parquet(root: Path, **kwargs) -> None:
-    """Two training shards of 25 and 15 rows in row groups of 10, one test file of 6; value of image
-    i is i.
+    """Two training shards of 25 and 15 rows in row groups of 10, one test file of 6.
+
+    Value of image i is i.
     """
     root.mkdir(parents=True, exist_ok=True)
     for name, values in (

@@ -52,7 +52,8 @@ def test_opening_opens_no_image_and_pickles_small(root, monkeypatch):
 
 def test_each_directory_is_listed_once_per_split(root, monkeypatch):
     """Rows of one slide are scattered over the published table."""
-    source, listed = open_named("camelyon", root), []
+    source = open_named("camelyon", root)
+    listed = []
     original = files._list
     monkeypatch.setattr(
         files, "_list", lambda folder: listed.append(folder.name) or original(folder)

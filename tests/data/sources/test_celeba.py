@@ -120,7 +120,8 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-ATTR, EVAL = "list_attr_celeba.txt", "list_eval_partition.txt"
+ATTR = "list_attr_celeba.txt"
+EVAL = "list_eval_partition.txt"
 
 
 @pytest.mark.parametrize(

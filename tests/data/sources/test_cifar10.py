@@ -67,7 +67,10 @@ class Counting:
     total = 0
 
     def __init__(self, file):
-        self.file, self.tell, self.seek, self.fileno = file, file.tell, file.seek, file.fileno
+        self.file = file
+        self.tell = file.tell
+        self.seek = file.seek
+        self.fileno = file.fileno
 
     def _count(self, part):
         Counting.total += len(part)

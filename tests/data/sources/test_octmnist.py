@@ -125,7 +125,8 @@ def test_a_stream_is_inflated_once_and_later_reads_start_nearby(tmp_path, monkey
 
 
 def test_fingerprint_follows_the_content_not_the_clock(tmp_path):
-    arrays, path = octmnist_arrays(), tmp_path / "octmnist.npz"
+    arrays = octmnist_arrays()
+    path = tmp_path / "octmnist.npz"
 
     def fingerprint():
         np.savez_compressed(path, **arrays)
@@ -144,7 +145,8 @@ def rewritten(path, **changes):
 
 
 def test_other_content(tmp_path):
-    path, arrays = tmp_path / "octmnist_128.npz", octmnist_arrays()
+    path = tmp_path / "octmnist_128.npz"
+    arrays = octmnist_arrays()
     for changes, words in (
         ({"train_images": None}, ["no array train_images", "val_images"]),
         ({"test_labels": None}, ["no array test_labels"]),

@@ -110,10 +110,8 @@ def test_without_test_files_a_record_s_own_path_decides(tmp_path):
         source.verify()
         return {split: set(values(read_all(source, split, 6)[0])) for split in ("train", "test")}
 
-    before, after = (
-        members(list(range(1, 100))),
-        members(list(range(100))),
-    )  # one more record, at the start
+    before = members(list(range(1, 100)))
+    after = members(list(range(100)))  # one more record, at the start
     assert before["train"] <= after["train"] and before["test"] <= after["test"]
     assert (
         not after["train"] & after["test"]

@@ -59,7 +59,8 @@ class TestDigits:
     source = open_source(DataConfig())
 
     def test_split_is_1297_and_500_and_disjoint(self):
-        train, test = self.source._records("train"), self.source._records("test")
+        train = self.source._records("train")
+        test = self.source._records("test")
         assert (len(train), len(test)) == (self.source.n_train, self.source.n_test) == (1297, 500)
         assert sorted([*train, *test]) == list(range(1797))
         assert train[:5].tolist() == [1223, 327, 1791, 48, 1302]  # constant over versions
