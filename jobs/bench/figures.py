@@ -42,48 +42,27 @@ _RIVALS = (
 GROUPS: dict[str, tuple[Row, ...]] = {
     "selection": (
         Row(label="ours", tuned=True),
-        Row(
-            label="ours_pool12",
-            contender="ours",
-            tuned=True,
-            pool=12,
-        ),
+        Row(label="ours_pool12", contender="ours", tuned=True, pool=12),
         Row(label="plain"),
-        Row(
-            label="plain_tuned",
-            contender="plain",
-            tuned=True,
-        ),
+        Row(label="plain_tuned", contender="plain", tuned=True),
         *_RIVALS,
     ),
     "lora": (
         Row(label="ours", tuned=True),
         Row(label="nonprivate"),
-        Row(
-            label="nonprivate_tuned",
-            contender="nonprivate",
-            tuned=True,
-        ),
+        Row(label="nonprivate_tuned", contender="nonprivate", tuned=True),
         *_RIVALS,
     ),
     "full": (
         Row(label="ours", tuned=True),
         Row(label="nonprivate"),
-        Row(
-            label="nonprivate_tuned",
-            contender="nonprivate",
-            tuned=True,
-        ),
+        Row(label="nonprivate_tuned", contender="nonprivate", tuned=True),
         *_RIVALS,
     ),
     "synthesis": (
         Row(label="ours", tuned=True),
         Row(label="pipeline"),
-        Row(
-            label="pipeline_tuned",
-            contender="pipeline",
-            tuned=True,
-        ),
+        Row(label="pipeline_tuned", contender="pipeline", tuned=True),
     ),
 }
 # the size whose figures carry the plain names; another size's are prefixed with it
@@ -93,55 +72,23 @@ PRIMARY = {"selection": "sd", "lora": "sd", "full": "sd", "synthesis": EMBEDDED}
 CASES: dict[tuple[str, str], Case] = {
     ("selection", "sd"): Case(size="sd", batch=8),
     ("lora", "sd"): Case(size="sd", batch=8),
-    ("full", "sd"): Case(
-        size="sd",
-        batch=4,
-        records=8,
-    ),
+    ("full", "sd"): Case(size="sd", batch=4, records=8),
     ("selection", EMBEDDED): Case(size=EMBEDDED, batch=64),
     ("lora", EMBEDDED): Case(size=EMBEDDED, batch=64),
     ("full", EMBEDDED): Case(size=EMBEDDED, batch=32),
-    ("synthesis", EMBEDDED): Case(
-        size=EMBEDDED,
-        batch=50,
-        records=100,
-    ),
+    ("synthesis", EMBEDDED): Case(size=EMBEDDED, batch=50, records=100),
     ("selection", "tiny"): Case(size="tiny", batch=2),
     ("lora", "tiny"): Case(size="tiny", batch=2),
-    ("full", "tiny"): Case(
-        size="tiny",
-        batch=2,
-        records=4,
-    ),
-    ("synthesis", "tiny"): Case(
-        size="tiny",
-        batch=2,
-        records=4,
-    ),
+    ("full", "tiny"): Case(size="tiny", batch=2, records=4),
+    ("synthesis", "tiny"): Case(size="tiny", batch=2, records=4),
     ("selection", "sd15-256"): Case(size="sd15-256", batch=16),
     ("lora", "sd15-256"): Case(size="sd15-256", batch=16),
-    ("full", "sd15-256"): Case(
-        size="sd15-256",
-        batch=2,
-        records=4,
-    ),
-    ("synthesis", "sd15-256"): Case(
-        size="sd15-256",
-        batch=16,
-        records=32,
-    ),
+    ("full", "sd15-256"): Case(size="sd15-256", batch=2, records=4),
+    ("synthesis", "sd15-256"): Case(size="sd15-256", batch=16, records=32),
     ("selection", "sd15-512"): Case(size="sd15-512", batch=8),
     ("lora", "sd15-512"): Case(size="sd15-512", batch=8),
-    ("full", "sd15-512"): Case(
-        size="sd15-512",
-        batch=2,
-        records=4,
-    ),
-    ("synthesis", "sd15-512"): Case(
-        size="sd15-512",
-        batch=8,
-        records=16,
-    ),
+    ("full", "sd15-512"): Case(size="sd15-512", batch=2, records=4),
+    ("synthesis", "sd15-512"): Case(size="sd15-512", batch=8, records=16),
 }
 
 

@@ -93,13 +93,7 @@ class _Deflated:
         self._start = start
         self._size = size
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        self._states = [
-            _State(
-                out=0,
-                fed=0,
-                inflater=inflater,
-            )
-        ]
+        self._states = [_State(out=0, fed=0, inflater=inflater)]
         self._cursor = self._states[0].copy()
         self._lock = threading.Lock()
 

@@ -52,42 +52,14 @@ def reproduce_accounting(name: str) -> Report:
 def _table13_report() -> Report:
     rows = table13()
     columns = (
-        Column(
-            key="dataset",
-            header="data set",
-            labels=DATASET_NAMES,
-        ),
-        Column(
-            key="epsilon",
-            header="ε",
-            format="g",
-        ),
+        Column(key="dataset", header="data set", labels=DATASET_NAMES),
+        Column(key="epsilon", header="ε", format="g"),
         Column(key="reading", header="selection"),
-        Column(
-            key="n_records",
-            header="N",
-            format=",d",
-        ),
-        Column(
-            key="sigma_s",
-            header="σ_s",
-            format="g",
-        ),
-        Column(
-            key="paper_noise_multiplier",
-            header="paper's σ",
-            format="g",
-        ),
-        Column(
-            key="epsilon_rdp",
-            header="its ε, RDP",
-            format=".3f",
-        ),
-        Column(
-            key="epsilon_pld",
-            header="its ε, PLD",
-            format=".3f",
-        ),
+        Column(key="n_records", header="N", format=",d"),
+        Column(key="sigma_s", header="σ_s", format="g"),
+        Column(key="paper_noise_multiplier", header="paper's σ", format="g"),
+        Column(key="epsilon_rdp", header="its ε, RDP", format=".3f"),
+        Column(key="epsilon_pld", header="its ε, PLD", format=".3f"),
         Column(
             key="noise_rdp",
             header="our σ, RDP",
@@ -244,26 +216,10 @@ def _label(row: Row) -> str:
 def _table10_report() -> Report:
     rows = table10()
     columns = [
-        Column(
-            key="epsilon",
-            header="ε",
-            format="g",
-        ),
-        Column(
-            key="sigma_s",
-            header="σ_s",
-            format="g",
-        ),
-        Column(
-            key="paper_selection_percent",
-            header="paper select %",
-            format=".2f",
-        ),
-        Column(
-            key="paper_finetune_percent",
-            header="paper tune %",
-            format=".2f",
-        ),
+        Column(key="epsilon", header="ε", format="g"),
+        Column(key="sigma_s", header="σ_s", format="g"),
+        Column(key="paper_selection_percent", header="paper select %", format=".2f"),
+        Column(key="paper_finetune_percent", header="paper tune %", format=".2f"),
     ]
     for index, reading in enumerate(READINGS):
         for stage, word in (("selection", "select"), ("finetune", "tune")):
@@ -328,16 +284,8 @@ def _range(values: Iterable[float]) -> str:
 def _table9_report() -> Report:
     rows = table9()
     columns = [
-        Column(
-            key="epsilon",
-            header="ε",
-            format="g",
-        ),
-        Column(
-            key="sigma_s",
-            header="σ_s",
-            format="g",
-        ),
+        Column(key="epsilon", header="ε", format="g"),
+        Column(key="sigma_s", header="σ_s", format="g"),
     ]
     for index, reading in enumerate(READINGS):
         if reading is SUBSAMPLE:

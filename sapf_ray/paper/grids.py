@@ -79,12 +79,7 @@ PAPER_GRIDS: Mapping[str, PaperGrid] = {
     "table15": PaperGrid(
         axes={"dataset": "dataset", "method": "metric"},
         extra=(
-            ExtraColumn(
-                key="select_hours",
-                header="selection hours",
-                format=".4f",
-                paper="hours",
-            ),
+            ExtraColumn(key="select_hours", header="selection hours", format=".4f", paper="hours"),
         ),
     ),
     "figure4": PaperGrid(axes={**_MODEL_DATA, "method": "method"}, plot="bars"),
@@ -318,18 +313,8 @@ def _resources(
     columns = [
         *axis_columns(axes),
         Column(key="stage", header="stage"),
-        Column(
-            key="gb",
-            header="memory GB",
-            format=".2f",
-            paper_key="paper_gb",
-        ),
-        Column(
-            key="hours",
-            header="hours",
-            format=".3f",
-            paper_key="paper_hours",
-        ),
+        Column(key="gb", header="memory GB", format=".2f", paper_key="paper_gb"),
+        Column(key="hours", header="hours", format=".3f", paper_key="paper_hours"),
     ]
     return columns, rows
 
@@ -364,16 +349,8 @@ def _matrices(
     columns = [
         *axis_columns(axes),
         Column(key="block", header="block"),
-        Column(
-            key="attn1",
-            header="self-attention",
-            paper_key="paper_attn1",
-        ),
-        Column(
-            key="attn2",
-            header="cross-attention",
-            paper_key="paper_attn2",
-        ),
+        Column(key="attn1", header="self-attention", paper_key="paper_attn1"),
+        Column(key="attn2", header="cross-attention", paper_key="paper_attn2"),
     ]
     return columns, rows
 
@@ -394,15 +371,7 @@ def write_plots(
         return []
     panels = tuple(axis for axis in ("model", "dataset") if axis != spec.by)
     if spec.plot == "bars":
-        return [
-            save_bars(
-                report.rows,
-                "method",
-                panels=panels,
-                path=path,
-                title=title,
-            )
-        ]
+        return [save_bars(report.rows, "method", panels=panels, path=path, title=title)]
     return [
         save_lines(
             report.rows,

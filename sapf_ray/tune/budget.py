@@ -21,8 +21,9 @@ from sapf_ray.config import DataConfig, RunConfig, config_hash
 from sapf_ray.data.base import open_source
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import SapfError
-from sapf_ray.estimate.cluster import Cluster, estimate_run
+from sapf_ray.estimate.cluster import estimate_run
 from sapf_ray.estimate.costs import shipped_costs
+from sapf_ray.estimate.result import Cluster
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.models.location import BUNDLED_DIR, resolve_model
 from sapf_ray.models.public_model import PublicModel

@@ -210,22 +210,10 @@ def grid_report(
         rows.append({axes[0]: label, **_real_row(accuracies)})
     columns = [
         *axis_columns(axes),
-        Column(
-            key="runs",
-            header="runs",
-            format="d",
-        ),
+        Column(key="runs", header="runs", format="d"),
         *score_columns(rows),
-        Column(
-            key="epsilon_spent",
-            header="ε spent",
-            format=".4g",
-        ),
-        Column(
-            key="minutes",
-            header="minutes a run",
-            format=".1f",
-        ),
+        Column(key="epsilon_spent", header="ε spent", format=".4g"),
+        Column(key="minutes", header="minutes a run", format=".1f"),
     ]
     if any(row.get("missing") for row in rows):
         columns.append(Column(key="missing", header="not done"))

@@ -17,8 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.errors import ConfigError
-from sapf_ray.estimate.cluster import RunEstimate, estimate_run, open_cluster
-from sapf_ray.estimate.costs import SD15_GFLOP, UNITS, Measured, read_costs, shipped_costs, work
+from sapf_ray.estimate.cluster import estimate_run, open_cluster
+from sapf_ray.estimate.costs import SD15_GFLOP, UNITS, Measured, shipped_costs, work
+from sapf_ray.estimate.measurements import read_costs
+from sapf_ray.estimate.result import RunEstimate
 from sapf_ray.paper.tables import paper_setting, paper_table
 from sapf_ray.privacy.planner import PrivacyPlan, StagePlan, make_plan
 from sapf_ray.runs.directory import RunDirectory

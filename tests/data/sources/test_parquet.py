@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sapf_ray.data.sources import parquet
+from sapf_ray.data import parquet
 from sapf_ray.errors import DataError
 from sapf_ray.synthesis.sampling_plan import SamplingPlan
 from sapf_ray.synthesis.writer import write_shard
@@ -62,7 +62,7 @@ def test_columns_are_found_by_their_features(tmp_path):
 def test_opening_decodes_nothing_and_pickles_small(tmp_path, monkeypatch):
     write_parquet(tmp_path)
     monkeypatch.setattr(parquet, "decode", lambda *a: pytest.fail("an image was decoded"))
-    monkeypatch.setattr(parquet._RowGroup, "decode", lambda *a: pytest.fail("a row group was read"))
+    monkeypatch.setattr(parquet.RowGroup, "decode", lambda *a: pytest.fail("a row group was read"))
     source = open_named("parquet", tmp_path)
     assert source.fingerprint() == open_named("parquet", tmp_path).fingerprint()
     packed = pickle.dumps(source)
@@ -76,7 +76,7 @@ def test_only_the_requested_row_groups_are_read(tmp_path, monkeypatch):
     source = open_named("parquet", tmp_path)
     read = []
     decoded = []
-    decode_group = parquet._RowGroup.decode
+    decode_group = parquet.RowGroup.decode
     decode = parquet.decode
 
     def noting_group(group, *args):
@@ -87,7 +87,7 @@ def test_only_the_requested_row_groups_are_read(tmp_path, monkeypatch):
         decoded.append(name)
         return decode(*args, name=name)
 
-    monkeypatch.setattr(parquet._RowGroup, "decode", noting_group)
+    monkeypatch.setattr(parquet.RowGroup, "decode", noting_group)
     monkeypatch.setattr(parquet, "decode", noting_image)
     source.read("train", np.array([36, 22, 21]), resolution=6)
     assert read == [("train-00000", 2), ("train-00001", 1)]

@@ -1,0 +1,307 @@
+"""Parquet files of images: finding them, their columns, their rows.
+
+What they must look like, :mod:`sapf_ray.data.sources.parquet` says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sapf_ray.data.base import Split
+from sapf_ray.data.catalog import DATA_SETS
+from sapf_ray.data.decoding import decode
+from sapf_ray.data.files import SPLITS, Stamp, split_of
+from sapf_ray.errors import DataError, reason
+
+_ROWS_AT_A_TIME = 64
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")
+_NAMES = {"Image": ("image", "img"), "ClassLabel": ("label",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetColumns:
+    """What a file's metadata says of its columns.
+
+    Attributes:
+        image: Leaf column of the images' content.
+        path: Leaf column of the images' paths, None where there is none.
+        label: The label column.
+        class_names: Names of the classes; none where the metadata have none.
+    """
+
+    image: str
+    path: str | None
+    label: str
+    class_names: tuple[str, ...]
+
+
+def find_files(root: Path) -> dict[Split, tuple[Path, ...]]:
+    """Training and test files, sorted.
+
+    Raises:
+        DataError: There are no training files, several data sets, or a shard is missing.
+    """
+    if root.is_file():
+        return {"train": (root,), "test": ()}
+    files = [path for path in root.rglob("*.parquet") if path.is_file()]
+    files = sorted(path for path in files if not path.name.startswith("."))
+    found: dict[Split, tuple[Path, ...]] = {}
+    for split in SPLITS:
+        members = [path for path in files if _is_of(path.relative_to(root), split)]
+        folders = sorted({str(path.parent) for path in members})
+        if len(folders) > 1:
+            raise DataError(
+                f"{root}: {split} files in several folders ({', '.join(folders)}); "
+                "data.path must be one data set"
+            )
+        _check_complete(members)
+        found[split] = tuple(members)
+    if not found["train"]:
+        expected = DATA_SETS["parquet"].path
+        raise DataError(
+            f"{root}: no training files; expected a {expected}, or sub-folders train/ and test/"
+        )
+    return found
+
+
+def _is_of(relative: Path, split: str) -> bool:
+    """Whether a file is of a split, by its own name or by a folder's."""
+    named = re.match(rf"{split}(-.*)?\.parquet$", relative.name) is not None
+    return named or split in relative.parts[:-1]
+
+
+def _check_complete(paths: list[Path]) -> None:
+    """Shards that say of how many they are one must all be there."""
+    present = {path.name for path in paths}
+    for path in paths:
+        shard = _SHARD.fullmatch(path.name)
+        if shard is None or len(paths) == int(shard[3]):
+            continue
+        n = int(shard[3])
+        names = [f"{shard[1]}-{i:05d}-of-{shard[3]}.parquet" for i in range(n)]
+        missing = [name for name in names if name not in present]
+        if missing:
+            raise DataError(
+                f"{path.parent / missing[0]}: no such file; {path.name} is one of {n}; "
+                "copy the data set again"
+            )
+        raise DataError(f"{path}: mixes two ways of cutting; copy the data set again")
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: not a readable Parquet file ({reason(error)}); copy it again")
+
+
+def group_rows(path: Path) -> np.ndarray:
+    """Number of rows of each row group, int64."""
+    with _open(path) as file:
+        metadata = file.metadata
+        counts = [metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    return np.array(counts, np.int64)
+
+
+def read_columns(path: Path) -> ParquetColumns:
+    """The columns of a file and its class names.
+
+    Raises:
+        DataError: A column is missing or of another type.
+    """
+    with _open(path) as file:
+        schema = file.schema_arrow
+    features = _features(schema, path)
+    image = _column(path, schema, features=features, kind="Image")
+    label = _column(path, schema, features=features, kind="ClassLabel")
+    parts = _image_parts(path, schema.field(image))
+    label_type = schema.field(label).type
+    if not pa.types.is_integer(label_type):
+        raise DataError(f"{path}: column {label} must be integers, is {label_type}")
+    names = features.get(label, {}).get("names") or []
+    if not isinstance(names, list):
+        raise DataError(f"{path}: class names in the metadata must be a list")
+    return ParquetColumns(
+        image=f"{image}.bytes" if parts else image,
+        path=f"{image}.path" if "path" in parts else None,
+        label=label,
+        class_names=tuple(map(str, names)),
+    )
+
+
+def _image_parts(path: Path, field: pa.Field) -> list[str]:
+    """Names within the struct of an image column; none if it is binary."""
+    parts = []
+    content = field.type
+    if pa.types.is_struct(content):
+        parts = [content.field(i).name for i in range(content.num_fields)]
+    if "bytes" in parts:
+        content = content.field("bytes").type
+    if pa.types.is_binary(content) or pa.types.is_large_binary(content):
+        return parts
+    raise DataError(
+        f"{path}: column {field.name} must be binary, or a struct with the images' bytes, "
+        f"is {field.type}"
+    )
+
+
+def _features(schema: pa.Schema, path: Path) -> dict[str, Any]:
+    """Column name → feature, as ``datasets`` notes them."""
+    raw = (schema.metadata or {}).get(b"huggingface")
+    if raw is None:
+        return {}
+    try:
+        features = json.loads(raw)["info"]["features"]
+        return {name: row for name, row in features.items() if isinstance(row, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: metadata key huggingface is not as datasets writes it ({reason(error)})"
+        ) from error
+
+
+def _column(
+    path: Path,
+    schema: pa.Schema,
+    *,
+    features: dict[str, Any],
+    kind: str,
+) -> str:
+    """The column of a kind: marked as such in the metadata, or called as usual."""
+    marked = []
+    for name, feature in features.items():
+        if name in schema.names and feature.get("_type") == kind:
+            marked.append(name)
+    candidates = marked or schema.names
+    for name in _NAMES[kind]:
+        if name in candidates:
+            return name
+    if len(marked) == 1:
+        return marked[0]
+    expected = f"called {' or '.join(_NAMES[kind])}"
+    if marked:
+        expected = f"one of {', '.join(marked)} called {_NAMES[kind][0]}"
+    present = ", ".join(schema.names)
+    raise DataError(f"{path}: columns are {present}; expected a {kind} column {expected}")
+
+
+def _read_column(path: Path, leaf: str) -> pa.ChunkedArray:
+    with _open(path) as file:
+        try:
+            return file.read([leaf]).column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from error
+
+
+@lru_cache(maxsize=1024)
+def read_labels(
+    path: Path,
+    column: str,
+    *,
+    _stamp: Stamp,
+) -> np.ndarray:
+    """The label column of a file, int64.
+
+    Raises:
+        DataError: It has empty cells.
+    """
+    values = _read_column(path, column)
+    if values.null_count:
+        raise DataError(f"{path}: column {column} has {values.null_count} empty cells")
+    return values.to_numpy().astype(np.int64)
+
+
+@lru_cache(maxsize=2)
+def hashed_rows(
+    paths: tuple[Path, ...],
+    *,
+    columns: ParquetColumns,
+    test_fraction: float,
+    _stamps: tuple[Stamp, ...],
+) -> dict[Split, np.ndarray]:
+    """Rows of each split by a hash of the image's path."""
+    names: list[str | None] = []
+    if columns.path:
+        for path in paths:
+            column = _read_column(path, columns.path).combine_chunks()
+            names += column.field("path").to_pylist()
+    if not names or None in names or len(set(names)) != len(names):
+        raise DataError(
+            f"{paths[0].parent}: no test files, and images have no path of their own to split "
+            "them by; expected files called test-*.parquet or a sub-folder test/"
+        )
+    splits = np.array([split_of(str(name), test_fraction) for name in names])
+    return {split: np.flatnonzero(splits == split) for split in SPLITS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGroup:
+    """The images of one row group.
+
+    Attributes:
+        path: The file.
+        number: Which of the file's row groups.
+        start: Row of the file at which the group begins.
+        column: Leaf column of the images' content.
+    """
+
+    path: Path
+    number: int
+    start: int
+    column: str
+
+    def decode(self, rows: np.ndarray, resolution: int) -> Iterator[np.ndarray]:
+        """Ascending rows of the group; errors count rows from the start of the file."""
+        wanted = rows.tolist()
+        with _open(self.path) as file:
+            batches = file.iter_batches(
+                _ROWS_AT_A_TIME,
+                row_groups=[self.number],
+                columns=[self.column],
+            )
+            start = 0
+            while wanted:
+                content = self._next(batches)
+                stop = start + len(content)
+                while wanted and wanted[0] < stop:
+                    row = wanted.pop(0)
+                    yield self._image(content[row - start].as_py(), row, resolution=resolution)
+                start = stop
+
+    def _next(self, batches: Iterator[pa.RecordBatch]) -> pa.Array:
+        """Content of the next rows."""
+        try:
+            column = next(batches).column(0)
+        except StopIteration as error:
+            raise _damaged(self.path, EOFError("cut off")) from error
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self.path, error) from error
+        return column.field("bytes") if self.column.endswith(".bytes") else column
+
+    def _image(
+        self,
+        content: bytes | None,
+        row: int,
+        *,
+        resolution: int,
+    ) -> np.ndarray:
+        name = f"{self.path}, row {self.start + row}"
+        if content is None:
+            raise DataError(
+                f"{name}: no image bytes; the file names images that lie elsewhere, "
+                "embed them first"
+            )
+        return decode(content, resolution, name=name)
