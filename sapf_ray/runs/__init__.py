@@ -1,0 +1,1 @@
+"""A run's furniture: context, directory, log, clocks, gauges, tracking, storage."""
