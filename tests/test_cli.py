@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import yaml
 
+from sapf_ray import __version__, registry
 from sapf_ray.config import RunConfig, flatten, from_dict, result_keys, to_dict
+from sapf_ray.config.fields import fields
 from sapf_ray.errors import ConfigError
 from tests.commands import call
 
@@ -148,8 +153,166 @@ def test_unknown_key_in_yaml_names_it(capsys, tmp_path):
         from_dict({"privacyy": {}})
 
 
-def test_help_names_units_and_defaults(capsys):
+def help_of(capsys, key: str) -> str:
+    """What `sapf run --help` says of one key, on one line."""
     code, out, _ = call(capsys, "run", "--help")
     assert code == 0
-    assert "Noise std over sensitivity" in " ".join(out.split())
-    assert "default: 0.3" in out
+    words = " ".join(out.split())
+    start = re.search(rf"--{re.escape(key)} (?:\[|[A-Z])", words)
+    assert start is not None, f"{key} is not in the help"
+    return words[start.start() :].partition(" --")[0]
+
+
+def test_help_names_units_and_defaults(capsys):
+    text = help_of(capsys, "saliency.noise_multiplier")
+    assert "Noise std over sensitivity" in text and text.endswith("(default: 25.0)")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("privacy.epsilon", "EPSILON (float > 0) "),
+        ("privacy.delta", "DELTA (float in (0, 1), or null) "),
+        ("privacy.accountant", "ACCOUNTANT ({pld, rdp}) "),
+        ("saliency.ratio", "RATIO (float in (0, 1]) "),
+        ("finetune.batch_size", "BATCH_SIZE (int >= 1) "),
+        ("finetune.ema_decay", "EMA_DECAY (float in [0, 1)) "),
+        ("evaluation.enabled", "ENABLED (true or false) "),
+        ("data.path", "PATH (str, or null) "),
+        ("seed", "SEED (int >= 0) "),
+    ],
+)
+def test_help_shows_choices_and_ranges(capsys, key, words):
+    assert help_of(capsys, key).startswith(f"--{key} {words}")
+
+
+def test_help_shows_every_key_with_its_choices(capsys):
+    _, out, _ = call(capsys, "run", "--help")
+    words = " ".join(out.split())
+    for key, field in fields().items():
+        assert f"--{key} " in words
+        for name in field.kind.choices() if field.kind.choices else ():
+            assert name in words
+
+
+def test_version(capsys):
+    assert call(capsys, "--version") == (0, f"sapf-ray {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--help", "run --help", "tune --help", "methods", "datasets --json", "models", "--version"],
+)
+def test_what_lists_loads_no_heavy_library(arguments):
+    program = (
+        "import sys; from sapf_ray.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'diffusers', 'transformers', 'scipy', 'matplotlib', 'mlflow'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "[]\n" and len(done.stdout) > 10
+
+
+def test_planning_without_data_loads_neither_torch_nor_ray():
+    program = (
+        "import sys; from sapf_ray.cli import main\n"
+        "main(['plan', '--json', '--data.n_records', '45000', '--privacy.accountant', 'rdp'])\n"
+        "print(sorted({'torch', 'ray', 'diffusers', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("\n[]\n")
+
+
+def test_a_plugins_row_is_listed_and_taken(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv(registry.PLUGINS, "")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_sources.py").write_text(
+        "from sapf_ray.data.base import SOURCES, ImageSource, register\n"
+        "@register('thirty')\n"
+        "class Thirty(ImageSource):\n"
+        "    n_train = 30_000\n"
+        "    def __init__(self, config): pass\n"
+        "    read = labels = fingerprint = verify = None\n"
+        "def forget(): del SOURCES['thirty']\n"
+    )
+    code, _, err = call(capsys, "plan", "--data.source", "thirty")
+    assert code == 2 and "data.source = 'thirty': must be one of" in err
+    options = ("--plugins", "my_sources", "--data.source", "thirty")
+    try:
+        code, out, err = call(capsys, "plan", "--json", "--privacy.accountant", "rdp", *options)
+        assert code == 0, err
+        assert json.loads(out)["n_records"] == 30_000
+        file = tmp_path / "c.yaml"
+        file.write_text("plugins: [my_sources]\ndata: {source: thirty}\n")
+        code, out, err = call(capsys, "plan", "--config", str(file), "--json")
+        assert code == 0, err
+        assert "thirty" in call(capsys, "run", "--help")[1]
+    finally:
+        sys.modules["my_sources"].forget()
+        registry._loaded.discard("my_sources")
+
+
+def test_a_flag_overrides_files_wherever_it_stands(capsys, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("privacy: {epsilon: 2, accountant: rdp}\nfinetune.steps: 7\n")
+    code, out, _ = call(
+        capsys, "plan", "--privacy.epsilon", "4", "--config", str(file), "--preset=digits", "--json"
+    )
+    plan = json.loads(out)
+    assert (code, plan["epsilon"], plan["steps"]) == (0, 4.0, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("privacy: 3", "privacy = 3: must be a mapping"),
+        ("privacy:", "privacy = None: must be a mapping"),
+        ("- 1", "must be a mapping of keys to values"),
+        ("a: [", "not valid YAML"),
+        ("privacyy: {}", "privacyy = {}: unknown key"),
+        ("finetune: {steps: 1e3}", "finetune.steps = 1000.0: must be an integer of at least 0"),
+        ("model: {class_labels: 3}", "model.class_labels = 3: must be a list"),
+        ("plugins: no_such_module", "plugins = 'no_such_module': must be a list"),
+        ("plugins: [no_such_module]", "plugins = 'no_such_module': cannot be imported"),
+    ],
+)
+def test_a_file_that_is_none_is_one_line(capsys, tmp_path, text, words):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    code, _, err = call(capsys, "plan", "--config", str(file))
+    assert code == 2 and words in err and err.count("\n") == 1
+
+
+def test_numbers_in_exponent_form_are_numbers(capsys, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("finetune: {learning_rate: 1e-3}\n")
+    options = ("--data.n_records", "1000", "--finetune.batch_size", "100", "--json")
+    assert call(capsys, "plan", "--config", str(file), *options)[0] == 0
+    assert call(capsys, "plan", "--finetune.learning_rate", "1e-3", *options)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], "required: --out"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["plan", "extra"], "unrecognized arguments: extra"),
+        (["plan", "--json", "maybe"], "--json = 'maybe': must be true or false"),
+        (["tune", "digits", "--retries", "x"], "--retries = 'x': must be an integer"),
+        (["reproduce", "table9", "--format", "html"], "--format = 'html': must be one of text"),
+        (["plan", "--seed"], "--seed: expected one argument"),
+        (["plan", "--sed", "3"], "sed: unknown key; allowed: "),
+    ],
+)
+def test_wrong_options_are_one_line(capsys, arguments, words):
+    code, _, err = call(capsys, *arguments)
+    assert code == 2 and words in err and err.count("\n") == 1
