@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sapf_ray.config import ClusterConfig, FinetuneConfig, RunConfig
 from sapf_ray.errors import ClusterError, SapfError, reason
+from sapf_ray.registry import PLUGINS
 from sapf_ray.runs import runlog, worktime
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=True,
-            runtime_env={"env_vars": ENVIRONMENT} if address else None,
+            runtime_env={"env_vars": _worker_environment()} if address else None,
         )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
         raise ClusterError(f"cluster.address = {address!r}: {_why_not(error)}") from error
@@ -89,6 +90,12 @@ def session(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _worker_environment() -> dict[str, str]:
+    """Variables of worker processes that do not inherit this process's environment."""
+    plugins = os.environ.get(PLUGINS)
+    return ENVIRONMENT | ({PLUGINS: plugins} if plugins else {})
 
 
 def _reachable(address: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sapf_ray.errors import ConfigError
+from sapf_ray.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,91 +54,103 @@ _AUG_PE = {
     "evolution.lookahead": 0,
 }
 
-METHODS: dict[str, Method] = {
-    "dp-sapf": Method(
-        title="DP-SAPF, per-sample-norm score (ours)",
-        source="default",
-        overrides={"saliency.score": "per_sample_norm"},
-    ),
-    "dp-sapf-paper": Method(title="DP-SAPF, paper's score", source="Table 5", overrides=_PAPER),
-    "dp-lora": Method(title="DP-LoRA", source="Tables 2, 5", overrides=_ALL),
-    "dp-lora-no-middle": Method(
-        title="DP-LoRA w/o middle block",
-        source="Table 2",
-        overrides={"saliency.pool": "qkv_no_middle", **_ALL},
-    ),
-    "dp-ldm": Method(
-        title="DP-LDM: attention weights directly",
-        source="Table 5",
-        overrides={"saliency.pool": "qkvo", **_ALL, **_DIRECT},
-    ),
-    "dp-finetune": Method(
-        title="DP-Finetune: all U-Net weights",
-        source="Table 5",
-        overrides={**_ALL, "finetune.adapter": "full"},
-    ),
-    "dp-lora-cross-q": Method(
-        title="DP-LoRA, cross-attention queries only", source="Table 6", overrides=_CROSS_Q
-    ),
-    "dp-ldm-cross-q": Method(
-        title="DP-LDM, cross-attention queries only",
-        source="Table 6",
-        overrides={**_CROSS_Q, **_DIRECT},
-    ),
-    "random": Method(
-        title="Random selection", source="Figure 4", overrides={"saliency.score": "random"}
-    ),
-    "noisy": Method(
-        title="Noisy: unselected matrices random",
-        source="Figure 4",
-        overrides={"finetune.randomize": "qkv"},
-    ),
-    "without-lora": Method(
-        title="w/o LoRA: selected matrices directly", source="Figure 4", overrides=_DIRECT
-    ),
-    "layer-level": Method(
-        title="Layer-Level: whole attention layers",
-        source="Figure 4",
-        overrides={"saliency.granularity": "layer"},
-    ),
-    "all-param": Method(
-        title="All-Param: from every weight matrix",
-        source="Figure 4",
-        overrides={"saliency.pool": "all"},
-    ),
-    "snip": Method(
-        title="SNIP: weight times gradient", source="Table 15", overrides={"saliency.score": "snip"}
-    ),
-    "force": Method(
-        title="FORCE: SNIP in five steps", source="Table 15", overrides={"saliency.score": "force"}
-    ),
-    "synflow": Method(
-        title="SynFlow: no data", source="Table 15", overrides={"saliency.score": "synflow"}
-    ),
-    "exponential": Method(
-        title="Exponential mechanism",
-        source="Figure 6",
-        overrides={"saliency.mechanism": "exponential"},
-    ),
-    "ptr": Method(title="Propose-test-release", source="Figure 6", overrides=_PTR),
-    "pe": Method(title="PE: Private Evolution", source="Table 5", overrides=_PE),
-    "aug-pe": Method(title="Aug-PE: ranked parents survive", source="Table 5", overrides=_AUG_PE),
-    "public": Method(
-        title="Public model without fine-tuning", source="Table 11", overrides={"finetune.steps": 0}
-    ),
-    "lora-no-dp": Method(
-        title="LoRA without DP",
-        source="Table 2",
-        overrides={**_ALL, "privacy.non_private": True},
-        private=False,
-    ),
-    "dp-sapf-no-dp": Method(
-        title="DP-SAPF without noise",
-        source="Table 8",
-        overrides={"privacy.non_private": True},
-        private=False,
-    ),
-}
+METHODS: Registry[Method] = Registry(
+    "--method",
+    {
+        "dp-sapf": Method(
+            title="DP-SAPF, per-sample-norm score (ours)",
+            source="default",
+            overrides={"saliency.score": "per_sample_norm"},
+        ),
+        "dp-sapf-paper": Method(title="DP-SAPF, paper's score", source="Table 5", overrides=_PAPER),
+        "dp-lora": Method(title="DP-LoRA", source="Tables 2, 5", overrides=_ALL),
+        "dp-lora-no-middle": Method(
+            title="DP-LoRA w/o middle block",
+            source="Table 2",
+            overrides={"saliency.pool": "qkv_no_middle", **_ALL},
+        ),
+        "dp-ldm": Method(
+            title="DP-LDM: attention weights directly",
+            source="Table 5",
+            overrides={"saliency.pool": "qkvo", **_ALL, **_DIRECT},
+        ),
+        "dp-finetune": Method(
+            title="DP-Finetune: all U-Net weights",
+            source="Table 5",
+            overrides={**_ALL, "finetune.adapter": "full"},
+        ),
+        "dp-lora-cross-q": Method(
+            title="DP-LoRA, cross-attention queries only", source="Table 6", overrides=_CROSS_Q
+        ),
+        "dp-ldm-cross-q": Method(
+            title="DP-LDM, cross-attention queries only",
+            source="Table 6",
+            overrides={**_CROSS_Q, **_DIRECT},
+        ),
+        "random": Method(
+            title="Random selection", source="Figure 4", overrides={"saliency.score": "random"}
+        ),
+        "noisy": Method(
+            title="Noisy: unselected matrices random",
+            source="Figure 4",
+            overrides={"finetune.randomize": "qkv"},
+        ),
+        "without-lora": Method(
+            title="w/o LoRA: selected matrices directly", source="Figure 4", overrides=_DIRECT
+        ),
+        "layer-level": Method(
+            title="Layer-Level: whole attention layers",
+            source="Figure 4",
+            overrides={"saliency.granularity": "layer"},
+        ),
+        "all-param": Method(
+            title="All-Param: from every weight matrix",
+            source="Figure 4",
+            overrides={"saliency.pool": "all"},
+        ),
+        "snip": Method(
+            title="SNIP: weight times gradient",
+            source="Table 15",
+            overrides={"saliency.score": "snip"},
+        ),
+        "force": Method(
+            title="FORCE: SNIP in five steps",
+            source="Table 15",
+            overrides={"saliency.score": "force"},
+        ),
+        "synflow": Method(
+            title="SynFlow: no data", source="Table 15", overrides={"saliency.score": "synflow"}
+        ),
+        "exponential": Method(
+            title="Exponential mechanism",
+            source="Figure 6",
+            overrides={"saliency.mechanism": "exponential"},
+        ),
+        "ptr": Method(title="Propose-test-release", source="Figure 6", overrides=_PTR),
+        "pe": Method(title="PE: Private Evolution", source="Table 5", overrides=_PE),
+        "aug-pe": Method(
+            title="Aug-PE: ranked parents survive", source="Table 5", overrides=_AUG_PE
+        ),
+        "public": Method(
+            title="Public model without fine-tuning",
+            source="Table 11",
+            overrides={"finetune.steps": 0},
+        ),
+        "lora-no-dp": Method(
+            title="LoRA without DP",
+            source="Table 2",
+            overrides={**_ALL, "privacy.non_private": True},
+            private=False,
+        ),
+        "dp-sapf-no-dp": Method(
+            title="DP-SAPF without noise",
+            source="Table 8",
+            overrides={"privacy.non_private": True},
+            private=False,
+        ),
+    },
+)
+"""Value of ``--method`` to row."""
 
 
 def find_method(name: str) -> Method:
@@ -147,8 +159,6 @@ def find_method(name: str) -> Method:
     Raises:
         ConfigError: No such row.
     """
-    if name not in METHODS:
-        raise ConfigError("--method", name, "must be one of " + ", ".join(METHODS))
     return METHODS[name]
 
 

@@ -20,6 +20,7 @@ from diffusers import (
 
 from sapf_ray.errors import DataError, reason
 from sapf_ray.models.location import resolve_model
+from sapf_ray.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +44,25 @@ class Family:
     conditioned_on_labels: bool = False
 
 
-FAMILIES: dict[str, Family] = {
-    "StableDiffusionPipeline": Family(
-        pipeline=StableDiffusionPipeline,
-        denoiser=UNet2DConditionModel,
-        folder="unet",
-        components=("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
-        options={"safety_checker": None, "requires_safety_checker": False},
-    ),
-    "DiTPipeline": Family(
-        pipeline=DiTPipeline,
-        denoiser=DiTTransformer2DModel,
-        folder="transformer",
-        components=("scheduler", "transformer", "vae"),
-        conditioned_on_labels=True,
-    ),
-}
+FAMILIES: Registry[Family] = Registry(
+    "model family",
+    {
+        "StableDiffusionPipeline": Family(
+            pipeline=StableDiffusionPipeline,
+            denoiser=UNet2DConditionModel,
+            folder="unet",
+            components=("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
+            options={"safety_checker": None, "requires_safety_checker": False},
+        ),
+        "DiTPipeline": Family(
+            pipeline=DiTPipeline,
+            denoiser=DiTTransformer2DModel,
+            folder="transformer",
+            components=("scheduler", "transformer", "vae"),
+            conditioned_on_labels=True,
+        ),
+    },
+)
 """``_class_name`` of model_index.json → how such a pipeline is read."""
 
 
