@@ -20,11 +20,10 @@ import torch
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig
 from sapf_ray.data.base import ImageSource
-from sapf_ray.files import only_one, short_hash, write_array
+from sapf_ray.files import only_one, write_array
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import kept_pipeline, native_resolution
-from sapf_ray.models.public_model import PublicModel
 from sapf_ray.runs import worktime
 
 BATCH = 64  # images that the VAE encodes together
@@ -66,23 +65,6 @@ class LatentCache:
         """(n, ...) conditions in the shape of the records'; reads no record."""
         condition = np.load(Path(self.directory) / "conditions.npy")[:1]
         return torch.from_numpy(condition).repeat(n, *[1] * (condition.ndim - 1))
-
-
-def shared_directory(
-    root: Path, data_fingerprint: str, *, prompts: Sequence[str], model: PublicModel
-) -> Path:
-    """Folder in ``root`` for the latents of these images: the same for all runs that may share
-    them.
-
-    Args:
-        root: ``cluster.latents_dir``.
-        data_fingerprint: Of the images.
-        prompts: One per class.
-        model: The public model.
-    """
-    config = model.config
-    what = [data_fingerprint, prompts, model.path, config.dtype, config.class_labels]
-    return root / short_hash(what)
 
 
 @ray.remote(max_retries=3)

@@ -5,11 +5,11 @@ figure.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sapf_ray.paper.figures import save_figure
 from sapf_ray.runs import worktime
 from sapf_ray.synthesis.writer import read_synthetic
 
@@ -52,6 +52,14 @@ def save_grid(
     if title:
         figure.suptitle(title, fontsize=10)
     return save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> Path:
+    """Writes the picture, its folder where there is none, and closes the figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
 
 
 @worktime.working()

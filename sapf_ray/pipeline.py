@@ -29,7 +29,7 @@ from sapf_ray.files import write_atomic, write_json
 from sapf_ray.finetune.adapter import add_adapter
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
-from sapf_ray.latents import build_latent_cache
+from sapf_ray.latents import LatentCache, build_latent_cache
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.pictures import save_sample_grid
 from sapf_ray.privacy.card import privacy_card, privacy_note
@@ -152,7 +152,7 @@ def latents(run: RunContext) -> None:
     """Encodes the sensitive images with the public VAE, once."""
     saliency = run.config.saliency
     build_latent_cache(
-        Path(run.latents.directory),
+        run.latents,
         run.source,
         model=run.config.model,
         shard_size=saliency.shard_size,
@@ -168,7 +168,7 @@ def selection(run: RunContext) -> None:
     def release(key: NoiseKey, stream: str) -> Selection:
         return select(
             run.model,
-            run.latents,
+            LatentCache(str(run.latents)),
             run.plan,
             run.config.saliency,
             key,
@@ -193,7 +193,7 @@ def fine_tuning(run: RunContext) -> None:
     job = FinetuneJob(
         model=run.config.model,
         matrices=run.directory.read_json(run.directory.selection)["matrices"],
-        cache=run.latents,
+        cache=LatentCache(str(run.latents)),
         plan=run.plan,
         config=run.config.finetune,
         key=run.key,

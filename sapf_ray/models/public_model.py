@@ -99,6 +99,19 @@ class PublicModel:
         """See :func:`content_hash`; takes a pass over the weights, so ask where noise needs it."""
         return content_hash(self.config.path)
 
+    def latents_key(self, data_fingerprint: str, prompts: Sequence[str]) -> str:
+        """Name of the folder for the latents of these images, the same for all runs that may share
+        them.
+
+        Args:
+            data_fingerprint: Of the images.
+            prompts: One per class.
+        """
+        config = self.config
+        return short_hash(
+            [data_fingerprint, prompts, self.content_hash, config.dtype, config.class_labels]
+        )
+
     def pool(self, kind: str) -> dict[str, Matrix]:
         """The candidate pool without weights, see :func:`candidate_pool`.
 

@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from sapf_ray.evaluation.metrics import ACCURACY, METRICS
+from sapf_ray.pictures import save_figure
 
 Row = Mapping[str, Any]
 
@@ -69,14 +70,6 @@ def _figure(
     for line, score in enumerate(scores):
         axes[line][0].set_ylabel(score.label)
     return figure, axes
-
-
-def save_figure(figure: Any, path: Path) -> Path:
-    """Writes the picture, its folder where there is none, and closes the figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
 
 
 def save_bars(

@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sapf_ray.paper.figures import save_figure
+from sapf_ray.pictures import save_figure
 
 LAYERS = ("attn1", "attn2")
 LETTERS = "qkvo"

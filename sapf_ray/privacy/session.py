@@ -4,8 +4,10 @@ sensitive data are still the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sapf_ray.errors import BudgetError, RunDirectoryError
 from sapf_ray.files import write_atomic, write_json
@@ -83,3 +85,20 @@ def keep_fingerprint(path: Path, fingerprint: str, *, refusal: str) -> None:
     if path.exists() and path.read_text() != fingerprint:
         raise RunDirectoryError(refusal)
     write_atomic(path, fingerprint, mode=0o600)
+
+
+def changed_parts(path: Path, fingerprint: Mapping[str, Any]) -> list[str]:
+    """Notes what the run's noise is bound to, and compares it with an earlier start.
+
+    Args:
+        path: Of the note; its folder must exist.
+        fingerprint: From :func:`sapf_ray.runs.fingerprint.run_fingerprint`.
+
+    Returns:
+        Names of the parts that changed since then, e.g. ``weights``: releases from now on have
+        other noise and are charged even where an earlier start paid them.
+    """
+    parts = json.loads(json.dumps(fingerprint))  # as it will be read back
+    earlier = json.loads(path.read_text()) if path.exists() else parts
+    write_json(path, parts, mode=0o600)
+    return [name for name, value in parts.items() if earlier.get(name) != value]

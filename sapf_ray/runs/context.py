@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sapf_ray.config import RunConfig
 from sapf_ray.data.base import ImageSource
-from sapf_ray.latents import LatentCache, shared_directory
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.privacy.release import Releaser
-from sapf_ray.privacy.session import keep_fingerprint, open_key, open_ledger
+from sapf_ray.privacy.session import changed_parts, keep_fingerprint, open_key, open_ledger
 from sapf_ray.runs import runlog
 from sapf_ray.runs.clock import Clock
 from sapf_ray.runs.directory import RunDirectory
@@ -25,6 +26,12 @@ from sapf_ray.runs.gauges import Meter
 from sapf_ray.runs.storage import Storage
 from sapf_ray.runs.tracking import Tracker
 from sapf_ray.stages import Stage
+
+CHANGED_PARTS = {
+    "weights": "the public model's files",
+    "versions": "the versions of libraries",
+}
+"""How a part of the run's fingerprint is called in a message; other parts by their name."""
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
@@ -148,7 +155,20 @@ class RunContext:
             data=self.data_fingerprint,
             weights=self.model.content_hash,
         )
+        self._say_what_changed(fingerprint)
         return secret.bind(fingerprint)
+
+    def _say_what_changed(self, fingerprint: Mapping[str, Any]) -> None:
+        """Logs and prints one line where noise is not what it was at an earlier start."""
+        changed = changed_parts(self.directory.fingerprint, fingerprint)
+        if not changed:
+            return
+        runlog.event("fingerprint_changed", runlog.WARNING, parts=", ".join(changed))
+        logging.getLogger(__name__).warning(
+            "sapf: warning: %s changed since this run began: its releases get other noise and are "
+            "charged again, as far as the budget allows",
+            " and ".join(CHANGED_PARTS.get(part, part) for part in changed),
+        )
 
     @functools.cached_property
     def releaser(self) -> Releaser:
@@ -166,15 +186,11 @@ class RunContext:
         return self.key.stream_id("run")
 
     @functools.cached_property
-    def latents(self) -> LatentCache:
-        """Where the encoded images are, or will be once that stage is over."""
+    def latents(self) -> Path:
+        """Folder of the encoded images, of their own for each data set and model."""
         shared = self.config.cluster.latents_dir
-        if shared is None:
-            return LatentCache(str(self.directory.latents))
-        folder = shared_directory(
-            Path(shared), self.data_fingerprint, prompts=self.source.prompts, model=self.model
-        )
-        return LatentCache(str(folder))
+        folder = self.directory.latents if shared is None else Path(shared)
+        return folder / self.model.latents_key(self.data_fingerprint, self.source.prompts)
 
 
 @contextlib.contextmanager

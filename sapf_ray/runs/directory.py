@@ -48,6 +48,7 @@ class RunDirectory:
         self.noise_key = self.private / "noise_key"
         self.latents = self.private / "latents"
         self.data_fingerprint = self.private / "data_fingerprint"
+        self.fingerprint = self.private / "fingerprint.json"
         # Ray Train's checkpoints: post-processing of noisy releases
         self.checkpoints = self.root / "checkpoints"
         self._lock: IO[str] | None = None

@@ -23,6 +23,8 @@ nodes_lost          error
 checkpoint_skipped  warning checkpoint (torn)
 snapshot_removed    warning (Ray Train's, torn)
 tracking_lost       warning error
+fingerprint_changed warning parts (other noise, charged again)
+release_changed     warning release (the same, of another exact sum)
 =================== ======= =====================================================================
 
 ``error`` is the name of a class: messages may name a user's files. Nothing else that depends on

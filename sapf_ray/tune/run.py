@@ -26,7 +26,6 @@ from sapf_ray import cluster
 from sapf_ray.config import RunConfig, to_dict
 from sapf_ray.data.base import open_source
 from sapf_ray.errors import SapfError, reason
-from sapf_ray.latents import shared_directory
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.shared import private_folder
@@ -209,12 +208,8 @@ class _Private:
         keeps_latents = config.cluster.keep_cache or config.cluster.latents_dir is not None
         if item.plan.finetune is not None and not keeps_latents:
             source = open_source(config.data)
-            yield shared_directory(
-                self.latents,
-                source.fingerprint(),
-                prompts=source.prompts,
-                model=PublicModel.open(config.model),
-            )
+            model = PublicModel.open(config.model)
+            yield self.latents / model.latents_key(source.fingerprint(), source.prompts)
 
 
 def _tune(

@@ -17,7 +17,6 @@ from rich.console import Console
 from sapf_ray import cluster
 from sapf_ray.data.base import open_source
 from sapf_ray.errors import SapfError
-from sapf_ray.latents import shared_directory
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.tune.budget import plan_cells
 from sapf_ray.tune.grid import Grid, open_grid, raise_failures, run_grid
@@ -177,12 +176,9 @@ def test_shared_latents_of_a_model_with_class_labels_go_with_its_last_cell(tmp_p
     )
     config = planned[0].cell.config
     source = open_source(config.data)
-    folder = shared_directory(
-        (tmp_path / ".latents").resolve(),
-        source.fingerprint(),
-        prompts=source.prompts,
-        model=PublicModel.open(config.model),
-    )
+    model = PublicModel.open(config.model)
+    key = model.latents_key(source.fingerprint(), source.prompts)
+    folder = (tmp_path / ".latents").resolve() / key
     folder.mkdir(parents=True)
     latents = _Private(planned, tmp_path)
     assert latents.clean() == [folder]
