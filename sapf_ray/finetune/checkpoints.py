@@ -18,6 +18,7 @@ import pyarrow.fs as fs
 
 from sapf_ray.errors import RunDirectoryError, SapfError, reason
 from sapf_ray.finetune.loop import TrainState
+from sapf_ray.finetune.optimizer import release_name
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.runs import runlog
 
@@ -80,23 +81,32 @@ def repair_snapshot(storage: str) -> None:
         runlog.event("snapshot_removed", runlog.WARNING)
 
 
-def check_paid(state: TrainState | None, ledger: Ledger, *, stream: str) -> None:
-    """A checkpoint holds only steps that the ledger shows as paid; otherwise the ledger is not the
-    one of this training.
+def check_paid(state: TrainState | None, ledger: Ledger, *, run_id: str) -> None:
+    """A checkpoint holds only steps that the ledger shows as paid by this very run.
+
+    Of the last step the ledger must show the very release, so that a checkpoint of another training
+    with as many steps does not pass.
+
+    Args:
+        state: The checkpoint; None where there is none.
+        ledger: The run's ledger.
+        run_id: Fingerprint of the run's bound key, with which its noise ids begin.
 
     Raises:
-        RunDirectoryError: A step was taken that the ledger does not show.
+        RunDirectoryError: The checkpoint has a step that the ledger does not show.
     """
-    if state is None:
+    if state is None or state.step == 0:
         return
-    paid = {event.release for event in ledger.events() if event.noise_id == stream}
-    missing = next(
-        (step for step in range(state.step) if f"finetune/step/{step}" not in paid), None
-    )
-    if missing is not None:
+    mine = [event for event in ledger.events() if event.noise_id.startswith(f"{run_id}-")]
+    paid = {event.release for event in mine}
+    last = release_name(state.step - 1)
+    missing = [name for name in map(release_name, range(state.step)) if name not in paid]
+    if not missing and (last, state.noise_id) not in {(e.release, e.noise_id) for e in mine}:
+        missing = [last]
+    if missing:
         raise RunDirectoryError(
-            f"{ledger.path}: does not show finetune/step/{missing}, which a checkpoint contains; restore the ledger that "
-            "belongs to it, or start a new run in another directory"
+            f"{ledger.path}: does not show {missing[0]}, which a checkpoint contains; restore the "
+            "ledger that belongs to it, or start a new run in another directory"
         )
 
 

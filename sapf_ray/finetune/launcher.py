@@ -24,7 +24,6 @@ from sapf_ray.finetune.checkpoints import check_paid, latest_state, repair_snaps
 from sapf_ray.finetune.loop import FinetuneJob, write_adapter
 from sapf_ray.finetune.restarts import RestartEvents
 from sapf_ray.finetune.worker import run_worker
-from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.runs import runlog, worktime
 
 RUN_NAME = "finetune"
@@ -51,7 +50,8 @@ def finetune(
     root = str(storage.resolve()) if isinstance(storage, Path) else storage
     checkpoints = below(root, RUN_NAME)
     earlier = latest_state(checkpoints)
-    check_paid(earlier, Ledger.open(job.ledger), stream=job.stream)
+    releaser = job.releaser()
+    check_paid(earlier, releaser.ledger, run_id=releaser.run_id)
     if earlier is not None:
         runlog.event("stage_resumed", step=earlier.step)
     repair_snapshot(checkpoints)

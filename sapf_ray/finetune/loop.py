@@ -8,10 +8,11 @@ no losses, no norms, no realised batch sizes (design rule 6).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -28,21 +29,42 @@ from sapf_ray.finetune.adapter import (
     sample_gradients,
     save_weights,
 )
-from sapf_ray.finetune.micro_batch import find_micro_batch
-from sapf_ray.finetune.optimizer import ReleaseOptimizer
+from sapf_ray.finetune.micro_batch import (
+    MICRO_BATCH_FILE,
+    MicroBatches,
+    arrange,
+    find_micro_batch,
+    keep,
+    kept,
+)
+from sapf_ray.finetune.optimizer import Clipping, ReleaseOptimizer, release_name
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.conditioning import denoiser_of, to_denoiser
 from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
+from sapf_ray.models.device import fix_rounding
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.planner import PrivacyPlan, plan_events
-from sapf_ray.privacy.sampling import poisson_sample, shard
+from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.privacy.release import Releaser
+from sapf_ray.stages import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneJob:
-    """Everything a worker needs; sensitive values are reached through ``cache`` and ``key`` only."""
+    """Everything a worker needs; sensitive values are reached through ``cache`` and ``key`` only.
+
+    Attributes:
+        model: The public model.
+        matrices: Dotted names of the matrices to train.
+        cache: Latents of the training images.
+        plan: What may be released.
+        config: Settings of the stage.
+        key: The run's bound key.
+        ledger: Path of the run's ledger; what is found about micro-batches is kept beside it.
+        seed: Seed of the factors' first values.
+        device: Torch device string.
+    """
 
     model: ModelConfig
     matrices: list[str]
@@ -50,28 +72,44 @@ class FinetuneJob:
     plan: PrivacyPlan
     config: FinetuneConfig
     key: NoiseKey
-    stream: str
     ledger: str
     seed: int
     device: str = "cpu"
 
+    def releaser(self) -> Releaser:
+        """The door to the run's releases."""
+        return Releaser(key=self.key, ledger=Ledger.open(self.ledger), plan=self.plan)
 
-@dataclass(kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """What a checkpoint holds; all of it is post-processing of noisy releases."""
+    """What a checkpoint holds; all of it is post-processing of noisy releases.
+
+    Attributes:
+        step: Number of steps taken.
+        factors: Trained parameters by name.
+        average: Their moving averages.
+        optimizer: State of the wrapped optimizer.
+        noise_id: Under which the ledger has the last step; rank 0 alone knows it.
+    """
 
     step: int
     factors: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: dict
-    micro_batch_size: int
+    noise_id: str
 
     def save(self, path: Path) -> None:
+        """Writes what :meth:`load` reads."""
         torch.save(vars(self), path)
 
     @classmethod
     def load(cls, content: IO[bytes], name: str) -> TrainState:
-        """Reads what :meth:`save` wrote; ``name`` is for the error."""
+        """Reads what :meth:`save` wrote; ``name`` is for the error.
+
+        Raises:
+            SapfError: Damaged, or of another version.
+        """
         try:
             return cls(**torch.load(content, map_location="cpu", weights_only=True))
         except Exception as error:
@@ -118,73 +156,55 @@ def train(
     Raises:
         BudgetError: On rank 0, before the step that would pass the planned epsilon.
     """
-    assert job.plan.finetune is not None
-    config, rank, world = job.config, dist.get_rank(), dist.get_world_size()
+    config = job.config
+    rank = dist.get_rank()
+    fix_rounding()
     objective = _Objective.load(job)
     factors = add_adapter(objective.denoiser, job.matrices, config=config, seed=job.seed)
     objective.denoiser.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     gradients = sample_gradients(objective.denoiser, factors, config=config)
-    ledger = Ledger.open(job.ledger) if rank == 0 else None
-    (event,) = [event for stage, event, _ in plan_events(job.plan) if stage == "finetune"]
-
-    def before_release(step: int) -> None:
-        assert ledger is not None
-        ledger.record(f"finetune/step/{step}", event, job.stream, "finetune")
-
+    micro_batches = _micro_batches(objective, gradients, factors=factors)
+    releaser = job.releaser()
+    clipping = Clipping.of(config)
+    grid = gradients.grid_step(clipping.norm)
     optimizer = ReleaseOptimizer(
         torch.optim.AdamW(
             factors.values(), lr=config.learning_rate, weight_decay=config.weight_decay
         ),
-        noise_multiplier=job.plan.finetune.noise_multiplier,
-        clipping=config.clipping,
-        clipping_norm=config.clipping_norm,
-        clipping_gamma=config.clipping_gamma,
+        clipping=clipping,
+        grid=grid,
         expected_batch_size=config.batch_size,
-        before_release=before_release,
-        non_private=job.plan.non_private,
-        noise_stream=lambda step: job.key.stream("finetune/noise", step),
+        releaser=releaser,
     )
     average = {name: p.detach().clone() for name, p in factors.items()}
     if resume is not None:
         load_factors(objective.denoiser, resume.factors)
         average = {name: value.to(job.device) for name, value in resume.average.items()}
-        optimizer.load_state_dict(resume.optimizer)
+        optimizer.optimizer.load_state_dict(resume.optimizer)
         optimizer.next_step = resume.step
-
-    micro = (
-        resume.micro_batch_size
-        if resume
-        else config.micro_batch_size or _common_micro_batch(objective, gradients)
-    )
 
     def state() -> TrainState:
         return TrainState(
             step=optimizer.next_step,
             factors={n: p.detach().cpu().clone() for n, p in factors.items()},
             average={n: a.cpu().clone() for n, a in average.items()},
-            optimizer=optimizer.state_dict(),
-            micro_batch_size=micro,
+            optimizer=optimizer.optimizer.state_dict(),
+            noise_id=releaser.ledger.events()[-1].noise_id if rank == 0 else "",
         )
 
     for step in range(optimizer.next_step, config.steps):
-        # every rank draws the same whole-data-set Poisson sample and takes its own part of it
-        sampled = poisson_sample(
-            job.plan.n_records,
-            job.plan.sample_rate,
-            generator=job.key.stream("finetune/sample", step),
-        )
-        mine = shard(sampled, rank, world)
-        for start in range(0, len(mine), micro):
-            losses = objective.losses(mine[start : start + micro], step)
-            optimizer.accumulate(gradients.clipped_sums(losses, optimizer.clip))
+        # every rank draws the same Poisson sample of the whole data set and takes its own part
+        sampled = releaser.sample(release_name(step), stage=Stage.FINETUNE)
+        for records, n in micro_batches.split(sampled, rank, world=dist.get_world_size()):
+            losses = objective.losses(records, step)[:n]
+            optimizer.accumulate(gradients.clipped_units(losses, clipping, grid=grid))
         optimizer.release_step()
         decay = ema_decay(config.ema_decay, step)
         with torch.no_grad():
             for name, p in factors.items():
                 average[name].lerp_(p, 1 - decay)
-        if on_checkpoint and (
-            (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps
-        ):
+        last = step + 1 == config.steps
+        if on_checkpoint and (last or (step + 1) % config.checkpoint_every == 0):
             assert_ranks_agree(factors)
             on_checkpoint(state())
     return state()
@@ -230,16 +250,24 @@ class _Objective:
         return self._losses(*job.cache.read(records), draws=draws)
 
     def random_losses(self, n: int) -> Tensor:
-        """(n,) losses of random numbers in the shape of records; reads none."""
-        job, (channels, height, width) = self.job, self.job.cache.latent_shape
+        """(n,) losses of random numbers in the shape of records, the first always the same.
+
+        No record is read.
+        """
+        job = self.job
         k = job.config.draws_per_record
-        noise = torch.zeros(n, k, channels, height, width)
+        channels, height, width = job.cache.latent_shape
+        numbers = np.random.default_rng(0).standard_normal(
+            (n, k + 3, channels, height, width), dtype=np.float32
+        )
+        normal = torch.from_numpy(numbers)
         draws = Draws(
-            posterior=noise[:, 0], noise=noise, timesteps=torch.zeros(n, k, dtype=torch.int64)
+            posterior=normal[:, 0],
+            noise=normal[:, 3:],
+            timesteps=torch.full((n, k), self.scheduler.config.num_train_timesteps // 2),
         )
-        return self._losses(
-            torch.zeros(n, 2 * channels, height, width), job.cache.any_conditions(n), draws=draws
-        )
+        moments = normal[:, 1:3].flatten(1, 2)
+        return self._losses(moments, job.cache.any_conditions(n), draws=draws)
 
     def _losses(self, moments: Tensor, conditions: Tensor, *, draws: Draws) -> Tensor:
         dtype: torch.dtype = self.denoiser.dtype  # type: ignore[assignment]
@@ -254,18 +282,66 @@ class _Objective:
         )
 
 
-def _common_micro_batch(objective: _Objective, gradients: SampleGradients) -> int:
+def _micro_batches(
+    objective: _Objective, gradients: SampleGradients, *, factors: dict[str, nn.Parameter]
+) -> MicroBatches:
+    """How this run's steps are dealt, found by the first start and kept in the run directory."""
+    job = objective.job
+    path = Path(job.ledger).with_name(MICRO_BATCH_FILE)
+    first = dist.get_rank() == 0
+    known = _from_rank_zero(kept(path, job.config.micro_batch_size) if first else None)
+    if known is None:
+        size = job.config.micro_batch_size or _common_size(objective, gradients)
+        with _random_values(factors):
+            found = arrange(
+                size,
+                lambda n: gradients.probe(objective.random_losses(n)),
+                per_record=gradients.per_record,
+            )
+        known = _from_rank_zero(found)  # ranks may differ in threads
+        if first:
+            keep(path, known)
+    if known.threads is not None:
+        torch.set_num_threads(known.threads)
+    return known
+
+
+def _from_rank_zero(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def _common_size(objective: _Objective, gradients: SampleGradients) -> int:
     """The smallest of the ranks' best micro-batch sizes."""
     job = objective.job
-    limit = min(1024, max(1, job.plan.batch_size // dist.get_world_size()))
+    clipping = Clipping.of(job.config)
+    grid = gradients.grid_step(clipping.norm)
     best = find_micro_batch(
-        lambda n: gradients.clipped_sums(objective.random_losses(n), torch.ones_like),
-        limit,
+        lambda n: gradients.clipped_units(objective.random_losses(n), clipping, grid=grid),
+        limit=min(1024, max(1, job.plan.batch_size // dist.get_world_size())),
         device=job.device,
     )
     size = torch.tensor(best, device=job.device)
     dist.all_reduce(size, op=dist.ReduceOp.MIN)
     return int(size)
+
+
+@contextmanager
+@torch.no_grad()
+def _random_values(factors: dict[str, nn.Parameter]) -> Iterator[None]:
+    """Factors away from their start, for LoRA's B = 0 hides the gradient of A."""
+    before = [p.detach().clone() for p in factors.values()]
+    generator = torch.Generator().manual_seed(0)
+    for p in factors.values():
+        p.add_(torch.randn(p.shape, generator=generator).to(p.device), alpha=0.01)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for p, value in zip(factors.values(), before, strict=True):
+            p.copy_(value)
 
 
 def write_adapter(job: FinetuneJob, state: TrainState, *, directory: Path) -> None:

@@ -1,112 +1,134 @@
-"""DP-SGD's one release per step, on Opacus's distributed optimizer.
+"""DP-SGD's one release per step.
 
-Each rank clips and sums its own records' gradients over as many micro-batches as it likes (also
-none), rank 0 adds noise of std ``noise_multiplier * clipping_norm`` once, the sum over ranks is
-divided by the *expected* batch size, and every rank takes the same step.
+Each rank adds its own records' clipped gradients, as integers on a grid, over as many micro-batches
+as it likes (also none): :meth:`ReleaseOptimizer.accumulate`. Then all ranks together take one step
+(:meth:`ReleaseOptimizer.release_step`): the sums of all ranks are added on rank 0, whose releaser
+pays and draws the noise once, and the noisy sum, divided by the *expected* batch size, is every
+rank's gradient.
+
+Opacus's ``DistributedDPOptimizer`` was the base of this class. Its float sums per parameter cannot
+hold exact ones, and its clipping, noise, reduction, scaling and step were all replaced, so there was
+nothing left to inherit; it remains the reference in tests and benchmark.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-import torch.distributed
-from opacus.optimizers import DistributedDPOptimizer
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sapf_ray.privacy.keyed_rng import NoiseStream
-from sapf_ray.privacy.noise import add_gaussian_noise, clip_factors
+from sapf_ray.config import FinetuneConfig
+from sapf_ray.privacy.clipping import clip_factors
+from sapf_ray.privacy.fixed_point import ExactSum
+from sapf_ray.privacy.release import Releaser
+from sapf_ray.stages import Stage
 
 
-class ReleaseOptimizer(DistributedDPOptimizer):
-    """Opacus's optimizer with automatic clipping, keyed noise and a write-ahead hook.
+def release_name(step: int) -> str:
+    """What the ledger calls a step."""
+    return f"finetune/step/{step}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipping:
+    """How a record's gradient is scaled into the ball of radius ``norm``.
+
+    Attributes:
+        norm: C, above 0: the sensitivity of the sum.
+        mode: ``automatic`` or ``flat``.
+        gamma: Stability constant of automatic clipping.
+    """
+
+    norm: float
+    mode: str
+    gamma: float = 0.0
+
+    @classmethod
+    def of(cls, config: FinetuneConfig) -> Clipping:
+        """Fine-tuning's clipping."""
+        return cls(norm=config.clipping_norm, mode=config.clipping, gamma=config.clipping_gamma)
+
+    def __call__(self, norms: Tensor) -> Tensor:
+        """(n,) norms of the records' gradients over all parameters to (n,) clip factors."""
+        return clip_factors(norms, self.norm, mode=self.mode, gamma=self.gamma)
+
+
+class ReleaseOptimizer:
+    """A torch optimizer that steps on noisy sums alone.
 
     Args:
-        optimizer: The wrapped optimizer (AdamW).
-        noise_multiplier: Noise std over clipping norm; 0 only where ``non_private`` says so.
-        clipping: ``automatic`` or ``flat``.
-        clipping_norm: C.
-        clipping_gamma: gamma of automatic clipping.
-        expected_batch_size: B over all ranks.
-        before_release: Called on rank 0 with the step's number before its noise exists.
-        noise_stream: Step number to the step's noise stream.
+        optimizer: Takes the step (AdamW).
+        clipping: Bounds each record; its norm is the sensitivity.
+        grid: Width of the grid on which clipped gradients are added, a power of two.
+        expected_batch_size: B over all ranks, the divisor.
+        releaser: Used on rank 0 alone.
+
+    Attributes:
+        next_step: Number of the step that :meth:`release_step` takes next.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
         *,
-        noise_multiplier: float,
-        clipping: str,
-        clipping_norm: float,
-        clipping_gamma: float,
+        clipping: Clipping,
+        grid: float,
         expected_batch_size: int,
-        before_release: Callable[[int], object],
-        noise_stream: Callable[[int], NoiseStream],
-        non_private: bool = False,
+        releaser: Releaser,
     ) -> None:
-        super().__init__(
-            optimizer,
-            noise_multiplier=noise_multiplier,
-            max_grad_norm=clipping_norm,
-            expected_batch_size=None,
-            loss_reduction="sum",
-        )
-        self.clipping, self.clipping_gamma = clipping, clipping_gamma
+        self.optimizer = optimizer
+        self.clipping = clipping
+        self.grid = grid
         self.batch_size = expected_batch_size
-        self.before_release, self.noise_stream = before_release, noise_stream
-        self.non_private = non_private
+        self.releaser = releaser
         self.next_step = 0
+        self.params: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        sizes = [p.numel() for p in self.params]
+        # one buffer, so that ranks exchange one message
+        self._sum = torch.zeros(sum(sizes), dtype=torch.int64, device=self.params[0].device)
+        self._parts = list(self._sum.split(sizes))
 
-    def clip(self, norms: Tensor) -> Tensor:
-        """(n,) norms of the records' gradients over all parameters to (n,) clip factors."""
-        return clip_factors(
-            norms, self.max_grad_norm, mode=self.clipping, gamma=self.clipping_gamma
-        )
+    def accumulate(self, units: list[Tensor]) -> None:
+        """Ends one micro-batch: adds its clipped sums, and takes no step.
 
-    def accumulate(self, sums: list[Tensor]) -> None:
-        """Ends one micro-batch: adds its clipped sums, one per parameter, and takes no step."""
-        for p, total in zip(self.params, sums, strict=True):
-            p.summed_grad = total if p.summed_grad is None else p.summed_grad.add_(total)
-        self._is_last_step_skipped = True
+        Args:
+            units: int64, one per parameter in its shape, in steps of the grid.
+        """
+        for part, addend in zip(self._parts, units, strict=True):
+            part += addend.flatten()
 
     def release_step(self) -> None:
-        """Ends the logical batch, empty or not: noise once, reduce, divide by B, step."""
-        for p in self.params:
-            if p.summed_grad is None:  # no record on this rank: it takes the step all the same
-                p.summed_grad = torch.zeros_like(p)
-        self.add_noise()
-        self.reduce_gradients()
-        self.scale_grad()
-        self.original_optimizer.step()
-        self._is_last_step_skipped = False
-        self.zero_grad(set_to_none=True)
+        """Ends the logical batch, empty or not: reduce, noise once, divide by B, step.
+
+        Raises:
+            BudgetError: On rank 0, before the step that would pass the planned epsilon.
+        """
+        noisy = self._noisy_sum()
+        gradient = noisy.div_(self.batch_size)
+        parts = gradient.split([p.numel() for p in self.params])
+        for p, part in zip(self.params, parts, strict=True):
+            p.grad = part.view_as(p)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._sum.zero_()
         self.next_step += 1
 
-    def add_noise(self) -> None:
-        for p in self.params:
-            p.grad = p.summed_grad
-        if self.rank != 0:
-            return
-        self.before_release(self.next_step)
-        noisy = add_gaussian_noise(
-            [p.grad for p in self.params],
-            self.noise_multiplier,
-            self.max_grad_norm,
-            self.noise_stream(self.next_step),
-            non_private=self.non_private,
-        )
-        for p, value in zip(self.params, noisy, strict=True):
-            p.grad = value
+    def _noisy_sum(self) -> Tensor:
+        """The release, flat in float32, the same on every rank."""
+        dist.reduce(self._sum, dst=0)
+        noisy = torch.empty(len(self._sum), device=self._sum.device)
+        if dist.get_rank() == 0:
+            total = ExactSum(
+                units=[self._sum.cpu()], step=self.grid, sensitivity=self.clipping.norm
+            )
+            (released,) = self.release(total)
+            noisy.copy_(released)
+        dist.broadcast(noisy, src=0)
+        return noisy
 
-    def reduce_gradients(self) -> None:
-        """Sums over ranks, all parameters in one message (Opacus sends one each)."""
-        flat = torch.cat([p.grad.flatten() for p in self.params])
-        torch.distributed.all_reduce(flat)
-        for p, part in zip(self.params, flat.split([p.numel() for p in self.params]), strict=True):
-            p.grad = part.view_as(p)
-
-    def scale_grad(self) -> None:
-        for p in self.params:
-            p.grad /= self.batch_size
+    def release(self, total: ExactSum) -> list[Tensor]:
+        """Pays for the step and adds its noise; on rank 0."""
+        return self.releaser.gaussian(release_name(self.next_step), total, stage=Stage.FINETUNE)

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from sapf_ray.grad_sample.layers import channel_tokens, patches
-from sapf_ray.grad_sample.norms import fold_tokens, squared_norms
-from sapf_ray.privacy.noise import clipped_sum
+from sapf_ray.grad_sample.norms import fold_tokens
+from sapf_ray.privacy.clipping import clipped_units, norms_upward
+from sapf_ray.privacy.fixed_point import grid_step
 
 
 def conv_limits(layer: nn.Module) -> str:
@@ -177,7 +178,13 @@ class LoraGradients:
         denoiser: A model with one LoRA adapter (:func:`sapf_ray.finetune.adapter.add_lora`).
         parameters: The trainable factors; sums come in this order.
         rows_per_record: K rows of the batch belong to one record, record after record.
+
+    Attributes:
+        per_record: Whether a record's gradient stands alone: what is summed does not depend on how
+            records are spread over micro-batches.
     """
+
+    per_record = True
 
     def __init__(
         self, denoiser: nn.Module, parameters: Iterable[nn.Parameter], *, rows_per_record: int = 1
@@ -196,25 +203,43 @@ class LoraGradients:
         for module in self._modules:
             module.__dict__.pop("forward", None)
 
-    def clipped_sums(self, losses: Tensor, clip: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """One backward pass, then ``sum_i factor_i * gradient_i`` of each parameter.
+    def grad_sample(self, losses: Tensor) -> Tensor:
+        """One backward pass; (n, number of trained values) float32 gradients, a record a row.
 
         Args:
-            losses: (n,) one per record, with its graph.
-            clip: (n,) norms of the records' whole gradients to (n,) factors.
-
-        Returns:
-            One float32 sum per parameter, of its shape.
+            losses: (n,) one per record, with its graph. The batch may have further records, whose
+                gradients are dropped.
         """
         for layer in self._layers:
             # of a backward pass that was broken off: they belong to other records
             layer.grad_sample.clear()
         losses.sum().backward()
-        rows = torch.cat(
-            [self._owner[p].pop_grad_sample(p).flatten(1) for p in self.parameters], dim=1
-        )
-        factors = clip(squared_norms(rows).sqrt()).float()
-        total = clipped_sum(rows, factors)
+        gradients = [self._owner[p].pop_grad_sample(p) for p in self.parameters]
+        return torch.cat([gradient[: len(losses)].flatten(1) for gradient in gradients], dim=1)
+
+    def grid_step(self, clipping_norm: float) -> float:
+        """Width of the grid on which gradients of records are added."""
+        return grid_step(clipping_norm)
+
+    def probe(self, losses: Tensor) -> bytes:
+        """The bits of the first record's gradient."""
+        return self.grad_sample(losses)[0].cpu().numpy().tobytes()
+
+    def clipped_units(
+        self, losses: Tensor, clip: Callable[[Tensor], Tensor], *, grid: float
+    ) -> list[Tensor]:
+        """The exact sum of ``factor_i * gradient_i``, each rounded towards zero onto the grid.
+
+        Args:
+            losses: (n,) one per record, with its graph; see :meth:`grad_sample`.
+            clip: (n,) float64 norms of the records' whole gradients to (n,) factors.
+            grid: The grid's step (:meth:`grid_step`).
+
+        Returns:
+            One int64 sum per parameter, of its shape, in grid steps.
+        """
+        rows = self.grad_sample(losses)
+        total = clipped_units(rows, clip(norms_upward(rows)), grid)
         parts = total.split([p.numel() for p in self.parameters])
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 

@@ -22,3 +22,15 @@ def pick_device(gpus: float) -> str:
             f"{gpus} GPUs were asked for, but torch sees no CUDA device on this node"
         )
     return "cuda"
+
+
+def fix_rounding() -> None:
+    """Kernels that round alike each time, in full float32, for passes that gradients come from.
+
+    cuDNN would by default compute convolutions in TF32, whose products a norm taken elsewhere does
+    not bound, and may choose another algorithm at each call.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
