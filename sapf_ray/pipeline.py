@@ -197,7 +197,6 @@ def fine_tuning(run: RunContext) -> None:
         plan=run.plan,
         config=run.config.finetune,
         key=run.key,
-        stream=run.noise_id,
         ledger=str(run.directory.ledger.resolve()),
         seed=run.config.seed,
     )

@@ -69,7 +69,7 @@ def test_ledger_composes_to_the_planned_epsilon(name, tiny_pipeline, cache, tmp_
     config = config_of(name, tiny_pipeline)
     plan = make_plan(config, N)
     ledger = Ledger.create(tmp_path / "ledger.jsonl", plan)
-    key = NoiseKey.create(1)
+    key = NoiseKey.create(1).bind("run")
     selection = select(config.model, cache, plan, config.saliency, key, "stream", ledger, seed=4)
     job = FinetuneJob(
         model=config.model,
@@ -78,7 +78,6 @@ def test_ledger_composes_to_the_planned_epsilon(name, tiny_pipeline, cache, tmp_
         plan=plan,
         config=config.finetune,
         key=key,
-        stream="stream",
         ledger=str(tmp_path / "ledger.jsonl"),
         seed=0,
     )

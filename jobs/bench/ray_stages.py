@@ -93,8 +93,7 @@ class Bench:
             cache=self.cache,
             plan=plan,
             config=config,
-            key=NoiseKey.create(0),
-            stream="benchmark",
+            key=NoiseKey.create(0).bind("benchmark"),
             ledger=str(directory / "ledger.jsonl"),
             seed=0,
         )

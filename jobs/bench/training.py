@@ -1,6 +1,5 @@
-"""Contenders of one optimizer step.
-
-LoRA factors of selected matrices, or every weight of the U-Net.
+"""Contenders of one optimizer step: LoRA factors of selected matrices, or every weight of the
+U-Net.
 
 Clipping at norm 1, noise multiplier 1, AdamW; a step is one logical batch, in micro-batches.
 """
@@ -25,16 +24,23 @@ from torch import Tensor, nn
 from jobs.bench.models import Case, Workload
 from jobs.bench.selection import Step, vmap_gradients
 from sapf_ray.finetune.adapter import add_lora, save_adapter
-from sapf_ray.finetune.optimizer import ReleaseOptimizer
+from sapf_ray.finetune.optimizer import Clipping, ReleaseOptimizer
 from sapf_ray.grad_sample.ghost import GhostGradients
 from sapf_ray.grad_sample.lora import LoraGradients
+from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.planner import PrivacyPlan, StagePlan
+from sapf_ray.privacy.release import Releaser
 
 LEARNING_RATE = 1e-4
 Prepare = Callable[[Workload], dict[str, nn.Parameter]]
 
 
 class _Gradients(Protocol):
-    def clipped_sums(self, losses: Tensor, clip: Callable[[Tensor], Tensor]) -> list[Tensor]: ...
+    def grid_step(self, clipping_norm: float) -> float: ...
+
+    def clipped_units(
+        self, losses: Tensor, clip: Callable[[Tensor], Tensor], *, grid: float
+    ) -> list[Tensor]: ...
 
 
 def lora_factors(work: Workload) -> dict[str, nn.Parameter]:
@@ -77,44 +83,58 @@ def _join_process_group() -> None:
         directory = tempfile.TemporaryDirectory()
         atexit.register(directory.cleanup)
         dist.init_process_group(
-            "gloo",
-            init_method=f"file://{directory.name}/rendezvous",
-            rank=0,
-            world_size=1,
+            "gloo", init_method=f"file://{directory.name}/rendezvous", rank=0, world_size=1
         )
 
 
-def _release_optimizer(work: Workload, parameters: dict[str, nn.Parameter]) -> ReleaseOptimizer:
-    _join_process_group()
-    return ReleaseOptimizer(
-        _adamw(parameters),
-        noise_multiplier=1.0,
-        clipping="automatic",
-        clipping_norm=1.0,
-        clipping_gamma=1e-3,
-        expected_batch_size=work.case.n,
-        before_release=lambda step: None,
-        noise_stream=lambda step: work.key.stream("benchmark/noise", step),
+CLIPPING = Clipping(norm=1.0, mode="automatic", gamma=1e-3)
+
+
+def _releaser(work: Workload) -> Releaser:
+    """Pays its steps in a ledger that goes with the process."""
+    stage = StagePlan(noise_multiplier=1.0, sample_rate=1.0, count=10**6, share=1.0)
+    plan = PrivacyPlan(
+        epsilon=1e9,
+        delta=1e-6,
+        accountant="rdp",
+        n_records=work.case.n,
+        batch_size=work.case.n,
+        sample_rate=1.0,
+        steps=stage.count,
+        selection=None,
+        finetune=stage,
+        composed_epsilon=1e9,
     )
+    directory = tempfile.TemporaryDirectory()
+    atexit.register(directory.cleanup)
+    ledger = Ledger.create(Path(directory.name) / "ledger.jsonl", plan)
+    return Releaser(key=work.key.bind("benchmark"), ledger=ledger, plan=plan)
 
 
 def ours(
     prepare: Prepare, gradients: Callable[[nn.Module, dict[str, nn.Parameter]], _Gradients]
 ) -> Callable[[Case], Step]:
-    """The body of ``finetune.loop.train``'s step.
-
-    All but the ledger's line, which is written once a step.
-    """
+    """The body of ``finetune.loop.train``'s step, the ledger's line included."""
 
     def setup(case: Case) -> Step:
         work = Workload(case)
         parameters = prepare(work)
         source = gradients(work.unet, parameters)
-        optimizer = _release_optimizer(work, parameters)
+        grid = source.grid_step(CLIPPING.norm)
+        _join_process_group()
+        optimizer = ReleaseOptimizer(
+            _adamw(parameters),
+            clipping=CLIPPING,
+            grid=grid,
+            expected_batch_size=case.n,
+            releaser=_releaser(work),
+        )
 
         def step() -> None:
             for records in work.micro_batches():
-                optimizer.accumulate(source.clipped_sums(work.losses(records), optimizer.clip))
+                optimizer.accumulate(
+                    source.clipped_units(work.losses(records), CLIPPING, grid=grid)
+                )
             optimizer.release_step()
             work.step += 1
 
@@ -131,12 +151,7 @@ def ghost_gradients(model: nn.Module, parameters: dict[str, nn.Parameter]) -> _G
     return GhostGradients(model, parameters)
 
 
-def _dp_step(
-    work: Workload,
-    optimizer: Any,
-    *,
-    backward: Callable[[np.ndarray], None],
-) -> Step:
+def _dp_step(work: Workload, optimizer: Any, *, backward: Callable[[np.ndarray], None]) -> Step:
     """Opacus's way to spread a logical batch over micro-batches."""
 
     def step() -> None:
@@ -182,10 +197,7 @@ def opacus_ghost(prepare: Prepare) -> Callable[[Case], Step]:
         work = Workload(case)
         parameters = prepare(work)
         module = GradSampleModuleFastGradientClipping(
-            work.unet.train(),
-            strict=False,
-            max_grad_norm=1.0,
-            use_ghost_clipping=True,
+            work.unet.train(), strict=False, max_grad_norm=1.0, use_ghost_clipping=True
         )
         optimizer = DPOptimizerFastGradientClipping(_adamw(parameters), **_opacus_options(work))
 

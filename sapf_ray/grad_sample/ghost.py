@@ -24,6 +24,16 @@ forward call per layer:
   backprops are blanked instead, so nothing of it, not even an overflow in the forward pass, reaches
   the sum.
 
+Sums over micro-batches are integers on a grid and exact, a float32 sum over one micro-batch is not.
+When one record is taken away, those that follow it move to other micro-batches, so the rounding of
+each may change, and the sum moves a little beyond the clipping norm C. The noise is larger by
+``planner.GHOST_SLACK`` = 2^-9 for that. Half of it bounds each of:
+
+- Rounding of m sums of P values to the grid, at most m·√P·grid/2: C·0.0005 for all 860 million
+  weights of Stable Diffusion 1.5 in 512 micro-batches.
+- Rounding of float32 inside micro-batches. It is *assumed*, not proven, that its norm stays below
+  C·2^-10 over the whole batch; ``tests/grad_sample/test_ghost.py`` measures far less.
+
 The host waits for the device twice per call: to see whether some factor is 0, and whether the sums
 are finite.
 
@@ -51,19 +61,6 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 FINER_BITS = 14
 """How much finer the grid is than where single records are rounded (a power of two)."""
-
-SLACK = 2.0**-9
-"""Share by which a record may move the released sum beyond the clipping norm.
-
-Records that follow it move to other micro-batches when one is taken away, so the rounding of every
-micro-batch may change. Two things are bounded by half of the slack each:
-
-- Rounding of m sums of P values to the grid, at most m·√P·grid/2: C·0.0005 for all 860 million
-  weights of Stable Diffusion 1.5 in 512 micro-batches.
-- Rounding of float32 inside a micro-batch. It is *assumed*, not proven, that the norm of a sum's
-  error is below C·2^-10 over the whole batch; the sums of 16 records of a U-Net's and a DiT's
-  gradients stay a hundred times below that (``tests/grad_sample/test_ghost.py``).
-"""
 
 
 class Receive(Protocol):
@@ -241,7 +238,7 @@ class GhostGradients:
     ) -> list[Tensor]:
         """:meth:`clipped_sums`, rounded to the nearest point of the grid.
 
-        Sums over micro-batches are exact, a float32 sum over one is not: see :data:`SLACK`.
+        Sums over micro-batches are exact, a float32 sum over one is not: see the module.
 
         Args:
             losses: (n,) one loss per record, graph attached.

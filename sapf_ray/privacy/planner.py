@@ -47,6 +47,8 @@ from sapf_ray.privacy.events import (
 
 ADD_OR_REMOVE_ONE = "add_or_remove_one"
 PRIVATE_STAGES = ("selection", "finetune", "evolution")
+GHOST_SLACK = 2.0**-9
+"""Slack of fine-tuning whole matrices: see :mod:`sapf_ray.grad_sample.ghost`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +275,11 @@ def _stages(config: RunConfig, budget: Budget, *, sample_rate: float) -> dict[st
     if config.saliency.ratio < 1 and config.saliency.score not in DATA_FREE_SCORES:
         stages["selection"] = _selection_stage(config, budget.delta)
     finetune = StagePlan(
-        noise_multiplier=0.0, sample_rate=sample_rate, count=config.finetune.steps, share=None
+        noise_multiplier=0.0,
+        sample_rate=sample_rate,
+        count=config.finetune.steps,
+        share=None,
+        slack=0.0 if config.finetune.adapter == "lora" else GHOST_SLACK,
     )
     if not non_private:
         before = tuple(charge for stage in stages.values() for charge in stage.charges())

@@ -18,10 +18,10 @@ from sapf_ray.latents import LatentCache
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
-from sapf_ray.privacy.keyed_rng import NoiseKey
-from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.clipping import clip_factors
 from sapf_ray.privacy.fixed_point import ExactSum, grid_step
+from sapf_ray.privacy.keyed_rng import NoiseKey
+from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
 from tests.finetune.workers import run_ranks
 from tests.tiny import save_latents
@@ -79,11 +79,6 @@ def run_and_keep(job: FinetuneJob, resume: TrainState | None = None, stop_after:
         return train(job, resume, checkpoint), kept
     except InterruptedError:
         return None, kept
-
-
-def same(a: TrainState, b: TrainState, atol: float) -> None:
-    for name in a.factors:
-        torch.testing.assert_close(a.factors[name], b.factors[name], rtol=0, atol=atol)
 
 
 def same(a: TrainState, b: TrainState) -> bool:
@@ -203,7 +198,9 @@ def test_another_micro_batch_is_equal_or_seen_and_charged(tiny_pipeline, cache, 
         (large,) = run_ranks(1, tmp_path / "large", train, other)
         assert same(one, large)
     except Exception as error:  # torch wraps what a rank raised
-        assert "BudgetError" in str(error) and "finetune/step/0 was paid with another sum" in str(error)
+        assert "BudgetError" in str(error) and "finetune/step/0 was paid with another sum" in str(
+            error
+        )
     charged = [event for event in job.releaser().ledger.events() if not event.replay]
     assert len(charged) == STEPS
 

@@ -15,11 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sapf_ray.errors import ConfigError
 from sapf_ray.finetune.adapter import add_lora
+from sapf_ray.finetune.optimizer import Clipping
 from sapf_ray.grad_sample.ghost import GhostGradients
 from sapf_ray.models.pool import candidate_pool
-from sapf_ray.privacy.noise import clip_factors
+from sapf_ray.privacy.clipping import clip_factors
+from sapf_ray.privacy.planner import GHOST_SLACK
 from tests.allocations import Allocations
-from tests.networks import Case, dit_case, unet_case
+from tests.networks import CASES, Case, dit_case, unet_case
 
 CHOICES = {
     "all": lambda name: True,
@@ -387,3 +389,42 @@ def test_cost_is_one_more_backward_pass_and_what_is_not_trained_is_not_paid_for(
             step(case, parameters)
         flops.append(counter.get_total_flops())
     assert flops[1] < 1.6 * flops[0]
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_a_record_moves_the_sum_by_no_more_than_the_slack_allows(kind):
+    """Two micro-batches, regrouped when a record leaves, against C and against float64."""
+    bound = 1.0
+    n = 16
+    case = CASES[kind](n)
+    parameters = dict(case.model.named_parameters())
+    clip = Clipping(norm=bound, mode="flat")
+
+    def total(records: list[int]) -> torch.Tensor:
+        units = torch.zeros(sum(p.numel() for p in parameters.values()), dtype=torch.int64)
+        with GhostGradients(case.model, parameters) as ghost:
+            grid = ghost.grid_step(bound)
+            for start in range(0, len(records), 8):
+                part = tuple(x[records[start : start + 8]] for x in case.batch)
+                sums = ghost.clipped_units(case.row_losses(case.model, *part), clip, grid=grid)
+                units += torch.cat([s.flatten() for s in sums])
+        return units.double() * grid
+
+    everyone = list(range(n))
+    with_all = total(everyone)
+    for record in (0, 7, 15):
+        moved = with_all - total([r for r in everyone if r != record])
+        assert 0.9 * bound < moved.norm() <= bound * (1 + GHOST_SLACK / 100)
+
+
+def test_units_of_the_finer_grid_are_the_rounded_sums():
+    case = CASES["unet"](3)
+    parameters = dict(case.model.named_parameters())
+    clip = Clipping(norm=0.5, mode="flat")
+    with GhostGradients(case.model, parameters) as ghost:
+        grid = ghost.grid_step(0.5)
+        units = ghost.clipped_units(case.losses(), clip, grid=grid)
+        sums = ghost.clipped_sums(case.losses(), clip)
+    for integers, values in zip(units, sums, strict=True):
+        assert integers.dtype == torch.int64
+        assert (integers.double() * grid - values.double()).abs().max() <= grid / 2

@@ -10,9 +10,11 @@ from torch import nn
 from sapf_ray.errors import ConfigError
 from sapf_ray.finetune.adapter import add_lora
 from sapf_ray.finetune.micro_batch import find_micro_batch
+from sapf_ray.finetune.optimizer import Clipping
 from sapf_ray.grad_sample.lora import LoraGradients
 from sapf_ray.models.pool import candidate_pool
-from sapf_ray.privacy.noise import clip_factors
+from sapf_ray.privacy.clipping import clip_factors
+from sapf_ray.privacy.fixed_point import grid_step
 from tests.networks import dit_case
 from tests.tiny import tiny_unet
 
@@ -45,6 +47,14 @@ def losses(unet, parts, k: int = 1):
     return (predicted - target).float().square().flatten(1).mean(1).view(-1, k).mean(1)
 
 
+def clipped_sum(sampler: LoraGradients, of_records, clip, bound: float = 1.0) -> torch.Tensor:
+    """The exact sum, flat in float32, on the grid of records up to ``bound``."""
+    grid = sampler.grid_step(bound)
+    units = sampler.clipped_units(of_records, clip, grid=grid)
+    assert all(part.dtype == torch.int64 for part in units)
+    return torch.cat([part.flatten() for part in units]).float() * grid
+
+
 def per_record(unet, factors, parts, k: int = 1) -> torch.Tensor:
     """(n, P) gradients by autograd through peft's forward, record by record."""
     rows = []
@@ -74,10 +84,10 @@ def test_clipped_sums_match_one_record_at_a_time(train_a, k, pool, every):
 
     ours = losses(unet, parts, k)
     torch.testing.assert_close(ours, expected_losses, rtol=1e-5, atol=1e-6)
-    sums = sampler.clipped_sums(ours, clip)
+    total_of_ours = clipped_sum(sampler, ours, clip)
     torch.testing.assert_close(seen[0].float(), expected.norm(dim=1), rtol=1e-5, atol=1e-9)
     total = clip_factors(expected.norm(dim=1), 0.5, mode="automatic", gamma=1e-3) @ expected
-    torch.testing.assert_close(torch.cat([s.flatten() for s in sums]), total, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(total_of_ours, total, rtol=1e-4, atol=1e-5)
     assert all(p.grad is None for p in unet.parameters())
     assert float(clip_factors(seen[0], 0.5, mode="automatic", gamma=1e-3).mul(seen[0]).max()) <= 0.5
 
@@ -92,10 +102,8 @@ def test_matches_opacus_hooks():
     for p in factors.values():
         p.grad = None
     sampler = LoraGradients(unet, factors.values())
-    sums = sampler.clipped_sums(losses(unet, parts), torch.ones_like)
-    torch.testing.assert_close(
-        torch.cat([s.flatten() for s in sums]), expected.sum(0), rtol=1e-4, atol=1e-6
-    )
+    ours = clipped_sum(sampler, losses(unet, parts), torch.ones_like)
+    torch.testing.assert_close(ours, expected.sum(0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pool", ["qkv", "all"])
@@ -111,9 +119,8 @@ def test_bfloat16_forward_keeps_small_updates_and_float32_gradients(pool):
         for name, p in same.items():
             p.copy_(factors[name])
     expected = per_record(reference, same, batch(3))
-    sums = LoraGradients(unet, factors.values()).clipped_sums(losses(unet, parts), torch.ones_like)
-    ours = torch.cat([s.flatten() for s in sums])
-    assert ours.dtype == torch.float32
+    sampler = LoraGradients(unet, factors.values())
+    ours = clipped_sum(sampler, losses(unet, parts), torch.ones_like)
     assert torch.cosine_similarity(ours, expected.sum(0), dim=0) > 0.98
 
 
@@ -122,14 +129,40 @@ def test_a_record_whose_gradient_overflows_is_left_out():
     sampler = LoraGradients(unet, factors.values())
     weights = torch.tensor([1.0, float("inf"), 1.0])
     parts = batch(3)
-    sums = sampler.clipped_sums(
-        losses(unet, parts) * weights, lambda n: clip_factors(n, 1.0, mode="flat")
-    )
-    kept = sampler.clipped_sums(
-        losses(unet, tuple(p[[0, 2]] for p in parts)), lambda n: clip_factors(n, 1.0, mode="flat")
-    )
-    for a, b in zip(sums, kept, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    clip = Clipping(norm=1.0, mode="flat")
+    ours = clipped_sum(sampler, losses(unet, parts) * weights, clip)
+    kept = clipped_sum(sampler, losses(unet, tuple(p[[0, 2]] for p in parts)), clip)
+    torch.testing.assert_close(ours, kept, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["flat", "automatic"])
+def test_sums_do_not_depend_on_order_or_grouping_and_bound_each_record_exactly(mode):
+    """The same shape of micro-batch, other mates and places: the same integers."""
+    unet, factors = adapted_unet()
+    sampler = LoraGradients(unet, factors.values())
+    clip = Clipping(norm=0.01, mode=mode, gamma=1e-4)
+    parts = batch(12)
+
+    def units(order: list[int]) -> torch.Tensor:
+        total = torch.zeros(sum(p.numel() for p in factors.values()), dtype=torch.int64)
+        for start in range(0, len(order), 4):
+            rows = order[start : start + 4]
+            padded = [*rows, *[order[0]] * (4 - len(rows))]
+            of_batch = losses(unet, tuple(p[padded] for p in parts))[: len(rows)]
+            some = sampler.clipped_units(of_batch, clip, grid=grid_step(0.01))
+            total += torch.cat([part.flatten() for part in some])
+        return total
+
+    everyone = list(range(12))
+    total = units(everyone)
+    assert torch.equal(total, units(everyone[::-1]))
+    assert torch.equal(total, units(everyone[7:] + everyone[:7]))
+    assert torch.equal(total, units(everyone[:5]) + units(everyone[5:]))
+    for record in everyone:  # add/remove, to the last bit
+        rest = [other for other in everyone if other != record]
+        assert torch.equal(total - units(rest), units([record]))
+        moved = (total - units(rest)).double() * grid_step(0.01)
+        assert 0.009 < moved.norm() <= 0.01
 
 
 def test_back_propagation_stops_below_the_first_adapter():
@@ -147,7 +180,7 @@ def test_back_propagation_stops_below_the_first_adapter():
                     reached.append(o.requires_grad) if isinstance(o, torch.Tensor) else None
                 )
             )
-    sampler.clipped_sums(losses(unet, batch(2)), torch.ones_like)
+    clipped_sum(sampler, losses(unet, batch(2)), torch.ones_like)
     assert reached and not any(reached)
 
 
@@ -175,12 +208,10 @@ def test_transformer_whose_time_embedding_is_used_twice():
     case.losses()[
         :2
     ].sum().backward()  # broken off: these gradients must not reach the next records
-    sums = sampler.clipped_sums(case.losses(), lambda norms: clip_factors(norms, 0.1, mode="flat"))
+    ours = clipped_sum(sampler, case.losses(), Clipping(norm=0.1, mode="flat"))
     flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
     expected = clip_factors(flat.norm(dim=1), 0.1, mode="flat") @ flat
-    torch.testing.assert_close(
-        torch.cat([s.flatten() for s in sums]), expected, rtol=1e-4, atol=1e-6
-    )
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
