@@ -52,6 +52,8 @@ def command(folder: Path, model: Path, out: Path, *extra: str) -> list[str]:
         "finetune.batch_size": 16,
         "finetune.steps": STEPS,
         "finetune.checkpoint_every": 4,
+        "finetune.micro_batch_size": 8,
+        "finetune.cpus_per_worker": 1,
         "synthesis.n_images": 60,
         "synthesis.steps": 3,
         "synthesis.shard_size": 10,
@@ -294,7 +296,7 @@ def test_ctrl_c_in_training_says_how_to_continue(folder, tiny_pipeline, tmp_path
     assert "The same command continues: sapf run" in said and "Traceback" not in said
 
 
-def test_two_workers_give_the_same_adapter_up_to_rounding(
+def test_two_workers_give_the_same_adapter_to_the_last_bit(
     plain_run, folder, tiny_pipeline, tmp_path
 ):
     from safetensors.numpy import load_file
@@ -316,7 +318,7 @@ def test_two_workers_give_the_same_adapter_up_to_rounding(
     )
     name = "adapter/pytorch_lora_weights.safetensors"
     one, two = load_file(whole / name), load_file(out / name)
-    assert max(float(np.abs(one[k] - two[k]).max()) for k in one) < 1e-3
+    assert all(np.array_equal(one[name], two[name]) for name in one)
     assert "accuracy" not in json.loads((out / "metrics.json").read_text())
 
 
