@@ -146,19 +146,22 @@ def _reproduce(namespace: argparse.Namespace, console: Console) -> None:
 
 
 def _datasets(namespace: argparse.Namespace, console: Console) -> None:
-    from sapf_ray.data.catalog import datasets_json, datasets_table
+    from sapf_ray.data.catalog import datasets_json
+    from sapf_ray.report.tables import datasets_table
 
     _show(namespace.json, datasets_json, datasets_table, console)
 
 
 def _methods(namespace: argparse.Namespace, console: Console) -> None:
-    from sapf_ray.methods import methods_json, methods_table
+    from sapf_ray.methods import methods_json
+    from sapf_ray.report.tables import methods_table
 
     _show(namespace.json, methods_json, methods_table, console)
 
 
 def _models(namespace: argparse.Namespace, console: Console) -> None:
-    from sapf_ray.models.catalog import models_json, models_table
+    from sapf_ray.models.catalog import models_json
+    from sapf_ray.report.tables import models_table
 
     _show(namespace.json, models_json, models_table, console)
 

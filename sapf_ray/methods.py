@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.table import Table
-
 from sapf_ray.registry import Registry
 
 
@@ -165,13 +163,3 @@ def find_method(name: str) -> Method:
 def methods_json() -> list[dict[str, Any]]:
     """The table for machines."""
     return [{"name": name, **asdict(row)} for name, row in METHODS.items()]
-
-
-def methods_table() -> Table:
-    """The table for people, as printed by ``sapf methods``."""
-    table = Table("method", "what", "in the paper")
-    table.add_column("sets", overflow="fold")
-    for name, row in METHODS.items():
-        sets = "\n".join(f"{key}={value}" for key, value in row.overrides.items())
-        table.add_row(name, row.title + ("" if row.private else " (NOT PRIVATE)"), row.source, sets)
-    return table

@@ -13,10 +13,7 @@ images are used nowhere, neither in training nor in evaluation.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,40 +202,3 @@ def datasets_json() -> list[dict[str, Any]]:
         classes = len(row.class_names) or None
         rows.append({**asdict(row), "classes": classes})
     return rows
-
-
-def datasets_table() -> Table:
-    """The catalog for the terminal: readable, addresses unbroken, from 80 columns on."""
-    # The sources import this module in every Ray task, which needs no terminal.
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_lines=True,
-        pad_edge=False,
-    )
-    table.add_column("data.source", no_wrap=True, style="bold")
-    table.add_column("data set", overflow="fold")
-    for row in DATA_SETS.values():
-        headline = ": ".join(filter(None, (row.title, _sizes(row))))
-        lines = [
-            ("", headline),
-            ("data.path: ", row.path),
-            ("from: ", row.url),
-            ("terms: ", row.licence),
-            ("", row.notes),
-        ]
-        table.add_row(row.name, "\n".join(label + text for label, text in lines if text))
-    return table
-
-
-def _sizes(row: KnownSet) -> str:
-    if row.n_train is None:
-        return ""
-    parts = [f"{len(row.class_names)} classes", f"{row.n_train:,} train"]
-    if row.n_val:
-        parts.append(f"{row.n_val:,} val (unused)")
-    parts.append(f"{row.n_test:,} test")
-    parts.append(f"{row.resolution} px")
-    return ", ".join(parts)

@@ -10,10 +10,7 @@ Figure 6) by short name.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,31 +145,3 @@ def models_json() -> list[dict[str, Any]]:
     ``bundled``.
     """
     return [{**asdict(row), "bundled": not row.hub_id} for row in PUBLIC_MODELS.values()]
-
-
-def models_table() -> Table:
-    """The catalog for the terminal, readable from 80 columns on."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
-    table.add_column("model.path", no_wrap=True, style="bold")
-    table.add_column("model", overflow="fold")
-    for row in PUBLIC_MODELS.values():
-        table.add_row(
-            row.name,
-            "\n".join(
-                filter(
-                    None,
-                    (
-                        row.title,
-                        f"{row.architecture}, {row.parameters:g} M parameters, {row.resolution} px, conditioned on {row.conditioning}, "
-                        f"predicts {row.prediction}",
-                        f"from: {row.obtain}",
-                        f"terms: {row.licence}",
-                        row.notes,
-                    ),
-                )
-            ),
-        )
-    return table

@@ -1,10 +1,88 @@
-"""Tables of the core's results, for people at a terminal."""
+"""Tables for people at a terminal: what can be named, and the core's results.
+
+Light to import, for ``sapf methods`` and its like print tables too.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from rich import box
 from rich.table import Table
 
-from sapf_ray.privacy.planner import PrivacyPlan, StagePlan
+from sapf_ray.data.catalog import DATA_SETS, KnownSet
+from sapf_ray.methods import METHODS
+from sapf_ray.models.catalog import PUBLIC_MODELS
+
+if TYPE_CHECKING:
+    from sapf_ray.privacy.planner import PrivacyPlan, StagePlan
+
+
+def methods_table() -> Table:
+    """The methods, as ``sapf methods`` prints them."""
+    table = Table("method", "what", "in the paper")
+    table.add_column("sets", overflow="fold")
+    for name, row in METHODS.items():
+        title = row.title if row.private else f"{row.title} (NOT PRIVATE)"
+        sets = "\n".join(f"{key}={value}" for key, value in row.overrides.items())
+        table.add_row(name, title, row.source, sets)
+    return table
+
+
+def datasets_table() -> Table:
+    """The known data sets, as ``sapf datasets`` prints them."""
+    table = _catalog_table("data.source", "data set")
+    for row in DATA_SETS.values():
+        lines = [
+            ": ".join(filter(None, (row.title, _sizes(row)))),
+            row.path and f"data.path: {row.path}",
+            row.url and f"from: {row.url}",
+            row.licence and f"terms: {row.licence}",
+            row.notes,
+        ]
+        table.add_row(row.name, "\n".join(filter(None, lines)))
+    return table
+
+
+def models_table() -> Table:
+    """The known public models, as ``sapf models`` prints them."""
+    table = _catalog_table("model.path", "model")
+    for row in PUBLIC_MODELS.values():
+        facts = (
+            row.architecture,
+            f"{row.parameters:g} M parameters",
+            f"{row.resolution} px",
+            f"conditioned on {row.conditioning}",
+            f"predicts {row.prediction}",
+        )
+        lines = [
+            row.title,
+            ", ".join(facts),
+            f"from: {row.obtain}",
+            f"terms: {row.licence}",
+            row.notes,
+        ]
+        table.add_row(row.name, "\n".join(filter(None, lines)))
+    return table
+
+
+def _catalog_table(key: str, what: str) -> Table:
+    """Two columns that keep addresses unbroken, and are readable from 80 characters on."""
+    table = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
+    table.add_column(key, no_wrap=True, style="bold")
+    table.add_column(what, overflow="fold")
+    return table
+
+
+def _sizes(row: KnownSet) -> str:
+    if row.n_train is None:
+        return ""
+    parts = [f"{len(row.class_names)} classes", f"{row.n_train:,} train"]
+    if row.n_val:
+        parts.append(f"{row.n_val:,} val (unused)")
+    parts.append(f"{row.n_test:,} test")
+    parts.append(f"{row.resolution} px")
+    return ", ".join(parts)
 
 
 def plan_table(plan: PrivacyPlan) -> Table:

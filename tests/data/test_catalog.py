@@ -10,7 +10,8 @@ from rich.console import Console
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data import SOURCES, open_source
-from sapf_ray.data.catalog import DATA_SETS, datasets_json, datasets_table
+from sapf_ray.data.catalog import DATA_SETS, datasets_json
+from sapf_ray.report.tables import datasets_table
 
 TABLE_3 = {
     "cifar10": (45000, 5000, 10000, 32, 10),
