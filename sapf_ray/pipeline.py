@@ -23,8 +23,8 @@ from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.metrics import from_real_images, known_scores
 from sapf_ray.evaluation.protocol import check_evaluation
-from sapf_ray.evolution import check_evolution, is_written, make_parts, write_data_set
-from sapf_ray.evolution.evolve import evolve
+from sapf_ray.evolution.dataset import is_written, write_data_set
+from sapf_ray.evolution.evolve import check_evolution, evolve, make_parts
 from sapf_ray.files import write_atomic, write_json
 from sapf_ray.finetune.adapter import add_adapter
 from sapf_ray.finetune.launcher import finetune

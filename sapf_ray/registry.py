@@ -129,8 +129,7 @@ TABLES: dict[str, str | tuple[str, ...]] = {
         "random",
     ),
     "saliency.mechanism": ("gaussian", "exponential", "propose_test_release"),
-    "finetune.adapter": ("lora", "direct", "full"),
-    "evolution.embedding": ("vae", "glyph", "inception"),
+    "evolution.embedding": "sapf_ray.evolution.embedding_table:EMBEDDINGS",
     "evaluation.fid_features": "sapf_ray.evaluation.features:FEATURES",
     "evaluation.classifiers": "sapf_ray.evaluation.classifiers:CLASSIFIERS",
 }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from sapf_ray.config.kinds import (
     Count,
     CountOrZero,
-    NameIn,
     NotNegative,
     Positive,
     Share,
@@ -60,7 +59,7 @@ class FinetuneConfig:
     steps: CountOrZero = 1000
     batch_size: Count = 4096
     micro_batch_size: CountOrZero = 0
-    adapter: Annotated[str, NameIn("finetune.adapter")] = "lora"
+    adapter: Literal["lora", "direct", "full"] = "lora"
     randomize: Literal["none", "qkv", "qkvo", "qkv_no_middle", "cross_q", "all"] = "none"
     lora_rank: Count = 4
     train_lora_a: bool = True

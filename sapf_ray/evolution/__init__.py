@@ -5,10 +5,3 @@ them, ``histogram`` lets records vote under DP, ``population`` selects and breed
 ``sapf_ray.evolution.evolve.evolve`` puts them together. PE and Aug-PE are two rows of
 ``sapf_ray.methods``.
 """
-
-from __future__ import annotations
-
-from sapf_ray.evolution.dataset import is_written, write_data_set
-from sapf_ray.evolution.evolve import Parts, check_evolution, make_parts
-
-__all__ = ["Parts", "check_evolution", "is_written", "make_parts", "write_data_set"]

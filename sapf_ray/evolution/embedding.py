@@ -24,6 +24,7 @@ from torch import Tensor
 from sapf_ray.config import EvolutionConfig, ModelConfig
 from sapf_ray.evaluation.features import INCEPTION_EXTRACTOR, check_inception_weights
 from sapf_ray.evolution.api import latent_means
+from sapf_ray.evolution.embedding_table import EMBEDDINGS
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.glyph_features import load_glyph_features
 from sapf_ray.models.loading import kept_pipeline
@@ -92,29 +93,40 @@ class InceptionEmbedding:
         )
 
 
-EMBEDDINGS: dict[str, Callable[[EvolutionConfig, ModelConfig, int], Embedding]] = {
-    "vae": lambda c, model, batch_size: VaeEmbedding(
-        model=model, batch_size=batch_size, gpus=c.gpus_per_task
-    ),
-    "glyph": lambda c, model, batch_size: GlyphEmbedding(batch_size, c.gpus_per_task),
-    "inception": lambda c, model, batch_size: InceptionEmbedding(
-        weights=str(c.inception_weights), batch_size=batch_size, gpus=c.gpus_per_task
-    ),
-}
-"""Name in ``evolution.embedding`` → constructor."""
+def make_vae(config: EvolutionConfig, model: ModelConfig, batch_size: int) -> Embedding:
+    """Row ``vae`` of the table."""
+    return VaeEmbedding(model=model, batch_size=batch_size, gpus=config.gpus_per_task)
+
+
+def make_glyph(config: EvolutionConfig, model: ModelConfig, batch_size: int) -> Embedding:
+    """Row ``glyph`` of the table; it needs no public model."""
+    return GlyphEmbedding(batch_size, config.gpus_per_task)
+
+
+def make_inception(config: EvolutionConfig, model: ModelConfig, batch_size: int) -> Embedding:
+    """Row ``inception`` of the table; it needs no public model.
+
+    Raises:
+        DataError: Weights that cannot be used.
+    """
+    check_inception_weights(config.inception_weights, "evolution.inception_weights")
+    return InceptionEmbedding(
+        weights=str(config.inception_weights), batch_size=batch_size, gpus=config.gpus_per_task
+    )
 
 
 def make_embedding(config: EvolutionConfig, model: ModelConfig, *, batch_size: int) -> Embedding:
     """The embedding that the config names. Reads no record; call it before a run spends anything.
 
     Args:
-        batch_size: Images per forward pass.
+        config: Names the embedding.
+        model: The public model.
+        batch_size: Number of images per forward pass.
 
     Raises:
+        ConfigError: No such embedding.
         DataError: Inception weights that cannot be used.
     """
-    if config.embedding == "inception":
-        check_inception_weights(config.inception_weights, "evolution.inception_weights")
     return EMBEDDINGS[config.embedding](config, model, batch_size)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from sapf_ray.config import DataConfig, EvolutionConfig, ModelConfig, SynthesisConfig
 from sapf_ray.data import open_source
-from sapf_ray.evolution import is_written, make_parts, write_data_set
-from sapf_ray.evolution.evolve import evolve
+from sapf_ray.evolution.dataset import is_written, write_data_set
+from sapf_ray.evolution.evolve import evolve, make_parts
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import evolution_stage

@@ -6,9 +6,10 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from sapf_ray.config import EvolutionConfig, ModelConfig
-from sapf_ray.errors import DataError
+from sapf_ray.errors import ConfigError, DataError
 from sapf_ray.evolution.api import latent_means
-from sapf_ray.evolution.embedding import EMBEDDINGS, VaeEmbedding, make_embedding
+from sapf_ray.evolution.embedding import VaeEmbedding, make_embedding
+from sapf_ray.evolution.embedding_table import EMBEDDINGS
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.registry import names
 
@@ -37,8 +38,11 @@ def test_large_latents_are_averaged_down(tiny_pipeline):
     assert VaeEmbedding(model=ModelConfig(path=str(tiny_pipeline)))(large).shape == (7, 4 * 16 * 16)
 
 
-def test_every_name_of_the_config_has_an_embedding():
-    assert sorted(EMBEDDINGS) == sorted(names("evolution.embedding"))
+def test_every_row_is_found_and_the_config_takes_the_names_of_the_table():
+    assert tuple(EMBEDDINGS) == names("evolution.embedding") == ("vae", "glyph", "inception")
+    assert all(callable(EMBEDDINGS[name]) for name in EMBEDDINGS)
+    with pytest.raises(ConfigError, match="must be one of vae, glyph, inception"):
+        EvolutionConfig(embedding="clip")
 
 
 def test_inception_weights_are_checked_before_anything_is_read(tmp_path):

@@ -9,8 +9,7 @@ import numpy as np
 
 from sapf_ray.config import EvolutionConfig, SynthesisConfig
 from sapf_ray.data.base import ImageSource
-from sapf_ray.evolution import Parts
-from sapf_ray.evolution.evolve import evolve
+from sapf_ray.evolution.evolve import Parts, evolve
 from sapf_ray.evolution.generation import Generation
 from sapf_ray.methods import METHODS
 from sapf_ray.privacy.keyed_rng import NoiseKey
