@@ -33,13 +33,13 @@ from sapf_ray.latents import LatentCache, build_latent_cache
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.pictures import save_sample_grid
 from sapf_ray.privacy.card import privacy_card, privacy_note
-from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
+from sapf_ray.privacy.release import Releaser
 from sapf_ray.runs import runlog
 from sapf_ray.runs.context import Progress, RunContext, open_run
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.selection import Selection, select
-from sapf_ray.saliency.shared import has_own, shared_selection
+from sapf_ray.saliency.shared import shared_selection
 from sapf_ray.stages import Stage
 from sapf_ray.synthesis.launcher import synthesize
 
@@ -165,25 +165,22 @@ def latents(run: RunContext) -> None:
 def selection(run: RunContext) -> None:
     """Selects the matrices to train, under DP: one release, or one that several runs share."""
 
-    def release(key: NoiseKey, stream: str) -> Selection:
+    def make(releaser: Releaser) -> Selection:
         return select(
             run.model,
             LatentCache(str(run.latents)),
-            run.plan,
-            run.config.saliency,
-            key,
-            stream,
-            run.ledger,
-            run.report(Stage.SELECTION),
-            run.config.seed,
+            config=run.config.saliency,
+            releaser=releaser,
+            seed=run.config.seed,
+            on_progress=run.report(Stage.SELECTION),
         )
 
     root = run.config.cluster.selection_dir
-    if root is None or run.plan.selection is None or has_own(run.ledger, run.noise_id):
-        selected = release(run.key, run.noise_id)
+    if root is None or run.plan.selection is None or run.releaser.has_paid(Stage.SELECTION):
+        selected = make(run.releaser)
     else:
         selected = shared_selection(
-            Path(root), run.config, run.plan, run.data_fingerprint, run.ledger, release
+            Path(root), run.config, data=run.data_fingerprint, releaser=run.releaser, make=make
         )
     write_json(run.directory.selection, selected.to_dict())
 

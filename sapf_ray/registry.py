@@ -120,15 +120,8 @@ def _files(folder: str) -> list[str]:
 TABLES: dict[str, str | tuple[str, ...]] = {
     "data.source": "sapf_ray.data.base:SOURCES",
     "privacy.accountant": "sapf_ray.privacy.accountant_table:ACCOUNTANTS",
-    "saliency.score": (
-        "per_sample_norm",
-        "noisy_mean_gradient",
-        "snip",
-        "force",
-        "synflow",
-        "random",
-    ),
-    "saliency.mechanism": ("gaussian", "exponential", "propose_test_release"),
+    "saliency.score": "sapf_ray.saliency.scores:SCORES",
+    "saliency.mechanism": "sapf_ray.saliency.mechanisms:MECHANISMS",
     "evolution.embedding": "sapf_ray.evolution.embedding_table:EMBEDDINGS",
     "evaluation.fid_features": "sapf_ray.evaluation.features:FEATURES",
     "evaluation.classifiers": "sapf_ray.evaluation.classifiers:CLASSIFIERS",

@@ -23,10 +23,12 @@ from sapf_ray.finetune.loop import FinetuneJob, train
 from sapf_ray.methods import METHODS, find_method, methods_json
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.pipeline import run
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
+from sapf_ray.privacy.release import Releaser
 from sapf_ray.saliency.selection import select
 from sapf_ray.synthesis.writer import read_synthetic
 from tests.finetune.workers import run_ranks
@@ -70,7 +72,9 @@ def test_ledger_composes_to_the_planned_epsilon(name, tiny_pipeline, cache, tmp_
     plan = make_plan(config, N)
     ledger = Ledger.create(tmp_path / "ledger.jsonl", plan)
     key = NoiseKey.create(1).bind("run")
-    selection = select(config.model, cache, plan, config.saliency, key, "stream", ledger, seed=4)
+    releaser = Releaser(key=key, ledger=ledger, plan=plan)
+    model = PublicModel.open(config.model)
+    selection = select(model, cache, config=config.saliency, releaser=releaser, seed=4)
     job = FinetuneJob(
         model=config.model,
         matrices=selection.matrices,
@@ -159,10 +163,12 @@ def test_random_selection_reads_nothing_and_depends_on_the_seed_alone(tiny_pipel
     plan = make_plan(config, N)
     assert plan.selection is None
     # no cache, no key, no ledger: it could not read a record if it tried
+    nothing = Releaser(key=None, ledger=None, plan=plan)  # type: ignore[arg-type]
+    model = PublicModel.open(config.model)
     chosen = [
-        select(config.model, None, plan, config.saliency, None, "", None, seed=s).matrices
+        select(model, None, config=config.saliency, releaser=nothing, seed=s).matrices  # type: ignore[arg-type]
         for s in (1, 1, 2)
-    ]  # type: ignore[arg-type]
+    ]
     assert chosen[0] == chosen[1] != chosen[2]
     pool = list(candidate_pool(load_pipeline(str(tiny_pipeline)).unet))
     assert chosen[0] == [n for n in pool if n in chosen[0]] and len(chosen[0]) == -(

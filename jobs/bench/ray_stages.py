@@ -37,6 +37,7 @@ from sapf_ray.presets import load_preset
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
+from sapf_ray.privacy.release import Releaser
 from sapf_ray.saliency.scores import n_selected
 from sapf_ray.saliency.selection import select
 from sapf_ray.synthesis.launcher import synthesize
@@ -154,12 +155,9 @@ def selection(
     select(
         PublicModel.open(bench.config.model),
         bench.cache,
-        plan,
-        config,
-        NoiseKey.create(0),
-        "benchmark",
-        ledger,
-        report,
+        config=config,
+        releaser=Releaser(key=NoiseKey.create(0), ledger=ledger, plan=plan),
+        on_progress=report,
     )
 
 

@@ -2,7 +2,7 @@
 
 Selection's fan-out and synthesis's queue over work that does nothing.
 
-The driver's code is the product's own (:func:`sapf_ray.saliency.selection._exact_sum`,
+The driver's code is the product's own (:func:`sapf_ray.saliency.selection.exact_sum`,
 :func:`sapf_ray.synthesis.launcher._run_queue`); only the task and the actor are empty, so all of
 the time is scheduling.
 """
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
@@ -21,20 +22,15 @@ from jobs.bench.process import Log
 from sapf_ray import cluster
 from sapf_ray.config import (
     ClusterConfig,
-    FinetuneConfig,
     ModelConfig,
-    PrivacyConfig,
-    RunConfig,
     SaliencyConfig,
     SynthesisConfig,
 )
-from sapf_ray.grad_sample.capture import Pool
 from sapf_ray.latents import LatentCache
+from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey
-from sapf_ray.privacy.planner import make_plan
 from sapf_ray.runs.worktime import timed
-from sapf_ray.saliency.scores import Release
-from sapf_ray.saliency.selection import _exact_sum
+from sapf_ray.saliency.selection import Pass, exact_sum
 from sapf_ray.synthesis.launcher import SamplingJob, _run_queue
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 
@@ -49,8 +45,8 @@ def empty_task(size: int) -> Any:
 
     @ray.remote(max_retries=3)
     @timed
-    def score_nothing(*arguments: Any) -> Release:
-        return [torch.ones(size)]
+    def score_nothing(*arguments: Any) -> ExactSum:
+        return ExactSum.of([torch.ones(size, dtype=torch.int64)], 1.0)
 
     return score_nothing
 
@@ -61,7 +57,7 @@ def fan_out(
     *,
     task: Any = None,
     on_shard: Callable[[], None] = lambda: None,
-) -> Release:
+) -> ExactSum:
     """Selection's sum over ``shards`` shards of one record each.
 
     Args:
@@ -72,22 +68,17 @@ def fan_out(
     Returns:
         The sum: ``size`` times the number of shards.
     """
-    config = RunConfig(
-        privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"),
-        saliency=SaliencyConfig(shard_size=1),
-        finetune=FinetuneConfig(steps=1, batch_size=1),
-    )
-    pool: Pool = dict.fromkeys((str(i) for i in range(size)), torch.nn.Linear(1, 1))
-    return _exact_sum(
-        ModelConfig(),
-        LatentCache("none"),
-        plan=make_plan(config, shards),
-        config=config.saliency,
+    work = Pass(
+        model=ModelConfig(),
+        cache=LatentCache("none"),
+        config=SaliencyConfig(shard_size=1),
         key=NoiseKey.create(0),
-        pool=pool,
-        number=0,
-        closed=[],
-        on_progress=lambda done, total: on_shard(),
+    )
+    return exact_sum(
+        np.arange(shards),
+        work,
+        zero=ExactSum.zeros([(size,)], 1.0),
+        on_shard=lambda done, total: on_shard(),
         task=empty_task(size) if task is None else task,
     )
 

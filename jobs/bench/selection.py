@@ -18,8 +18,9 @@ from jobs.bench.models import Case, Workload
 from sapf_ray.config import SaliencyConfig
 from sapf_ray.grad_sample.capture import PoolCapture
 from sapf_ray.models.denoising import Draws, per_record_loss
-from sapf_ray.privacy.noise import clip_factors, clipped_sum
-from sapf_ray.saliency.scores import SCORES, clipped_contribution
+from sapf_ray.privacy.fixed_point import ExactSum
+from sapf_ray.saliency.scores import SCORES
+from sapf_ray.saliency.selection import clip_of
 
 Step = Callable[[], Any]
 CONFIG = SaliencyConfig()
@@ -32,12 +33,13 @@ def ours(case: Case) -> Step:
     score = SCORES[CONFIG.score]
 
     def step() -> np.ndarray:
-        (total,) = score.zero(pool)
+        total = ExactSum.zeros(score.shapes(pool), CONFIG.clipping_norm)
         for records in work.micro_batches():
             with PoolCapture(pool, keep=score.keep_gradients) as capture:
                 work.losses(records).sum().backward()
-                total += clipped_contribution(score, capture, config=CONFIG)[0]
-        return total.numpy()
+            assert score.contribution is not None
+            total = total + score.contribution(capture, clip_of(CONFIG))
+        return total.values()[0].numpy()
 
     return step
 
@@ -72,13 +74,7 @@ def _by_norms(work: Workload, norms: Callable[[np.ndarray], Tensor]) -> Step:
         total = torch.zeros(len(work.pool()))
         for records in work.micro_batches():
             v = norms(records).float()
-            factors = clip_factors(
-                v.norm(dim=1),
-                CONFIG.clipping_norm,
-                mode=CONFIG.clipping,
-                gamma=CONFIG.clipping_gamma,
-            )
-            total += clipped_sum(v, factors).cpu()
+            total += clip_of(CONFIG).factors(v.norm(dim=1)) @ v
         return total.numpy()
 
     return step

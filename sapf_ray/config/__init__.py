@@ -26,19 +26,13 @@ from sapf_ray.config.model import ModelConfig
 from sapf_ray.config.privacy import PrivacyConfig
 from sapf_ray.config.run import EXECUTION_ONLY, RunConfig
 from sapf_ray.config.saliency import (
-    DATA_FREE_SCORES,
-    ITERATIVE_SCORES,
-    PER_MATRIX_SCORES,
     SaliencyConfig,
 )
 from sapf_ray.config.synthesis import SynthesisConfig
 from sapf_ray.config.tracking import TrackingConfig
 
 __all__ = [
-    "DATA_FREE_SCORES",
     "EXECUTION_ONLY",
-    "ITERATIVE_SCORES",
-    "PER_MATRIX_SCORES",
     "ClusterConfig",
     "DataConfig",
     "EvaluationConfig",

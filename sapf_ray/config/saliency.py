@@ -6,12 +6,9 @@ from typing import Annotated, Literal
 
 from sapf_ray.config.kinds import Count, NameIn, NotNegative, OpenShare, Positive, Share
 from sapf_ray.config.section import require, section
+from sapf_ray.registry import names, row
 
 Clipping = Literal["automatic", "flat"]
-DATA_FREE_SCORES = frozenset({"synflow", "random"})
-ITERATIVE_SCORES = frozenset({"force"})  # several releases
-# one release of one non-negative number a matrix and record
-PER_MATRIX_SCORES = ("per_sample_norm", "snip")
 
 
 @section("saliency")
@@ -70,11 +67,13 @@ class SaliencyConfig:
         if self.mechanism == "gaussian":
             return
         why = f"where saliency.mechanism is {self.mechanism}"
+        key = "saliency.score"
         require(
-            self.score in PER_MATRIX_SCORES,
-            "saliency.score",
+            row(key, self.score).per_matrix,
+            key,
             self.score,
-            f"must be {' or '.join(PER_MATRIX_SCORES)} {why}: it draws from one number a matrix",
+            f"must be {' or '.join(n for n in names(key) if row(key, n).per_matrix)} {why}: "
+            "it draws from one number a matrix",
         )
         require(
             self.granularity == "matrix",

@@ -7,8 +7,8 @@ costs fewer operations for that layer; a convolution is a linear layer on the un
 its input. Frozen weights get no gradient of their own and back-propagation stops at the first layer
 of the pool.
 
-The same captured tensors give the clipped sum ``sum_b c_b g_b^T a_b`` with one matrix product per
-layer (book-keeping [3]): no second backward pass.
+The same captured tensors give the gradients themselves, one matrix product per record and layer
+(book-keeping [3]): no second backward pass.
 
 1. Goodfellow, "Efficient per-example gradient computations", 2015.
 2. Li et al., "Large language models can be strong differentially private learners", ICLR 2022.
@@ -97,7 +97,7 @@ class PoolCapture:
     Args:
         pool: Name to linear layer or convolution of one group, or to row slice of a linear layer;
             weights must be frozen.
-        keep: Keep activations and backprops for :meth:`clipped_sum`; otherwise each layer's tensors
+        keep: Keep activations and backprops for :meth:`gradients`; otherwise each layer's tensors
             are reduced to norms and freed as soon as back-propagation passes it.
         rows_per_record: K; the batch has n·K rows, the K rows of a record side by side, and a
             record's gradient is the sum over its rows.
@@ -273,39 +273,25 @@ class PoolCapture:
             )
         return torch.stack([self._norms[name] for name in self.pool], dim=1)
 
-    def clipped_sum(self, factors: Tensor) -> list[Tensor]:
-        """``sum_b factors_b * gradient_b`` of each matrix, float32, shaped like its weight.
+    def gradients(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Per-sample gradients, matrix by matrix and some records at a time.
 
-        Args:
-            factors: (n,) clip factors; a record with factor 0 is left out, whatever its gradient
-                is.
+        Yields:
+            Number of the matrix in the pool, number of the first record, and (n, d_out, d_in)
+            float32 gradients. Records come in order; a second pass gives the same values.
         """
-        sums = []
-        for name, matrix in self.pool.items():
+        for number, (name, matrix) in enumerate(self.pool.items()):
             layer, _ = _layer_and_rows(matrix)
-            weight = matrix.weight
-            total = torch.zeros(weight.shape, device=weight.device).flatten(1)
             first = 0
-            for tokens in self._tokens(layer, self._captured[name]):
-                after = first + len(tokens.activations)
-                self._add_clipped(total, tokens, factors=factors[first:after])
-                first = after
-            sums.append(total.view(weight.shape))
-        return sums
-
-    def _add_clipped(self, total: Tensor, tokens: Call, *, factors: Tensor) -> None:
-        per_record = tokens.activations.shape[1]
-        activations = tokens.activations.flatten(0, 1)
-        backprops = tokens.backprops.flatten(0, 1)
-        weights = factors.to(backprops.device, torch.float32)
-        weights = weights.repeat_interleave(per_record).unsqueeze(1)
-        # float32 copies of both, each once more with the left-out records blanked
-        bytes_each = 2 * FLOAT * (activations.shape[1] + backprops.shape[1])
-        for rows in chunks(len(activations), bytes_each, self.max_temporary_bytes):
-            # a record that overflowed has factor 0 and must not turn the sum into NaN
-            left_out = weights[rows] == 0
-            weighted = (backprops[rows].float() * weights[rows]).masked_fill_(left_out, 0.0)
-            total.addmm_(weighted.mT, activations[rows].float().masked_fill(left_out, 0.0))
+            for activations, backprops in self._tokens(layer, self._captured[name]):
+                d_in = activations.shape[2]
+                d_out = backprops.shape[2]
+                bytes_each = FLOAT * (activations.shape[1] * (d_in + d_out) + 2 * d_in * d_out)
+                for records in chunks(len(activations), bytes_each, self.max_temporary_bytes):
+                    inputs = activations[records].float()
+                    rows = torch.bmm(backprops[records].float().mT, inputs)
+                    yield number, first + records.start, rows
+                first += len(activations)
 
 
 def _layer_and_rows(matrix: Matrix) -> tuple[Layer, slice]:

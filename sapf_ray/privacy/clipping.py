@@ -21,8 +21,13 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from sapf_ray.privacy.fixed_point import ExactSum, grid_step
 
 _NORM_MARGIN = 1 + 2.0**-21
 _FACTOR_MARGIN = 1 - 2.0**-20
@@ -131,6 +136,40 @@ def clipped_units(rows: Tensor, factors: Tensor, step: float) -> Tensor:
                 some += whole[0] if at_once == 1 else whole.sum(0, dtype=torch.int32)
             total[left : left + columns] += some
     return total.view(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """How a stage clips: the bound, and the way to it.
+
+    Args:
+        bound: C, the sensitivity of a sum.
+        mode: ``automatic`` or ``flat``, see :func:`clip_factors`.
+        gamma: Stability constant of automatic clipping.
+        order: Order of the norm that is bounded, 2 or infinity.
+    """
+
+    bound: float
+    mode: str
+    gamma: float = 0.0
+    order: float = 2.0
+
+    def factors(self, norms: Tensor) -> Tensor:
+        """(n,) norms, none below the true one, to (n,) factors."""
+        return clip_factors(norms, self.bound, mode=self.mode, gamma=self.gamma)
+
+    def sum(self, rows: Sequence[Tensor]) -> ExactSum:
+        """The exact sum over the records of their clipped contributions.
+
+        Args:
+            rows: Tensors (n, ...) that together are each record's contribution.
+        """
+        norms = [norms_upward(part, self.order) for part in rows]
+        joint = norms[0] if len(norms) == 1 else norms_upward(torch.stack(norms, 1), self.order)
+        factors = self.factors(joint)
+        step = grid_step(self.bound)
+        units = [clipped_units(part, factors, step).cpu() for part in rows]
+        return ExactSum(units=units, step=step, sensitivity=self.bound)
 
 
 def _piece(rows: Tensor) -> tuple[int, int]:

@@ -80,6 +80,11 @@ class LedgerEvent:
     noise_id: str
     replay: bool
 
+    @property
+    def drawn_by(self) -> str:
+        """Fingerprint of the bound key that drew it: the same for all releases of one run."""
+        return self.noise_id.rpartition("-")[0] or self.noise_id
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "release": self.release,

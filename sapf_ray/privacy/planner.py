@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sapf_ray.config import DATA_FREE_SCORES, ITERATIVE_SCORES, RunConfig
+from sapf_ray.config import RunConfig
 from sapf_ray.errors import ConfigError
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import stage_shares, supports
@@ -44,6 +44,7 @@ from sapf_ray.privacy.events import (
     exponential_event,
     gaussian_event,
 )
+from sapf_ray.registry import row
 
 ADD_OR_REMOVE_ONE = "add_or_remove_one"
 PRIVATE_STAGES = ("selection", "finetune", "evolution")
@@ -272,7 +273,8 @@ def _stages(config: RunConfig, budget: Budget, *, sample_rate: float) -> dict[st
     if config.finetune.steps == 0:
         return {}
     stages = {}
-    if config.saliency.ratio < 1 and config.saliency.score not in DATA_FREE_SCORES:
+    reads_data = row("saliency.score", config.saliency.score).data_free is None
+    if config.saliency.ratio < 1 and reads_data:
         stages["selection"] = _selection_stage(config, budget.delta)
     finetune = StagePlan(
         noise_multiplier=0.0,
@@ -302,10 +304,11 @@ def _selection_stage(config: RunConfig, delta: float) -> StagePlan:
     """The selection's releases: one, or as many as an iterative score takes."""
     saliency = config.saliency
     tested = saliency.mechanism == "propose_test_release"
+    iterative = row("saliency.score", saliency.score).iterative
     return StagePlan(
         noise_multiplier=0.0 if config.privacy.non_private else saliency.noise_multiplier,
         sample_rate=saliency.sample_rate,
-        count=saliency.rounds if saliency.score in ITERATIVE_SCORES else 1,
+        count=saliency.rounds if iterative else 1,
         share=None,
         mechanism=saliency.mechanism,
         delta=saliency.delta_share * delta if tested else 0.0,

@@ -70,8 +70,7 @@ class Releaser:
     def has_paid(self, stage: str) -> bool:
         """Whether this very run, and not another whose release it uses, has paid in ``stage``."""
         return any(
-            event.stage == stage and event.noise_id.startswith(f"{self.run_id}-")
-            for event in self.ledger.events()
+            event.stage == stage and event.drawn_by == self.run_id for event in self.ledger.events()
         )
 
     def gaussian(self, name: str, total: ExactSum, *, stage: str) -> list[Tensor]:

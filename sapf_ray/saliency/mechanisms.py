@@ -46,22 +46,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from scipy.stats import norm
-from torch import Tensor
+from sapf_ray.registry import Registry
+from sapf_ray.saliency.scores import Score, random_values
 
-from sapf_ray.privacy.keyed_rng import NoiseStream
-from sapf_ray.privacy.noise import add_gaussian_noise, add_gumbel_noise, add_laplace_noise
-from sapf_ray.privacy.planner import StagePlan
-from sapf_ray.saliency.scores import Release, Score
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sapf_ray.privacy.fixed_point import ExactSum
+    from sapf_ray.privacy.release import Releaser
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a mechanism lets out.
+    """What a mechanism releases.
 
-    Attributes:
+    Args:
         values: (K,) whose largest n are kept.
         released: Whether the values themselves are covered by the event, and not only who is
             largest.
@@ -73,89 +74,79 @@ class Choice:
     passed: bool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One choice that a mechanism is to make.
+
+    Args:
+        name: Name of the release in the ledger.
+        total: The exact sum of the records' contributions.
+        n: Number of matrices to keep.
+        score: How the sum ranks the matrices.
+        releaser: Pays and draws.
+        seed: Seed of a public random choice.
+    """
+
+    name: str
+    total: ExactSum
+    n: int
+    score: Score
+    releaser: Releaser
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mechanism:
     """One mechanism.
 
-    Attributes:
-        order: Of the norm of a record's contribution that clipping bounds.
-        choose: (exact sum, score, stage, C, n, stream, public seed) to the choice; the one place
-            where noise is drawn.
+    Args:
+        order: Order of the norm of a record's contribution that clipping bounds, 2 or infinity.
+        choose: From the exact sum to the choice, through the releaser.
     """
 
     order: float
-    choose: Callable[[Release, Score, StagePlan, float, int, NoiseStream, int], Choice]
+    choose: Callable[[Question], Choice]
 
 
-def _gaussian(
-    total: Release,
-    score: Score,
-    stage: StagePlan,
-    bound: float,
-    n: int,
-    stream: NoiseStream,
-    seed: int,
-) -> Choice:
-    noisy = add_gaussian_noise(
-        total, stage.noise_multiplier, bound, stream, non_private=stage.noise_multiplier == 0
+def _gaussian(question: Question) -> Choice:
+    noisy = question.releaser.gaussian(question.name, question.total, stage="selection")
+    return Choice(values=question.score.rank(noisy), released=True)
+
+
+def _exponential(question: Question) -> Choice:
+    drawn = question.releaser.exponential(
+        question.name, question.total, stage="selection", n=question.n
     )
-    return Choice(values=score.rank(noisy), released=True)
+    return _of_positions(drawn, question)
 
 
-def _exponential(
-    total: Release,
-    score: Score,
-    stage: StagePlan,
-    bound: float,
-    n: int,
-    stream: NoiseStream,
-    seed: int,
-) -> Choice:
-    (utility,) = total
-    if stage.noise_multiplier == 0:
-        return Choice(values=utility, released=True)
-    epsilon = draw_epsilon(stage.noise_multiplier, n)
-    return Choice(values=add_gumbel_noise(utility, 1 / epsilon, bound, stream), released=False)
+def _propose_test_release(question: Question) -> Choice:
+    kept, passed = question.releaser.propose_test(
+        question.name, question.total, stage="selection", n=question.n
+    )
+    if kept is None:
+        values = random_values(question.total.units[0].numel(), question.seed)
+        return Choice(values=values, released=False, passed=False)
+    return _of_positions(kept, question, passed=passed)
 
 
-def _propose_test_release(
-    total: Release,
-    score: Score,
-    stage: StagePlan,
-    bound: float,
-    n: int,
-    stream: NoiseStream,
-    seed: int,
-) -> Choice:
-    (utility,) = total
-    if stage.noise_multiplier == 0 or n == len(utility):
-        return Choice(values=utility, released=stage.noise_multiplier == 0, passed=True)
-    ordered = utility.double().sort(descending=True).values
-    gap = ordered[n - 1] - ordered[n]
-    threshold = bound * (1 + stage.noise_multiplier * math.log(1 / (2 * stage.delta)))
-    passed = bool(add_laplace_noise(gap, stage.noise_multiplier, bound, stream) > threshold)
-    values = utility if passed else random_values(len(utility), seed)
+def _of_positions(kept: list[int], question: Question, passed: bool | None = None) -> Choice:
+    """A choice that releases who is kept and nothing else, unless the run is not private at all."""
+    import torch
+
+    if question.releaser.plan.non_private:
+        (values,) = question.total.values()
+        return Choice(values=values, released=True, passed=passed)
+    values = torch.zeros(question.total.units[0].numel())
+    values[kept] = torch.arange(len(kept), 0, -1, dtype=torch.float32)
     return Choice(values=values, released=False, passed=passed)
 
 
-def draw_epsilon(noise_multiplier: float, n: int) -> float:
-    """Epsilon of each of n exponential draws that together are 1 / noise_multiplier-GDP.
-
-    Example:
-        >>> round(draw_epsilon(25.0, 29), 5)
-        0.00593
-    """
-    half = 1 / (2 * noise_multiplier * math.sqrt(n))
-    return float(norm.logcdf(half) - norm.logsf(half))
-
-
-def random_values(n: int, seed: int) -> Tensor:
-    """(n,) public random values: what is kept where no data are looked at."""
-    return torch.rand(n, generator=torch.Generator().manual_seed(seed))
-
-
-MECHANISMS: dict[str, Mechanism] = {
-    "gaussian": Mechanism(2.0, _gaussian),
-    "exponential": Mechanism(math.inf, _exponential),
-    "propose_test_release": Mechanism(math.inf, _propose_test_release),
-}
+MECHANISMS: Registry[Mechanism] = Registry(
+    "saliency.mechanism",
+    {
+        "gaussian": Mechanism(order=2.0, choose=_gaussian),
+        "exponential": Mechanism(order=math.inf, choose=_exponential),
+        "propose_test_release": Mechanism(order=math.inf, choose=_propose_test_release),
+    },
+)

@@ -1,8 +1,9 @@
 """Saliency scores: what each record contributes, and how the noisy sum ranks the matrices.
 
 A score is a row of :data:`SCORES`. Every contribution has norm at most ``clipping_norm`` (L2 for
-the Gaussian mechanism, L-infinity for those that need no more), so the sum over records has that
-sensitivity under add/remove of one record, and the mechanism's one draw pays for it.
+the Gaussian mechanism, L-infinity for those that need no more) and is a vector of integers on a
+fixed-point grid, so the sum over records has that sensitivity under add/remove of one record, to
+the last bit, and the mechanism's one draw pays for it. A data-free score reads no record.
 
 The paper's Table 15 compares with three scores from network pruning, and says neither how they were
 made private nor how they rank matrices instead of single weights. Ours:
@@ -10,12 +11,22 @@ made private nor how they rank matrices instead of single weights. Ours:
 - ``snip`` [1]: the worth of a weight is ``|w * dL/dw|``, of a matrix the sum over its weights. SNIP
   takes the gradient of the mean loss; we take each record's own, so that a record contributes K
   numbers, clipped and summed like those of ``per_sample_norm``, and the noise stays as small.
-- ``force`` [2]: the same number in a network from which matrices are taken away step by step (here:
+- ``force`` [2]: the same number in a network from which matrices are pruned step by step (here:
   count as zero), K to ``ratio * K`` of them on an exponential schedule. Worth is that of the
   original weights at the pruned network's gradients, so a matrix can come back. Each step reads the
   data: each is a release of its own, all are charged. The paper's Table 15 has FORCE take five
-      times as long as SNIP, hence ``saliency.rounds`` of 5.
+  times as long as SNIP, hence ``saliency.rounds`` of 5.
 - ``synflow`` [3]: no data at all, see :mod:`sapf_ray.saliency.synflow`.
+
+A further score, from outside the package::
+
+    SCORES["fisher"] = Score(
+        contribution=lambda capture, clip: clip.sum([capture.norms() ** 2]), per_matrix=True
+    )
+    SCORES["magnitude"] = Score(
+        data_free=lambda public: torch.stack([m.weight.norm() for m in public.pool.values()]),
+        reads_weights=True,
+    )
 
 1. Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", ICLR
    2019, eqs. 5-6.
@@ -28,88 +39,150 @@ made private nor how they rank matrices instead of single weights. Ours:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from sapf_ray.registry import Registry
 
-from sapf_ray.config import SaliencyConfig
-from sapf_ray.grad_sample.capture import Pool, PoolCapture
-from sapf_ray.models.pool import layer_of
-from sapf_ray.privacy.noise import clip_factors, clipped_sum
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-Release = list[Tensor]
+    from sapf_ray.grad_sample.capture import Pool, PoolCapture
+    from sapf_ray.privacy.clipping import Clip
+    from sapf_ray.privacy.fixed_point import ExactSum
+
+Sums = Sequence["Tensor"]
+"""What is summed over the records: one tensor or several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Public:
+    """What a data-free score may look at.
+
+    Args:
+        denoiser: Frozen, in evaluation mode, not to be changed; without weights (on the meta
+            device) unless the score reads them.
+        pool: The denoiser's candidate matrices.
+        n: Number of matrices to keep in the end.
+        rounds: Number of steps of an iterative score.
+        seed: Seed of public random numbers.
+    """
+
+    denoiser: Any
+    pool: Pool
+    n: int
+    rounds: int
+    seed: int
+
+
+def _shape_of_numbers(pool: Pool) -> list[tuple[int, ...]]:
+    return [(len(pool),)]
+
+
+def _the_sum_itself(sums: Sums) -> Tensor:
+    (values,) = sums
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One saliency score.
+    """One saliency score: of the data (``contribution``) or without (``data_free``).
 
-    Attributes:
-        contribution: (capture, clip factors (B,)) to this batch's clipped sum.
-        zero: Pool to an all-zero release.
-        rank: Noisy sum to one value per matrix, larger is more salient.
-        keep_gradients: Whether the contribution needs the gradients and not only their norms.
+    Args:
+        contribution: (capture, clip) to the exact sum of this batch's clipped contributions.
+        data_free: What is known without the data, to one value per matrix, (K,).
+        shapes: Pool to the shapes of the summed tensors; (K,) unless given.
+        rank: Noisy sums to one value per matrix, (K,); larger is more salient.
+        per_matrix: Whether a record contributes one non-negative number per matrix, which all
+            mechanisms can choose from.
+        keep_gradients: Whether the contribution needs gradients and not only their norms.
         weighted: Whether norms are those of weight times gradient.
         iterative: Whether it is taken ``saliency.rounds`` times, each time without the matrices
-            left out so far.
+            pruned so far, each time a release.
+        reads_weights: Whether ``data_free`` needs the denoiser's weights.
     """
 
-    contribution: Callable[[PoolCapture, Tensor], Release]
-    zero: Callable[[Pool], Release]
-    rank: Callable[[Release], Tensor]
+    contribution: Callable[[PoolCapture, Clip], ExactSum] | None = None
+    data_free: Callable[[Public], Tensor] | None = None
+    shapes: Callable[[Pool], list[tuple[int, ...]]] = _shape_of_numbers
+    rank: Callable[[Sums], Tensor] = _the_sum_itself
+    per_matrix: bool = False
     keep_gradients: bool = False
     weighted: bool = False
     iterative: bool = False
+    reads_weights: bool = False
 
-    def capture(self, pool: Pool, closed: Collection[str] = ()) -> PoolCapture:
-        """The hooks that see what this score needs."""
-        return PoolCapture(pool, keep=self.keep_gradients, weighted=self.weighted, pruned=closed)
-
-
-def _per_matrix(weighted: bool = False, iterative: bool = False) -> Score:
-    """Per record the vector of its K norms, scaled into the ball (design section 5)."""
-    return Score(
-        contribution=lambda capture, factors: [clipped_sum(capture.norms(), factors).cpu()],
-        zero=lambda pool: [torch.zeros(len(pool))],
-        rank=lambda release: release[0],
-        weighted=weighted,
-        iterative=iterative,
-    )
+    def __post_init__(self) -> None:
+        if (self.contribution is None) == (self.data_free is None):
+            raise ValueError("a score has either a contribution or data_free")
 
 
-SCORES: dict[str, Score] = {
-    "per_sample_norm": _per_matrix(),
-    # paper eqs. 6-8: joint clipping of the concatenated pool gradient, norm of the noisy mean per
-    # matrix
-    "noisy_mean_gradient": Score(
-        contribution=lambda capture, factors: [s.cpu() for s in capture.clipped_sum(factors)],
-        zero=lambda pool: [
-            torch.zeros_like(layer.weight, dtype=torch.float32, device="cpu")
-            for layer in pool.values()
-        ],
-        rank=lambda release: torch.stack([matrix.norm() for matrix in release]),
-        keep_gradients=True,
-    ),
-    "snip": _per_matrix(weighted=True),
-    "force": _per_matrix(weighted=True, iterative=True),
-}
+def _numbers(capture: PoolCapture, clip: Clip) -> ExactSum:
+    """The vector of a record's K norms, scaled into the ball (docs/design.md, section 5)."""
+    return clip.sum([capture.norms()])
 
 
-def clipped_contribution(
-    score: Score, capture: PoolCapture, *, config: SaliencyConfig, order: float = 2.0
-) -> Release:
-    """The batch's clipped sum; each record bounded by ``config.clipping_norm`` over the whole pool.
+def _gradients(capture: PoolCapture, clip: Clip) -> ExactSum:
+    """The gradient of the whole pool, clipped jointly (paper eqs. 6-8), record by record.
 
-    Args:
-        order: Of the norm of a record's K values that is bounded: 2 or infinity.
+    Per-sample gradients are made twice, some records and one matrix at a time: for the exact norm
+    of what is then summed, and for the sum.
     """
-    joint = torch.linalg.vector_norm(capture.norms(), order, dim=1)
-    factors = clip_factors(
-        joint, config.clipping_norm, mode=config.clipping, gamma=config.clipping_gamma
-    )
-    return score.contribution(capture, factors)
+    import torch
+
+    from sapf_ray.privacy.clipping import clipped_units, norms_upward
+    from sapf_ray.privacy.fixed_point import ExactSum, grid_step
+
+    weights = [matrix.weight for matrix in capture.pool.values()]
+    norms: list[Tensor] = [torch.zeros(0)] * len(weights)
+    for number, _, rows in capture.gradients():
+        norms[number] = torch.cat([norms[number], norms_upward(rows).cpu()])
+    factors = clip.factors(norms_upward(torch.stack(norms, dim=1)))
+    units = [torch.zeros(weight.shape, dtype=torch.int64) for weight in weights]
+    step = grid_step(clip.bound)
+    for number, first, rows in capture.gradients():
+        some = factors[first : first + len(rows)].to(rows.device)
+        units[number] += clipped_units(rows, some, step).cpu().view_as(units[number])
+    return ExactSum(units=units, step=step, sensitivity=clip.bound)
+
+
+def _norm_of_each(sums: Sums) -> Tensor:
+    import torch
+
+    return torch.stack([matrix.norm() for matrix in sums])
+
+
+def random_values(n: int, seed: int) -> Tensor:
+    """(n,) public random values: what is kept where no data are looked at."""
+    import torch
+
+    return torch.rand(n, generator=torch.Generator().manual_seed(seed))
+
+
+def _synflow(public: Public) -> Tensor:
+    from sapf_ray.saliency.synflow import synflow_scores
+
+    return synflow_scores(public.denoiser, public.pool, n=public.n, rounds=public.rounds)
+
+
+SCORES: Registry[Score] = Registry(
+    "saliency.score",
+    {
+        "per_sample_norm": Score(contribution=_numbers, per_matrix=True),
+        "noisy_mean_gradient": Score(
+            contribution=_gradients,
+            shapes=lambda pool: [tuple(matrix.weight.shape) for matrix in pool.values()],
+            rank=_norm_of_each,
+            keep_gradients=True,
+        ),
+        "snip": Score(contribution=_numbers, per_matrix=True, weighted=True),
+        "force": Score(contribution=_numbers, weighted=True, iterative=True),
+        "synflow": Score(data_free=_synflow, reads_weights=True),
+        "random": Score(data_free=lambda public: random_values(len(public.pool), public.seed)),
+    },
+)
 
 
 def n_selected(pool_size: int, ratio: float) -> int:
@@ -118,8 +191,7 @@ def n_selected(pool_size: int, ratio: float) -> int:
 
 
 def schedule(pool_size: int, kept: int, rounds: int) -> list[int]:
-    """How many matrices are kept after each round: from K to ``kept``, exponentially (FORCE, eq.
-    9).
+    """Number of matrices kept after each round: from K to ``kept``, exponentially (FORCE, eq. 9).
 
     Example:
         >>> schedule(96, 29, 5)
@@ -132,34 +204,31 @@ def schedule(pool_size: int, kept: int, rounds: int) -> list[int]:
     return [math.ceil(round(step, 6)) for step in steps]
 
 
-def top_matrices(
-    names: list[str], scores: Tensor, *, ratio: float, granularity: str = "matrix"
+def top_n(
+    names: list[str], scores: torch.Tensor, *, n: int, granularity: str = "matrix"
 ) -> list[str]:
-    """Names of the best ``ceil(ratio * K)`` matrices, in the pool's order; ties go to the earlier
-    one.
+    """Names of the best ``n`` matrices, in the pool's order; ties go to the earlier one.
 
     Args:
         names: K names.
         scores: (K,).
+        n: Number of matrices to keep, in [1, K].
         granularity: ``matrix``; or ``layer`` (Layer-Level, paper Figure 4): the matrices' scores
             are summed over each layer (:func:`sapf_ray.models.pool.layer_of`) and whole layers are
-            kept, best first, until they hold at least as many matrices. The paper does not say how
+            kept, best first, until they hold at least ``n`` matrices. The paper does not say how
             it counts; this is the smallest set of whole layers.
     """
-    return top_n(names, scores, n=n_selected(len(names), ratio), granularity=granularity)
+    from sapf_ray.models.pool import layer_of
 
-
-def top_n(names: list[str], scores: Tensor, *, n: int, granularity: str = "matrix") -> list[str]:
-    """As :func:`top_matrices`, for a number instead of a ratio."""
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(names):
-        groups.setdefault(layer_of(name) if granularity == "layer" else name, []).append(i)
+        group = layer_of(name) if granularity == "layer" else name
+        groups.setdefault(group, []).append(i)
     values = scores.tolist()
+    best_first = sorted(groups.values(), key=lambda group: -sum(values[i] for i in group))
     kept: set[int] = set()
-    for group in sorted(
-        groups.values(), key=lambda group: -sum(values[i] for i in group)
-    ):  # stable: earlier first
+    for members in best_first:  # stable: of equals the earlier comes first
         if len(kept) >= n:
             break
-        kept.update(group)
+        kept.update(members)
     return [name for i, name in enumerate(names) if i in kept]

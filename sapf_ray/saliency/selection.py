@@ -1,24 +1,25 @@
 """Private selection of weight matrices: Ray tasks score shards, one noise draw, keep the top ratio.
 
-Order of things: shards return clipped partial sums (no noise, never leave the cluster) -> the
-driver adds them -> the event is written to the ledger -> noise is drawn once -> matrices are
-ranked. An iterative score goes through that several times, each time without the matrices left out
-so far.
+Order of things: shards return exact clipped partial sums (no noise, never leave the cluster) -> the
+driver adds them -> the releaser pays the event, then draws noise once -> matrices are ranked. An
+iterative score goes through that several times, each time without the matrices pruned so far. A
+score that reads no data is computed once, by whoever has the weights if it needs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from torch import Tensor
 
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SaliencyConfig
-from sapf_ray.grad_sample.capture import Pool
+from sapf_ray.grad_sample.capture import Pool, PoolCapture
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.conditioning import denoiser_of, to_denoiser
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
@@ -26,36 +27,30 @@ from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import kept_pipeline
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.privacy.clipping import Clip
+from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey
-from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.planner import PrivacyPlan, plan_events
-from sapf_ray.privacy.sampling import poisson_sample
+from sapf_ray.privacy.release import Releaser
 from sapf_ray.runs import worktime
-from sapf_ray.saliency.mechanisms import MECHANISMS, random_values
-from sapf_ray.saliency.scores import (
-    SCORES,
-    Release,
-    clipped_contribution,
-    n_selected,
-    schedule,
-    top_n,
-)
-from sapf_ray.saliency.synflow import synflow_scores
+from sapf_ray.saliency.mechanisms import MECHANISMS, Choice, Question
+from sapf_ray.saliency.scores import SCORES, Public, n_selected, schedule, top_n
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """What selection releases; all of it is covered by the ledger's selection events.
 
-    Attributes:
+    Args:
         matrices: Kept names in the pool's order.
         scores: Noisy score of every matrix in the pool (of the last round); empty where nothing was
             scored, or where the mechanism releases the choice alone.
-        score: Name of the score, or ``all`` where the ratio keeps the whole pool.
+        score: Name of the score, ``all`` where the ratio keeps the whole pool, or ``none``.
+        pool_size: Number of matrices in the pool, K.
         event: The (last) privacy event as JSON; None where selection reads no data.
         passed: Outcome of propose-test-release's test; where False the matrices are a random
             choice.
         shared: Whether other runs use the same releases (:mod:`sapf_ray.saliency.shared`).
+        noise_ids: Name of each release to the ``noise_id`` under which the ledger has it.
     """
 
     matrices: list[str]
@@ -65,16 +60,12 @@ class Selection:
     event: dict | None
     passed: bool | None = None
     shared: bool = False
+    noise_ids: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def none(cls) -> Selection:
-        """Of a run that trains nothing."""
+        """The selection of a run that trains nothing."""
         return cls(matrices=[], scores={}, score="none", pool_size=0, event=None)
-
-    @property
-    def stream(self) -> str | None:
-        """Fingerprint under which the ledger has the releases; None where nothing was released."""
-        return None if self.event is None else self.event["noise_id"]
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -85,41 +76,74 @@ def release_names(count: int) -> list[str]:
     return ["selection"] if count == 1 else [f"selection/{number}" for number in range(count)]
 
 
-def score_records(
-    pipe: Any,
-    cache: LatentCache,
-    *,
-    records: np.ndarray,
-    key: NoiseKey,
-    config: SaliencyConfig,
-    number: int = 0,
-    closed: Collection[str] = (),
-) -> Release:
-    """Clipped sum over ``records``: the exact value before noise. One forward and backward per
-    micro-batch.
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One pass over the records; small, so it travels to tasks as it is.
 
     Args:
-        number: Of the release; each has its own diffusion noise.
-        closed: Matrices that count as zero.
+        model: The public model.
+        cache: The encoded records.
+        config: The section ``saliency``.
+        key: The run's bound key; diffusion draws come from it.
+        number: Number of the release; each has its own diffusion draws.
+        pruned: Names of matrices that count as zero.
     """
-    score, order = SCORES[config.score], MECHANISMS[config.mechanism].order
+
+    model: ModelConfig
+    cache: LatentCache
+    config: SaliencyConfig
+    key: NoiseKey
+    number: int = 0
+    pruned: Collection[str] = ()
+
+
+def clip_of(config: SaliencyConfig) -> Clip:
+    """How a record's contribution is bounded."""
+    return Clip(
+        bound=config.clipping_norm,
+        mode=config.clipping,
+        gamma=config.clipping_gamma,
+        order=MECHANISMS[config.mechanism].order,
+    )
+
+
+def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
+    """The exact clipped sum over ``records``, before noise.
+
+    One forward and backward pass per micro-batch. All micro-batches have the same number of rows,
+    the last one is filled up with rows that get no gradient: kernels of another batch size may
+    round a record's own gradient differently, and then the sum would depend on the shards.
+
+    Args:
+        pipe: The loaded pipeline.
+        records: Indices of the records.
+        work: What the pass is for.
+    """
+    config = work.config
+    score = SCORES[config.score]
+    assert score.contribution is not None
     denoiser = denoiser_of(pipe)
     pool = candidate_pool(denoiser, config.pool)
     scheduler = training_scheduler(pipe)
-    total = score.zero(pool)
+    total = ExactSum.zeros(score.shapes(pool), config.clipping_norm)
     for start in range(0, len(records), config.micro_batch_size):
         batch = records[start : start + config.micro_batch_size]
-        moments, conditions = cache.read(batch)
+        real = len(batch)
+        batch = np.pad(batch, (0, config.micro_batch_size - real), mode="edge")
+        moments, conditions = work.cache.read(batch)
         draws = draw(
-            key,
+            work.key,
             "selection/loss",
-            number,
+            work.number,
             batch,
             1,
-            cache.latent_shape,
+            work.cache.latent_shape,
             scheduler.config.num_train_timesteps,
         )
-        with score.capture(pool, closed) as capture:
+        capture = PoolCapture(
+            pool, keep=score.keep_gradients, weighted=score.weighted, pruned=work.pruned
+        )
+        with capture:
             loss = per_record_loss(
                 denoiser,
                 scheduler,
@@ -128,160 +152,159 @@ def score_records(
                 conditions=to_denoiser(conditions, denoiser.device, dtype=denoiser.dtype),
                 draws=draws,
             )
-            loss.sum().backward()
-            for running, part in zip(
-                total, clipped_contribution(score, capture, config=config, order=order), strict=True
-            ):
-                running += part
+            loss[:real].sum().backward()
+        total = total + score.contribution(capture, clip_of(config))
     return total
 
 
 @ray.remote(max_retries=3)
 @worktime.timed
-def _score_shard(
-    model: ModelConfig,
-    cache: LatentCache,
-    records: np.ndarray,
-    key: NoiseKey,
-    config: SaliencyConfig,
-    number: int,
-    closed: Collection[str],
-) -> Release:
-    torch.set_num_threads(max(1, int(config.cpus_per_task)))
-    pipe = kept_pipeline(model, pick_device(config.gpus_per_task))
-    return score_records(
-        pipe, cache, records=records, key=key, config=config, number=number, closed=closed
-    )
+def _score_shard(work: Pass, records: np.ndarray) -> ExactSum:
+    torch.set_num_threads(max(1, int(work.config.cpus_per_task)))
+    pipe = kept_pipeline(work.model, pick_device(work.config.gpus_per_task))
+    return score_records(pipe, records, work)
 
 
 @ray.remote(max_retries=3)
 @worktime.timed
-def _synflow(model: ModelConfig, config: SaliencyConfig, n: int) -> torch.Tensor:
-    """The one score that needs weights and no data; (K,) on the CPU."""
+def _score_weights(model: ModelConfig, config: SaliencyConfig, n: int, seed: int) -> Tensor:
+    """(K,) values of a score that reads weights and no data, on the CPU."""
     torch.set_num_threads(max(1, int(config.cpus_per_task)))
     denoiser = denoiser_of(kept_pipeline(model, pick_device(config.gpus_per_task)))
     pool = candidate_pool(denoiser, config.pool)
-    return synflow_scores(denoiser, pool, n=n, rounds=config.rounds)
+    return _without_data(denoiser, pool, config=config, n=n, seed=seed).cpu()
+
+
+def _without_data(
+    denoiser: Any, pool: Pool, *, config: SaliencyConfig, n: int, seed: int
+) -> Tensor:
+    score = SCORES[config.score]
+    assert score.data_free is not None
+    public = Public(denoiser=denoiser, pool=pool, n=n, rounds=config.rounds, seed=seed)
+    return score.data_free(public)
 
 
 def select(
     model: PublicModel,
     cache: LatentCache,
-    plan: PrivacyPlan,
+    *,
     config: SaliencyConfig,
-    key: NoiseKey,
-    stream: str,
-    ledger: Ledger,
-    on_progress: Callable[[int, int], None] | None = None,
+    releaser: Releaser,
     seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Selection:
-    """Scores the pool under DP and keeps the top ratio.
+    """Keeps the top ratio of the pool: scored under DP, or chosen without the data.
 
     Args:
-        plan: Its ``selection`` stage fixes noise, sample rate and number of releases; None means
-            that no record is
-            read: the whole pool is kept, or a part of it that random numbers or the weights alone
-                choose.
-        seed: Public; of the random choice.
-        stream: Fingerprint of (noise key, plan, data): makes a repeated release recognisable.
+        model: The public model.
+        cache: The encoded records; read only where the plan has releases of a selection.
+        config: The section ``saliency``.
+        releaser: Pays and draws; its plan's ``selection`` fixes noise, sample rate and number of
+            releases, and is None where no record is read.
+        seed: Seed of a public random choice.
+        on_progress: Called with (shards done, shards in all), over all releases.
 
     Raises:
-        BudgetError: The release would pass the planned epsilon; nothing has been released.
+        BudgetError: A release would pass the planned epsilon; it has not been drawn.
     """
+    if releaser.plan.selection is None:
+        return _select_without_data(model, config, seed=seed)
     pool = model.pool(config.pool)
-    names, n = list(pool), n_selected(len(pool), config.ratio)
-    if plan.selection is None:
-        if config.ratio == 1:
-            return Selection(
-                matrices=names, scores={}, score="all", pool_size=len(pool), event=None
-            )
-        if config.score == "synflow":
-            task = _synflow.options(
-                name="synflow",
-                num_cpus=config.cpus_per_task,
-                num_gpus=config.gpus_per_task,
-            )
-            values = cluster.result(task.remote(model.config, config, n))
-            scores = dict(zip(names, values.tolist(), strict=True))
-            return Selection(
-                matrices=top_n(names, values, n=n, granularity=config.granularity),
-                scores=scores,
-                score=config.score,
-                pool_size=len(pool),
-                event=None,
-            )
-        return Selection(
-            matrices=top_n(
-                names, random_values(len(pool), seed), n=n, granularity=config.granularity
-            ),
-            scores={},
-            score=config.score,
-            pool_size=len(pool),
-            event=None,
-        )
-    (event,) = [event for stage, event, _ in plan_events(plan) if stage == "selection"]
-    kept, releases = names, plan.selection.count
-    for number, size in enumerate(schedule(len(pool), n, releases)):
-        closed = sorted(set(names) - set(kept))
-        total = _exact_sum(
-            model.config,
-            cache,
-            plan=plan,
-            config=config,
-            key=key,
-            pool=pool,
-            number=number,
-            closed=closed,
-            on_progress=on_progress,
-        )
-        recorded = ledger.record(release_names(releases)[number], event, stream, "selection")
-        choice = MECHANISMS[config.mechanism].choose(
-            total,
-            SCORES[config.score],
-            plan.selection,
-            config.clipping_norm,
-            size,
-            key.stream("selection/noise", number),
-            seed,
-        )
-        kept = top_n(names, choice.values, n=size, granularity=config.granularity)
-    scores = (
-        dict(zip(names, (choice.values / plan.n_records).tolist(), strict=True))
-        if choice.released
-        else {}
+    names = list(pool)
+    kept = names
+    sizes = schedule(
+        len(names), n_selected(len(names), config.ratio), releaser.plan.selection.count
     )
+    choice: Choice | None = None
+    noise_ids = {}
+    for number, name in enumerate(release_names(len(sizes))):
+        work = Pass(
+            model=model.config,
+            cache=cache,
+            config=config,
+            key=releaser.key,
+            number=number,
+            pruned=sorted(set(names) - set(kept)),
+        )
+        total = exact_sum(
+            releaser.sample(name, stage="selection"),
+            work,
+            zero=ExactSum.zeros(SCORES[config.score].shapes(pool), config.clipping_norm),
+            on_shard=_share_of(on_progress, number, releases=len(sizes)),
+        )
+        question = Question(
+            name=name,
+            total=total,
+            n=sizes[number],
+            score=SCORES[config.score],
+            releaser=releaser,
+            seed=seed,
+        )
+        choice = MECHANISMS[config.mechanism].choose(question)
+        noise_ids[name] = releaser.noise_id(name, total)
+        kept = top_n(names, choice.values, n=sizes[number], granularity=config.granularity)
+    assert choice is not None
+    scores = {}
+    if choice.released:
+        scores = dict(zip(names, (choice.values / releaser.plan.n_records).tolist(), strict=True))
     return Selection(
         matrices=kept,
         scores=scores,
         score=config.score,
-        pool_size=len(pool),
-        event=recorded,
+        pool_size=len(names),
+        event=releaser.ledger.events()[-1].to_dict(),
         passed=choice.passed,
+        noise_ids=noise_ids,
     )
 
 
-def _exact_sum(
-    model: ModelConfig,
-    cache: LatentCache,
+def _select_without_data(model: PublicModel, config: SaliencyConfig, *, seed: int) -> Selection:
+    """The whole pool, or the part of it that weights or random numbers choose."""
+    pool = model.pool(config.pool)
+    names = list(pool)
+    if config.ratio == 1:
+        return Selection(matrices=names, scores={}, score="all", pool_size=len(names), event=None)
+    score = SCORES[config.score]
+    if score.data_free is None:
+        raise ValueError(f"saliency.score = {config.score!r}: reads data, the plan has no release")
+    n = n_selected(len(names), config.ratio)
+    if score.reads_weights:
+        task = _score_weights.options(
+            name="score weights", num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task
+        )
+        values = cluster.result(task.remote(model.config, config, n, seed))
+    else:
+        values = _without_data(model.denoiser, pool, config=config, n=n, seed=seed)
+    shown = dict(zip(names, values.tolist(), strict=True)) if score.reads_weights else {}
+    return Selection(
+        matrices=top_n(names, values, n=n, granularity=config.granularity),
+        scores=shown,
+        score=config.score,
+        pool_size=len(names),
+        event=None,
+    )
+
+
+def exact_sum(
+    records: np.ndarray,
+    work: Pass,
     *,
-    plan: PrivacyPlan,
-    config: SaliencyConfig,
-    key: NoiseKey,
-    pool: Pool,
-    number: int,
-    closed: list[str],
-    on_progress: Callable[[int, int], None] | None,
+    zero: ExactSum,
+    on_shard: Callable[[int, int], None] = lambda done, total: None,
     task: Any = _score_shard,
-) -> Release:
-    """The sum over all sampled records of release ``number``, before noise, from Ray tasks.
+) -> ExactSum:
+    """The sum over the records, before noise, from one Ray task per shard.
+
+    Integers are added as they come: the sum does not depend on shards or their order.
 
     Args:
+        records: Indices of the sampled records.
+        work: What the pass is for.
+        zero: The sum over no record.
+        on_shard: Called with (shards done, shards in all).
         task: What scores a shard; the benchmark of scheduling has one without work.
     """
-    assert plan.selection is not None
-    records = poisson_sample(
-        plan.n_records, plan.selection.sample_rate, generator=key.stream("selection/sample", number)
-    )
+    config = work.config
     shards = [records[i : i + config.shard_size] for i in range(0, len(records), config.shard_size)]
     task = task.options(
         name="score",
@@ -289,16 +312,26 @@ def _exact_sum(
         num_gpus=config.gpus_per_task,
         scheduling_strategy=cluster.SPREAD,
     )
-    total, releases = SCORES[config.score].zero(pool), plan.selection.count
+    shared = ray.put(work)
     parts = cluster.as_finished(
-        lambda shard: task.remote(model, cache, shard, key, config, number, closed),
+        lambda shard: task.remote(shared, shard),
         shards,
         window=cluster.in_flight(config.cpus_per_task, config.gpus_per_task),
-        ordered=True,  # the float sum, and so the release, repeats exactly
     )
-    for added, (_, part) in enumerate(parts, 1):
-        for running, one in zip(total, part, strict=True):
-            running += one
-        if on_progress:
-            on_progress(number * len(shards) + added, releases * len(shards))
+    total = zero
+    for done, (_, part) in enumerate(parts, 1):
+        total = total + part
+        on_shard(done, len(shards))
     return total
+
+
+def _share_of(
+    on_progress: Callable[[int, int], None] | None, number: int, *, releases: int
+) -> Callable[[int, int], None]:
+    """Progress of one of several releases, as progress of all."""
+
+    def show(done: int, shards: int) -> None:
+        if on_progress is not None:
+            on_progress(number * shards + done, releases * shards)
+
+    return show

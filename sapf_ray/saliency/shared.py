@@ -26,8 +26,8 @@ from sapf_ray.config import RunConfig, result_keys
 from sapf_ray.errors import RunDirectoryError
 from sapf_ray.files import only_one, short_hash, write_json
 from sapf_ray.privacy.keyed_rng import NoiseKey
-from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.planner import PrivacyPlan, plan_events
+from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.privacy.release import Releaser
 from sapf_ray.privacy.session import keep_fingerprint
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.scores import n_selected, top_n
@@ -41,7 +41,8 @@ _KEPT_AFTER = (
 )  # what the ranking of released scores alone depends on
 _SECTIONS = ("data", "model", "saliency")
 
-Release = Callable[[NoiseKey, str], Selection]
+MakeRelease = Callable[[Releaser], Selection]
+"""Pays and makes the release through a releaser whose key is the folder's."""
 
 
 def shared_folder(root: Path, config: RunConfig, *, plan: PrivacyPlan) -> Path:
@@ -67,24 +68,33 @@ def private_folder(root: Path, config: RunConfig, *, plan: PrivacyPlan) -> Path:
     return shared_folder(root, config, plan=plan) / _PRIVATE
 
 
-def released_stream(folder: Path) -> str | None:
-    """Fingerprint under which ledgers have the release; None where there is none yet."""
-    return _read(folder).stream if (folder / _RELEASE).exists() else None
+def released_by(folder: Path) -> str | None:
+    """Fingerprint of the key that drew the folder's release; None where there is none yet."""
+    if not (folder / _RELEASE).exists():
+        return None
+    first = next(iter(_read(folder).noise_ids.values()))
+    return first.rpartition("-")[0]
 
 
 def shared_selection(
-    root: Path, config: RunConfig, plan: PrivacyPlan, data: str, ledger: Ledger, release: Release
+    root: Path, config: RunConfig, *, data: str, releaser: Releaser, make: MakeRelease
 ) -> Selection:
     """This run's selection, from the shared release in ``root``; makes that if no other run has.
 
     Args:
+        root: Folder of the shared releases.
+        config: The run's config.
         data: Fingerprint of the sensitive data.
-        release: Pays and makes the release from a noise key, under the fingerprint of its stream.
+        releaser: The run's own; its ledger pays.
+        make: Makes the release through the releaser it is given.
 
     Raises:
         BudgetError: The release would pass this run's planned epsilon.
-        RunDirectoryError: The release is of other data, or the folder cannot be written.
+        RunDirectoryError: The release is of other data or of an earlier version, or the folder
+            cannot be written.
     """
+    plan = releaser.plan
+    assert plan.selection is not None
     folder = shared_folder(root, config, plan=plan)
     try:
         with only_one(folder):
@@ -95,40 +105,31 @@ def shared_selection(
                 keep_fingerprint(
                     folder / _PRIVATE / "data_fingerprint",
                     data,
-                    refusal=f"cluster.selection_dir {root}: holds the selection release {folder.name} of other data; "
-                    "use another directory",
+                    refusal=f"cluster.selection_dir {root}: holds the selection release "
+                    f"{folder.name} of other data; use another directory",
                 )
             if not made:
-                _make(folder, config, data=data, release=release)
+                _make(folder, config, data=data, releaser=releaser, make=make)
             (folder / _PRIVATE / "noise_key").unlink(missing_ok=True)
     except OSError as error:
         raise RunDirectoryError(
             f"cluster.selection_dir {root}: cannot be read or written ({error.strerror})"
         ) from error
     found = _read(folder)
-    assert plan.selection is not None and found.stream is not None
-    (event,) = [event for stage, event, _ in plan_events(plan) if stage == "selection"]
-    paid = {(e.release, e.noise_id) for e in ledger.events()}
     for name in release_names(plan.selection.count):
-        if (name, found.stream) not in paid:  # another run made it: pay, then look
-            ledger.record(name, event, found.stream, "selection")
+        if name not in found.noise_ids:
+            raise RunDirectoryError(
+                f"cluster.selection_dir {root}: {folder.name} was written by an earlier version of "
+                "sapf; use another directory"
+            )
+        releaser.pay_shared(name, stage="selection", noise_id=found.noise_ids[name])
     if not _releases_scores(plan):
         return found
-    names, values = (
-        list(found.scores),
-        torch.tensor(list(found.scores.values()), dtype=torch.float64),
-    )
+    names = list(found.scores)
+    values = torch.tensor(list(found.scores.values()), dtype=torch.float64)
     n = n_selected(len(names), config.saliency.ratio)
-    return replace(
-        found, matrices=top_n(names, values, n=n, granularity=config.saliency.granularity)
-    )
-
-
-def has_own(ledger: Ledger, stream: str) -> bool:
-    """Whether an earlier start of the run paid a selection of its own, from the run's stream, which
-    it then keeps.
-    """
-    return any(e.stage == "selection" and e.noise_id == stream for e in ledger.events())
+    kept = top_n(names, values, n=n, granularity=config.saliency.granularity)
+    return replace(found, matrices=kept)
 
 
 def _read(folder: Path) -> Selection:
@@ -143,8 +144,12 @@ def _releases_scores(plan: PrivacyPlan) -> bool:
     )
 
 
-def _make(folder: Path, config: RunConfig, *, data: str, release: Release) -> None:
-    key = NoiseKey.load_or_create(folder / _PRIVATE / "noise_key", config.privacy.reproducible_seed)
-    stream = key.stream_id("shared selection", data, folder.name)
-    made = replace(release(key, stream), shared=True)
+def _make(
+    folder: Path, config: RunConfig, *, data: str, releaser: Releaser, make: MakeRelease
+) -> None:
+    secret = NoiseKey.load_or_create(
+        folder / _PRIVATE / "noise_key", config.privacy.reproducible_seed
+    )
+    key = secret.bind("shared selection", data, folder.name)
+    made = replace(make(replace(releaser, key=key)), shared=True)
     write_json(folder / _RELEASE, made.to_dict())

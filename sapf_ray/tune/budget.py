@@ -32,7 +32,7 @@ from sapf_ray.privacy.events import DpEvent
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan, plan_events
 from sapf_ray.runs.directory import RunDirectory
-from sapf_ray.saliency.shared import released_stream, shared_folder
+from sapf_ray.saliency.shared import released_by, shared_folder
 from sapf_ray.tune.space import Cell
 
 SELECTION_FOLDER = ".selections"  # in a grid's directory
@@ -165,11 +165,11 @@ def selection_names(item: PlannedCell, out: Path) -> set[str]:
     run = RunDirectory(out / item.cell.name)
     if run.ledger.exists():
         events = Ledger.open(run.ledger).events()
-        paid = {event.noise_id for event in events if event.stage == "selection"}
+        paid = {event.drawn_by for event in events if event.stage == "selection"}
         if paid:
             return paid
     folder = shared_folder(selection_root(config, out), config, plan=item.plan)
-    return {released_stream(folder) or str(folder)}
+    return {released_by(folder) or str(folder)}
 
 
 def totals(planned: Iterable[PlannedCell], out: Path) -> list[Total]:

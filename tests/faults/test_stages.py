@@ -34,6 +34,7 @@ from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
+from sapf_ray.privacy.release import Releaser
 from sapf_ray.saliency.selection import select
 from tests.faults.processes import once, train_ranks
 from tests.finetune.test_loop import make_job
@@ -96,7 +97,8 @@ def test_a_killed_selection_task_is_done_again_and_paid_once(
     def choose(name: str):
         ledger = Ledger.create(tmp_path / f"{name}.jsonl", plan)
         model = PublicModel.open(ModelConfig(path=str(tiny_pipeline)))
-        return select(model, cache, plan, config.saliency, NoiseKey.create(1), "s", ledger), ledger
+        releaser = Releaser(key=NoiseKey.create(1), ledger=ledger, plan=plan)
+        return select(model, cache, config=config.saliency, releaser=releaser), ledger
 
     whole, _ = choose("whole")
     with once(

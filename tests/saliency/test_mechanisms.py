@@ -4,6 +4,7 @@ rejected.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -15,23 +16,25 @@ from scipy.stats import binomtest, chisquare, norm
 
 from sapf_ray.config import FinetuneConfig, PrivacyConfig, RunConfig, SaliencyConfig, from_dict
 from sapf_ray.errors import ConfigError
+from sapf_ray.privacy import release
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.events import approximate_event, describe_event, gaussian_event
+from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.noise import add_gumbel_noise, add_laplace_noise
+from sapf_ray.privacy.noise import add_gumbel, add_laplace
 from sapf_ray.privacy.planner import PrivacyPlan, StagePlan, make_plan, plan_events
-from sapf_ray.saliency import mechanisms
-from sapf_ray.saliency.mechanisms import MECHANISMS, draw_epsilon, random_values
-from sapf_ray.saliency.scores import SCORES, top_n
+from sapf_ray.privacy.release import Releaser, draw_epsilon
+from sapf_ray.saliency.mechanisms import MECHANISMS, Question
+from sapf_ray.saliency.scores import SCORES, random_values, top_n
 
 KEY = NoiseKey(bytes(range(32)))
 BOUND, DRAWS = 0.5, 4000
 SCORE = SCORES["per_sample_norm"]
 
 
-def stage(mechanism: str, noise: float, delta: float = 0.0) -> StagePlan:
-    return StagePlan(
+def planned(mechanism: str, noise: float, delta: float = 0.0) -> PrivacyPlan:
+    stage = StagePlan(
         noise_multiplier=noise,
         sample_rate=1.0,
         count=1,
@@ -39,13 +42,32 @@ def stage(mechanism: str, noise: float, delta: float = 0.0) -> StagePlan:
         mechanism=mechanism,
         delta=delta,
     )
+    plan = plan_of()
+    return dataclasses.replace(plan, selection=stage, epsilon=math.inf, non_private=noise == 0)
+
+
+class NoLedger:
+    """Pays nothing, so that thousands of draws need no file."""
+
+    def record(self, *arguments) -> None:
+        pass
+
+    def noise_ids(self, release: str) -> set[str]:
+        return set()
 
 
 def choose(mechanism: str, utility, noise: float, n: int, i: int, delta: float = 0.0):
-    values = torch.tensor(utility)
-    choice = MECHANISMS[mechanism].choose(
-        [values], SCORE, stage(mechanism, noise, delta), BOUND, n, KEY.stream("test", i), 7
+    values = torch.tensor(utility, dtype=torch.float64)
+    releaser = Releaser(key=KEY.bind(i), ledger=NoLedger(), plan=planned(mechanism, noise, delta))
+    question = Question(
+        name="selection",
+        total=ExactSum.rounded([values], BOUND),
+        n=n,
+        score=SCORE,
+        releaser=releaser,
+        seed=7,
     )
+    choice = MECHANISMS[mechanism].choose(question)
     return choice, tuple(
         int(name) for name in top_n([str(j) for j in range(len(values))], choice.values, n=n)
     )
@@ -93,16 +115,14 @@ def test_exponential_draws_as_peeling_does():
 @pytest.mark.parametrize(
     "twin",
     [
-        lambda total, m, s, stream: total,
-        lambda total, m, s, stream: add_gumbel_noise(total, m / 2, s, stream),
-        lambda total, m, s, stream: add_gumbel_noise(
-            total, m, 1.0, stream
-        ),  # scale without the clipping norm
-        lambda total, m, s, stream: add_gumbel_noise(total, 2 * m, s, stream),
+        lambda total, scale, stream: total,
+        lambda total, scale, stream: add_gumbel(total, scale / 2, stream),
+        lambda total, scale, stream: add_gumbel(total, scale / BOUND, stream),  # without C
+        lambda total, scale, stream: add_gumbel(total, 2 * scale, stream),
     ],
 )
 def test_broken_exponential_twins_are_rejected(twin, monkeypatch):
-    monkeypatch.setattr(mechanisms, "add_gumbel_noise", twin)
+    monkeypatch.setattr(release.noise, "add_gumbel", twin)
     with pytest.raises(AssertionError):
         check_exponential()
 
@@ -114,13 +134,13 @@ def test_unstable_top_k_passes_with_probability_delta():
 @pytest.mark.parametrize(
     "twin",
     [
-        lambda total, m, s, stream: total,
-        lambda total, m, s, stream: add_laplace_noise(total, m / 2, s, stream),
-        lambda total, m, s, stream: add_laplace_noise(total, 2 * m, s, stream),
+        lambda total, scale, stream: total,
+        lambda total, scale, stream: add_laplace(total, scale / 2, stream),
+        lambda total, scale, stream: add_laplace(total, 2 * scale, stream),
     ],
 )
 def test_broken_test_twins_are_rejected(twin, monkeypatch):
-    monkeypatch.setattr(mechanisms, "add_laplace_noise", twin)
+    monkeypatch.setattr(release.noise, "add_laplace", twin)
     with pytest.raises(AssertionError):
         check_test()
 

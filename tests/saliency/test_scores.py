@@ -8,10 +8,14 @@ from torch import nn
 
 from sapf_ray.errors import ConfigError
 from sapf_ray.models.pool import candidate_pool, layer_of
-from sapf_ray.saliency.scores import n_selected, schedule, top_matrices, top_n
+from sapf_ray.saliency.scores import n_selected, schedule, top_n
 from sapf_ray.saliency.synflow import ones, synflow_scores
 from tests.networks import tiny_dit
 from tests.tiny import tiny_unet
+
+
+def top_matrices(names, scores, *, ratio, granularity="matrix"):
+    return top_n(names, scores, n=n_selected(len(names), ratio), granularity=granularity)
 
 
 def test_top_matrices_ceil_and_ties():

@@ -4,6 +4,7 @@ where it may be.
 
 from __future__ import annotations
 
+import json
 import math
 import stat
 from dataclasses import replace
@@ -14,13 +15,15 @@ import torch
 from sapf_ray.config import FinetuneConfig, ModelConfig, PrivacyConfig, RunConfig, SaliencyConfig
 from sapf_ray.errors import BudgetError, RunDirectoryError
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
+from sapf_ray.privacy.release import Releaser
 from sapf_ray.saliency.selection import Selection, select
 from sapf_ray.saliency.shared import (
     private_folder,
-    released_stream,
+    released_by,
     shared_folder,
     shared_selection,
 )
@@ -44,21 +47,26 @@ class Run:
         path = out / "ledger.jsonl"
         self.ledger = Ledger.open(path) if path.exists() else Ledger.create(path, self.plan)
 
-    def release(self, key: NoiseKey, stream: str) -> Selection:
+    @property
+    def releaser(self) -> Releaser:
+        return Releaser(key=NoiseKey(bytes(32)).bind("own"), ledger=self.ledger, plan=self.plan)
+
+    def make(self, releaser: Releaser) -> Selection:
         self.made += 1
-        event = self.ledger.record("selection", self.plan.selection.event(), stream, "selection")
-        values = key.stream("selection/noise", 0).normal(10).tolist()
+        total = ExactSum.zeros([(10,)], 1.0)
+        (values,) = releaser.gaussian("selection", total, stage="selection")
         return Selection(
             matrices=NAMES[:1],
-            scores=dict(zip(NAMES, values, strict=True)),
+            scores=dict(zip(NAMES, values.tolist(), strict=True)),
             score="per_sample_norm",
             pool_size=10,
-            event=event,
+            event=releaser.ledger.events()[-1].to_dict(),
+            noise_ids={"selection": releaser.noise_id("selection", total)},
         )
 
-    def select(self, root, data="these", release=None) -> Selection:
+    def select(self, root, data="these", make=None) -> Selection:
         return shared_selection(
-            root, self.config, self.plan, data, self.ledger, release or self.release
+            root, self.config, data=data, releaser=self.releaser, make=make or self.make
         )
 
     def paid(self):
@@ -77,8 +85,8 @@ def test_one_release_for_every_ratio_and_epsilon(tmp_path):
     assert (
         first.ledger.events()[0].noise_id
         == second.ledger.events()[0].noise_id
-        == one.stream
-        == two.stream
+        == one.noise_ids["selection"]
+        == two.noise_ids["selection"]
     )
     second.select(root)
     assert second.paid() == [("selection", False)], "a second start pays nothing and writes nothing"
@@ -147,14 +155,14 @@ def test_a_release_broken_off_is_repeated_by_whoever_comes_next(tmp_path):
     """
     root, drawn = tmp_path / "selections", []
 
-    def die(key, stream):
-        drawn.append(first.release(key, stream).scores)
+    def die(releaser):
+        drawn.append(first.make(releaser).scores)
         raise KeyboardInterrupt
 
     first, second = Run(tmp_path / "a"), Run(tmp_path / "b")
     with pytest.raises(KeyboardInterrupt):
-        first.select(root, release=die)
-    assert released_stream(shared_folder(root, first.config, plan=first.plan)) is None
+        first.select(root, make=die)
+    assert released_by(shared_folder(root, first.config, plan=first.plan)) is None
     assert second.select(root).scores == drawn[0]
     again = Run(tmp_path / "a")
     assert again.select(root).scores == drawn[0] and again.made == 0
@@ -187,20 +195,24 @@ def test_as_a_run_of_its_own_selects(ray_cluster, tiny_pipeline, tmp_path):
     run = Run(tmp_path / "a", shard_size=15, micro_batch_size=7)
     kept = []
 
-    def release(key, stream):
-        kept.append(
-            select(
-                PublicModel.open(ModelConfig(path=str(tiny_pipeline))),
-                cache,
-                run.plan,
-                run.config.saliency,
-                key,
-                stream,
-                run.ledger,
-            )
-        )
+    def make(releaser):
+        model = PublicModel.open(ModelConfig(path=str(tiny_pipeline)))
+        kept.append(select(model, cache, config=run.config.saliency, releaser=releaser))
         return kept[0]
 
-    found = run.select(tmp_path / "selections", release=release)
+    found = run.select(tmp_path / "selections", make=make)
     assert found == replace(kept[0], shared=True) and len(found.matrices) == math.ceil(0.3 * 24)
     assert torch.tensor(list(found.scores.values())).std() > 0
+
+
+def test_a_release_of_an_earlier_version_is_refused_in_one_line(tmp_path):
+    root = tmp_path / "selections"
+    run = Run(tmp_path / "a")
+    run.select(root)
+    path = shared_folder(root, run.config, plan=run.plan) / "selection.json"
+    content = json.loads(path.read_text())
+    del content["noise_ids"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunDirectoryError, match="written by an earlier version") as error:
+        Run(tmp_path / "b").select(root)
+    assert "\n" not in str(error.value) and Run(tmp_path / "b").paid() == []

@@ -180,13 +180,14 @@ def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp
         scores={},
         score="per_sample_norm",
         pool_size=0,
-        event={"noise_id": "of all"},
+        event={"noise_id": "of all-x"},
+        noise_ids={"selection": "of all-x"},
         shared=True,
     )
     (folder / "selection.json").write_text(json.dumps(made.to_dict()))
-    pay(planned[1], "of all")
+    pay(planned[1], "of all-x")
     assert total() == 2, "those yet to come use the release that is there"
-    pay(planned[2], "of all")
+    pay(planned[2], "of all-x")
     pay(planned[3], "a second one")
     assert total() == 3
 
