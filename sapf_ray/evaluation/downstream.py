@@ -81,7 +81,22 @@ def mean_accuracy(
     seed: int,
     device: str = "cpu",
 ) -> float:
-    """Mean of :func:`accuracy_on_test` over the classifiers in ``config.classifiers``."""
+    """Mean of :func:`accuracy_on_test` over the classifiers that the settings name.
+
+    Args:
+        train: As :func:`accuracy_on_test`, like the rest.
+        test: Images and labels that the accuracy is measured on.
+        n_classes: Number of classes.
+        config: Classifiers, epochs, batch size, learning rate.
+        seed: Seeds every classifier alike.
+        device: Torch device string.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        DataError: As :func:`accuracy_on_test`.
+    """
     accuracies = [
         accuracy_on_test(
             CLASSIFIERS[name],
@@ -106,8 +121,18 @@ def fit(
     seed: int,
     device: str,
 ) -> nn.Module:
-    """Trains one classifier and returns it, in evaluation mode, as of its best epoch on the
-    held-out images; parameters as :func:`accuracy_on_test`.
+    """Trains one classifier.
+
+    Args:
+        build: As :func:`accuracy_on_test`, like the rest.
+        train: Images and labels.
+        n_classes: Number of classes.
+        config: Epochs, batch size, learning rate.
+        seed: Seeds initial weights, batches, augmentation and the held-out choice.
+        device: Torch device string.
+
+    Returns:
+        The network in evaluation mode, as of its best epoch on the held-out images.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -170,7 +195,7 @@ def _to_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]
 
 
 def _normalize(pixels: Tensor) -> Tensor:
-    """uint8 → float32 in [-1, 1]; by batch, since 60,000 float images would not fit everywhere."""
+    """uint8 → float32 in [-1, 1]; by batch, since 60,000 such images would not fit everywhere."""
     return pixels.float() / 127.5 - 1
 
 

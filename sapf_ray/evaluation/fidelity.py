@@ -127,9 +127,22 @@ def frechet(
     device: str = "cpu",
     space: FeatureSpace | None = None,
 ) -> float:
-    """Frechet distance between two sets of images; parameters as :func:`compare`.
+    """Frechet distance between two sets of images.
 
     Small sets bias it upwards: compare equal sizes only.
+
+    Args:
+        images: As :func:`compare`, like the rest.
+        reference: The real images.
+        config: Settings of the evaluation.
+        device: Torch device string.
+        space: The feature space; by default the one that ``config`` names.
+
+    Returns:
+        A number of at least 0.
+
+    Raises:
+        DataError: Fewer than two images on one side.
     """
     found = compare(images, reference, config=config, device=device, space=space, fid=True)
     # identical sets come out a rounding error below zero

@@ -136,7 +136,7 @@ def _rebuild(fields: dict[str, object]) -> Inputs:
 
 
 def resize(images: np.ndarray, resolution: int) -> np.ndarray:
-    """uint8 (n, h, w, 3) → uint8 (n, R, R, 3), bilinear; unchanged where the size is right already."""
+    """uint8 (n, h, w, 3) → uint8 (n, R, R, 3), bilinear; unchanged where the size fits already."""
     if images.shape[1:3] == (resolution, resolution):
         return images
     size = (resolution, resolution)

@@ -7,7 +7,7 @@ steps cost one convolution, and keeps the terminal quiet. Which accountants ther
 Example::
 
     step = gaussian_event(noise_multiplier=1.796, sample_rate=4096 / 45_000)
-    compose_epsilon([(gaussian_event(5.0), 1), (step, 1000)], delta=2e-6, accountant="rdp")   # ≈ 10
+    compose_epsilon([(gaussian_event(5.0), 1), (step, 1000)], 2e-6, accountant="rdp")   # ≈ 10
 
 References:
     1. Koskela, Jälkö, Honkela. Computing tight DP guarantees using FFT. AISTATS 2020. (PLD)

@@ -86,9 +86,10 @@ def privacy_note(plan: PrivacyPlan, spent: float) -> str:
             "**Not private**: sensitive images were used without noise. Do not share these images."
         )
     return (
-        f"Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding or removing one of "
-        f"{plan.n_records:,} training images ({plan.accountant.upper()} accountant). The run's `privacy_card.md` lists every "
-        "use of the sensitive images."
+        f"Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding or "
+        f"removing one of {plan.n_records:,} training images "
+        f"({ACCOUNTANTS[plan.accountant].title} accountant). The run's `privacy_card.md` lists "
+        "every use of the sensitive images."
     )
 
 
@@ -182,15 +183,15 @@ def _events(events: list[LedgerEvent]) -> str:
     replays: Counter[tuple[str, DpEvent]] = Counter()
     for e in events:
         (replays if e.replay else charged)[e.stage, e.event] += 1
-    lines = [
-        f"| {stage} | {describe_event(event)} | {charged[stage, event]:,} | {replays[stage, event]:,} |"
-        for stage, event in dict.fromkeys((e.stage, e.event) for e in events)
-    ]
+    lines = []
+    for stage, event in dict.fromkeys((e.stage, e.event) for e in events):
+        counts = f"{charged[stage, event]:,} | {replays[stage, event]:,}"
+        lines.append(f"| {stage} | {describe_event(event)} | {counts} |")
     return (
         f"{text}| stage | mechanism | charged | replays |\n|---|---|---|---|\n"
         + "\n".join(lines)
-        + "\n\n*Noise* is the standard deviation of the Gaussian noise over the most that one image "
-        "can contribute; *Poisson sample* is the probability with which each image, independently, "
+        + "\n\n*Noise* is the standard deviation of the Gaussian noise over the most that one "
+        "image can contribute; *Poisson sample* is the probability with which each image, independently, "
         "takes part in one release (all images take part where it is absent). A *replay* repeats, "
         "after an interruption, the release of exactly the same sum with exactly the same noise, "
         "and reveals nothing new: the noise is derived from the sum, so any other sum would have "

@@ -6,9 +6,12 @@ in every form.
 
 Example::
 
-    report = Report("demo", "FID", (Column("method", "method"), Column("fid", "FID", ".1f",
-                    paper_key="paper_fid")), rows=[{"method": "DP-SAPF", "fid": None, "paper_fid":
-                    26.6}])
+    columns = (
+        Column(key="method", header="method"),
+        Column(key="fid", header="FID", format=".1f", paper_key="paper_fid"),
+    )
+    rows = [{"method": "DP-SAPF", "fid": None, "paper_fid": 26.6}]
+    report = Report(name="demo", caption="FID", columns=columns, rows=rows)
     print(report.render("markdown"))      # | DP-SAPF | - \\| 26.6 |
 """
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,25 +94,25 @@ class Column:
     @property
     def title(self) -> str:
         """Header for people; says which side of a pair is whose."""
-        return self.header if self.paper_key is None else f"{self.header}, ours | paper"
+        if self.paper_key is None:
+            return self.header
+        return f"{self.header}, ours | paper"
 
     def cell(self, row: Mapping[str, Any]) -> str:
         """The cell as text."""
         ours = self._format(row.get(self.key))
         if self.spread_key is not None and not _missing(row.get(self.spread_key)):
             ours += f" ± {self._format(row[self.spread_key])}"
-        return (
-            ours if self.paper_key is None else f"{ours} | {self._format(row.get(self.paper_key))}"
-        )
+        if self.paper_key is None:
+            return ours
+        return f"{ours} | {self._format(row.get(self.paper_key))}"
 
     def _format(self, value: Any) -> str:
         if _missing(value):
             return MISSING
-        return (
-            format(value, self.format)
-            if _numeric(value)
-            else (self.labels or {}).get(value, str(value))
-        )
+        if _numeric(value):
+            return format(value, self.format)
+        return (self.labels or {}).get(value, str(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,20 +180,17 @@ class Report:
     def to_markdown(self) -> str:
         """A GitHub table under a bold caption, notes as a list."""
 
-        def line(cells: Sequence[str]) -> str:
-            return (
-                "| "
-                + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
-                + " |"
-            )
+        def line(cells: Iterable[str]) -> str:
+            return f"| {' | '.join(cells)} |"
 
-        rule = (
-            "| "
-            + " | ".join("--:" if self._is_number(column) else ":--" for column in self.columns)
-            + " |"
-        )
-        lines = [f"**{self.caption}**", "", line([column.title for column in self.columns]), rule]
-        lines += [line([column.cell(row) for column in self.columns]) for row in self.rows]
+        def escaped(cells: Iterable[str]) -> list[str]:
+            return [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
+
+        rule = ["--:" if self._is_number(column) else ":--" for column in self.columns]
+        titles = [column.title for column in self.columns]
+        lines = [f"**{self.caption}**", "", line(escaped(titles)), line(rule)]
+        for row in self.rows:
+            lines.append(line(escaped(column.cell(row) for column in self.columns)))
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines) + "\n"
@@ -211,18 +211,20 @@ class Report:
         def line(cells: Sequence[str]) -> str:
             return " & ".join(latex_escape(cell) for cell in cells) + r" \\"
 
+        alignment = "".join("r" if self._is_number(column) else "l" for column in self.columns)
         lines = [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{latex_escape(self.caption)}}}",
             rf"\label{{tab:{self.name}}}",
-            rf"\begin{{tabular}}{{{''.join('r' if self._is_number(column) else 'l' for column in self.columns)}}}",
+            rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
             line([column.title for column in self.columns]),
             r"\midrule",
         ]
         for index, row in enumerate(self.rows):
-            lines += [r"\midrule"] if self._new_group(index) else []
+            if self._new_group(index):
+                lines.append(r"\midrule")
             lines.append(line([column.cell(row) for column in self.columns]))
         lines += [r"\bottomrule", r"\end{tabular}"]
         if self.notes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -46,48 +46,63 @@ def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]
 
 
 def result_table(result: Result) -> Table:
-    """Epsilon spent against planned, scores, times, and where things lie."""
-    metrics, directory = result.metrics, result.directory
-    table = Table(title=f"sapf run {directory.root}", show_header=False)
+    """Epsilon spent against planned, scores, times, and where things are."""
+    metrics = result.metrics
+    table = Table(title=f"sapf run {result.directory.root}", show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    spent, planned = metrics["epsilon_spent"], metrics["epsilon_planned"]
-
-    def number(value: float | str) -> str:
-        return value if isinstance(value, str) else f"{value:.4g}"
-
+    spent = _epsilon(metrics["epsilon_spent"])
+    planned = _epsilon(metrics["epsilon_planned"])
     table.add_row(
         "ε spent / planned",
-        f"{number(spent)} / {number(planned)}  (δ = {metrics['delta']:.3g}, add/remove one image)",
+        f"{spent} / {planned}  (δ = {metrics['delta']:.3g}, add/remove one image)",
     )
     if result.plan.non_private and result.plan.reads_images:
         table.add_row("", "[bold red]NOT PRIVATE: sensitive images were used without noise[/]")
     for name, metric in headline().items():
         if name in metrics:
             table.add_row(metric.title, shown(name, metrics[name]))
-    table.add_row(
-        "seconds",
-        ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items()),
-    )
-    cost = dict(metrics["orchestration"])
-    share, outside = cost.pop("total_share"), cost.pop("outside_stages")
-    parts = [
-        *(f"{stage} {seconds:.0f}" for stage, seconds in cost.items()),
-        f"outside the stages {outside:.0f}",
-    ]
-    table.add_row("orchestration", f"{share:.0%} of the run, in seconds: " + ", ".join(parts))
-    table.add_row("synthetic data set", f"{directory.synthetic}/  (Parquet)")
-    table.add_row("pictures", str(directory.plots / "synthetic.png"))
-    table.add_row(
-        "adapter",
-        f"{directory.adapter}/  (pipe.load_lora_weights)" if directory.adapter.exists() else "none",
-    )
-    table.add_row("privacy card", str(directory.card))
-    if result.tracking_uri:
-        table.add_row(
-            "MLflow",
-            f"mlflow ui --backend-store-uri {result.tracking_uri}"
-            if not result.tracking_uri.startswith("http")
-            else result.tracking_uri,
-        )
+    table.add_row("seconds", _seconds(metrics["seconds"]))
+    table.add_row("orchestration", _orchestration(metrics["orchestration"]))
+    for name, place in _places(result).items():
+        table.add_row(name, place)
     return table
+
+
+def _epsilon(value: float | str) -> str:
+    """JSON has no infinity: a non-private run's epsilon is the string ``inf``."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}"
+
+
+def _seconds(stages: Mapping[str, float]) -> str:
+    return ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in stages.items())
+
+
+def _orchestration(cost: Mapping[str, float]) -> str:
+    stages = dict(cost)
+    share = stages.pop("total_share")
+    outside = stages.pop("outside_stages")
+    parts = _seconds({**stages, "outside the stages": outside})
+    return f"{share:.0%} of the run, in seconds: {parts}"
+
+
+def _places(result: Result) -> dict[str, str]:
+    """What was written, and where."""
+    directory = result.directory
+    adapter = "none"
+    if directory.adapter.exists():
+        adapter = f"{directory.adapter}/  (pipe.load_lora_weights)"
+    places = {
+        "synthetic data set": f"{directory.synthetic}/  (Parquet)",
+        "pictures": str(directory.plots / "synthetic.png"),
+        "adapter": adapter,
+        "privacy card": str(directory.card),
+    }
+    uri = result.tracking_uri
+    if uri and uri.startswith("http"):
+        places["MLflow"] = uri
+    elif uri:
+        places["MLflow"] = f"mlflow ui --backend-store-uri {uri}"
+    return places
