@@ -188,7 +188,7 @@ class Chaos:
                 while strike and process.poll() is None and len(self.dealt) < self.kills:
                     self.wait_for_progress(process, run)
                     if process.poll() is None:
-                        self.strike(process, run, time.monotonic() - begun)
+                        self.strike(process, run, seconds=time.monotonic() - begun)
                 code = process.wait()
             finally:
                 kill_tree(process.pid)
@@ -234,6 +234,7 @@ class Chaos:
         self,
         process: subprocess.Popen[bytes],
         run: Path,
+        *,
         seconds: float,
     ) -> None:
         workers = self.workers(process)

@@ -260,7 +260,8 @@ def pretrain(
     facts["digits recognised as requested (DPM-Solver++, 20 steps)"] = rates
     facts["seconds in all"] = round(time.perf_counter() - start)
     save = partial(save_pipeline, pipe, shared=row.shared, donor=DONOR)
-    publish(save, args.out / name, card(name, row.about, command=command, facts=facts))
+    readme = card(name, row.about, command=command, facts=facts)
+    publish(save, args.out / name, readme=readme)
     log.info("wrote %s, %.0f s", args.out / name, time.perf_counter() - start)
 
 
@@ -315,7 +316,7 @@ def _publish_features(
         "accuracy on fresh glyphs": accuracy,
     }
     readme = card(FEATURES, about, command=command, facts=facts)
-    publish(partial(save_features, net), args.out / FEATURES, readme)
+    publish(partial(save_features, net), args.out / FEATURES, readme=readme)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -22,6 +22,7 @@ from sapf_ray.synthesis.writer import read_synthetic
 def main(
     runs: dict[str, str],
     out: str = "docs/digits.png",
+    *,
     source: str = "digits",
     per_class: int = 10,
 ) -> None:

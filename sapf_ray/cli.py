@@ -55,7 +55,7 @@ def _plan(namespace: argparse.Namespace, console: Console) -> None:
     )
     n_records = config.data.n_records or open_source(config.data).n_train
     plan = make_plan(config, n_records)
-    times = None if cluster is None else estimate_run(config, plan, cluster)
+    times = None if cluster is None else estimate_run(config, plan, cluster=cluster)
     if namespace.json:
         print(json.dumps(plan.to_dict() | ({} if times is None else {"cluster": times.to_dict()})))
     else:

@@ -101,7 +101,7 @@ class Entry:
     tuned: bool
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Measured:
     """What the steps of one contender took.
 
@@ -187,7 +187,8 @@ def _measure_together(
         for label, case in cases.items():
             answer = attempt(label, Process.receive)
             if answer is not None:
-                measured[label] = Measured(case, answer.get("cuda", answer["rss"]))
+                baseline = answer.get("cuda", answer["rss"])
+                measured[label] = Measured(case=case, baseline=baseline)
         for repeat in range(-1, repeats):  # the first round warms up
             for label in cases:
                 answer = attempt(label, lambda process: process.ask(step=True))

@@ -199,8 +199,8 @@ def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
         for contender in dict.fromkeys(row["contender"] for row in members):
             points = [row for row in members if row["contender"] == contender]
             points.sort(key=lambda row: row["x"])
-            _curve(speed, points, "images_per_s", label=contender)
-            _curve(memory, points, "added_mib", label=contender)
+            _curve(speed, points, key="images_per_s", label=contender)
+            _curve(memory, points, key="added_mib", label=contender)
         speed.set_title(f"{group}: {curve}", fontsize=8)
         for axis in (speed, memory):
             axis.set_xscale("log", base=2)
@@ -219,8 +219,8 @@ def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
 def _curve(
     axis: Any,
     points: list[dict[str, Any]],
-    key: str,
     *,
+    key: str,
     label: str,
 ) -> None:
     known = [point for point in points if key in point]

@@ -88,6 +88,7 @@ def save_features(net: GlyphFeatures, directory: Path) -> None:
 def publish(
     save: Callable[[Path], None],
     directory: Path,
+    *,
     readme: str,
 ) -> None:
     """Puts a complete model in place of an older one, never a half-written one."""

@@ -78,6 +78,7 @@ class _Stored:
         self,
         file: BinaryIO,
         start: int,
+        *,
         stop: int,
     ) -> bytes:
         if stop > self._size:
@@ -101,6 +102,7 @@ class _Deflated:
         self,
         file: BinaryIO,
         start: int,
+        *,
         stop: int,
     ) -> bytes:
         with self._lock:
@@ -108,7 +110,7 @@ class _Deflated:
             parts = []
             while state.out < stop:
                 before = state.out
-                part = self._advance(file, state, stop)
+                part = self._advance(file, state, stop=stop)
                 if state.out > start:
                     skipped = max(start - before, 0)
                     parts.append(part[skipped:])
@@ -127,12 +129,13 @@ class _Deflated:
         self,
         file: BinaryIO,
         state: _State,
+        *,
         stop: int,
     ) -> bytes:
         """Further output up to ``stop``; states are kept at multiples of STATE_EVERY."""
         border = (state.out // STATE_EVERY + 1) * STATE_EVERY
         end = min(border, stop, state.out + _OUTPUT)
-        part = self._inflate(file, state, end - state.out)
+        part = self._inflate(file, state, most=end - state.out)
         if state.out == border and state.out > self._states[-1].out:
             self._states.append(state.copy())
         return part
@@ -141,6 +144,7 @@ class _Deflated:
         self,
         file: BinaryIO,
         state: _State,
+        *,
         most: int,
     ) -> bytes:
         """1 to ``most`` further bytes of output."""
@@ -227,7 +231,7 @@ class NpzImages:
         """Consecutive rows."""
         start = self._skip + int(run[0]) * self.row_bytes
         stop = start + len(run) * self.row_bytes
-        content = self._bytes.read(file, start, stop)
+        content = self._bytes.read(file, start, stop=stop)
         return np.frombuffer(content, np.uint8).reshape(-1, *self.shape[1:])
 
     def _check_array(self, dtype: np.dtype, *, fortran_order: bool) -> None:

@@ -7,7 +7,7 @@ Example::
 
     cluster = open_cluster("4xa6000", config)  # the paper's setting on the paper's machine
     plan = make_plan(config, n_records=45_000)
-    estimate_run(config, plan, cluster).stages["finetune"].hours  # 3.5
+    estimate_run(config, plan, cluster=cluster).stages["finetune"].hours  # 3.5
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ def _parsed(spec: str, known: Iterable[str]) -> tuple[int, str]:
 def estimate_run(
     config: RunConfig,
     plan: PrivacyPlan,
+    *,
     cluster: Cluster,
 ) -> RunEstimate:
     """The run's stages on the cluster, which it has to itself."""
@@ -105,7 +106,7 @@ def estimate_run(
         efficiency = costs.efficiency
     stages = {}
     for name, units in work(config, plan).items():
-        parts = parallel_parts(name, config, plan)
+        parts = parallel_parts(name, config, plan=plan)
         stages[name] = _stage(
             name,
             units,

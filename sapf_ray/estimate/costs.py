@@ -150,6 +150,7 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
 def parallel_parts(
     stage: str,
     config: RunConfig,
+    *,
     plan: PrivacyPlan,
 ) -> int:
     """Number of parts into which a stage's work falls: more devices than that stand idle."""

@@ -98,7 +98,7 @@ def _from_run(metrics: Mapping[str, Any], path: Path) -> DeviceCosts:
             continue
         start = outside.get(stage, 0.0)
         # as if all devices had found work
-        busy = min(1.0, parallel_parts(stage, config, plan) / devices)
+        busy = min(1.0, parallel_parts(stage, config, plan=plan) / devices)
         memory_gb = None
         if stage in memory:
             memory_gb = memory[stage] * _GB_PER_MIB / devices

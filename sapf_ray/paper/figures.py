@@ -22,7 +22,7 @@ from sapf_ray.pictures import save_figure
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Score:
     """A line of panels: our key, the paper's key, label of the axis."""
 
@@ -37,7 +37,7 @@ def _scores(rows: Sequence[Row]) -> list[_Score]:
     scores = []
     for name in (ACCURACY, distance):
         metric = METRICS[name]
-        scores.append(_Score(name, metric.paper_key, metric.short))
+        scores.append(_Score(key=name, paper_key=metric.paper_key, label=metric.short))
     return scores
 
 

@@ -74,7 +74,7 @@ class RunContext:
         """Where a stage reports how many of its units are done."""
 
         def show(done: int, total: int) -> None:
-            self.meter.progress(stage, done, total)
+            self.meter.progress(stage, done, total=total)
             if self.on_progress is not None:
                 self.on_progress(stage, done, total)
 

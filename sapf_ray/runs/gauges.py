@@ -43,6 +43,7 @@ class Meter:
         self,
         stage: str,
         done: int,
+        *,
         total: int,
     ) -> None:
         """``done`` of ``total`` units of a stage.

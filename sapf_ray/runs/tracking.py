@@ -77,6 +77,7 @@ class Tracker:
         cls,
         config: RunConfig,
         directory: RunDirectory,
+        *,
         params: dict[str, Any] | None = None,
     ) -> Tracker:
         """Connects before any budget is spent.
@@ -105,7 +106,7 @@ class Tracker:
         tracker = cls(uri, None)
         try:
             tracker.client = MlflowClient(tracking_uri=uri)
-            tracker._continue_or_create(config, directory, params)
+            tracker._continue_or_create(config, directory, params=params)
         except MlflowException as error:
             raise TrackingError(f"tracking.uri = {uri}: {reason(error)}") from error
         except Exception as error:  # sqlalchemy and requests raise their own families
@@ -118,6 +119,7 @@ class Tracker:
         self,
         config: RunConfig,
         directory: RunDirectory,
+        *,
         params: dict[str, Any],
     ) -> None:
         if directory.mlflow.exists():

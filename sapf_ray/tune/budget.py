@@ -253,7 +253,7 @@ def guessed_seconds(config: RunConfig, plan: PrivacyPlan) -> float:
         count=costs.devices,
         costs=costs,
     )
-    return 3600 * estimate_run(config, plan, cluster).hours
+    return 3600 * estimate_run(config, plan, cluster=cluster).hours
 
 
 def _is_bundled(config: RunConfig) -> bool:

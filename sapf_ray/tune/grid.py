@@ -245,7 +245,7 @@ def _parent(grid: Grid, config: RunConfig) -> tuple[Tracker, dict[str, Any]]:
     nested = to_dict(config)
     nested["tracking"]["experiment"] = experiment
     directory = RunDirectory(grid.out)
-    tracker = Tracker.open(from_dict(nested), directory, _parameters(grid))
+    tracker = Tracker.open(from_dict(nested), directory, params=_parameters(grid))
     children = {
         "uri": tracking_uri(config, directory),
         "experiment": experiment,

@@ -58,7 +58,7 @@ def plan_of(config: RunConfig) -> PrivacyPlan:
 def hours_of(spec: str, config: RunConfig, **options: Any) -> RunEstimate:
     cluster = open_cluster(spec, config, **options)
     assert cluster is not None
-    return estimate_run(config, plan_of(config), cluster)
+    return estimate_run(config, plan_of(config), cluster=cluster)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_finished_run_predicts_itself_and_larger_ones(tmp_path):
     config = RunDirectory(path.parent).read_config()
     plan = make_plan(config, 200)
     cluster = open_cluster("2xmine", config, costs_file=str(path))
-    same = estimate_run(config, plan, cluster)
+    same = estimate_run(config, plan, cluster=cluster)
     seconds = {
         name: 3600 * stage.hours for name, stage in same.stages.items() if stage.hours is not None
     }
@@ -223,7 +223,7 @@ def test_a_finished_run_predicts_itself_and_larger_ones(tmp_path):
         "finetune"
     ].memory_gb == pytest.approx(1e4 * 2**20 / 1e9)
     longer = replace(config, finetune=replace(config.finetune, steps=200))
-    twice = estimate_run(longer, make_plan(longer, 200), replace(cluster, count=4))
+    twice = estimate_run(longer, make_plan(longer, 200), cluster=replace(cluster, count=4))
     assert 3600 * twice.stages["finetune"].hours == pytest.approx(20 + 40 * 10 / 2), (
         "start-up stays, work is shared"
     )
@@ -293,7 +293,7 @@ def test_the_benchmark_s_rates_of_the_runs_model(tmp_path):
         estimate_run(
             config,
             plan,
-            open_cluster(f"{k}xcore", config, costs_file=str(tmp_path / "results.json")),
+            cluster=open_cluster(f"{k}xcore", config, costs_file=str(tmp_path / "results.json")),
         ).stages
         for k in (1, 2)
     )

@@ -40,9 +40,9 @@ def test_every_figure_of_the_issue_has_contenders():
 def test_ratios_are_taken_round_by_round():
     case = Case(size="tiny", batch=1)
     measured = {
-        "ours": Measured(case, 100, [1.0, 4.0], [200, 300]),
-        "plain": Measured(case, 50, [1.0, 2.0], [100, 100]),
-        "ours_pool12": Measured(case, 100, [1.0, 1.0], [200, 200]),
+        "ours": Measured(case=case, baseline=100, seconds=[1.0, 4.0], memory=[200, 300]),
+        "plain": Measured(case=case, baseline=50, seconds=[1.0, 2.0], memory=[100, 100]),
+        "ours_pool12": Measured(case=case, baseline=100, seconds=[1.0, 1.0], memory=[200, 200]),
     }
     ratios = figures.ratios("selection", measured)
     assert ratios["selection_time_vs_plain"] == {"min": 1.0, "median": 1.5, "max": 2.0}

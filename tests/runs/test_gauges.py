@@ -18,9 +18,9 @@ def test_steps_images_and_epsilon_are_exported_and_nothing_that_tells_more(ray_c
     (node,) = ray.nodes()
     meter = Meter("run7", 8.0)
     meter.spent(2.5)
-    meter.progress("finetune", 3, 12)
-    meter.progress("synthesis", 10, 60)
-    meter.progress("selection", 3, 4)
+    meter.progress("finetune", 3, total=12)
+    meter.progress("synthesis", 10, total=60)
+    meter.progress("selection", 3, total=4)
     found: dict[tuple[str, str], float] = {}
 
     def scraped() -> bool:

@@ -158,7 +158,7 @@ def _list(root: Path, test_fraction: float) -> _Listing:
         parents = dict.fromkeys(SPLITS, root)
     classes = _classes(root, parents["train"])
     if given:
-        _check_same_classes(root, classes, _folders(parents["test"]))
+        _check_same_classes(root, train=classes, test=_folders(parents["test"]))
 
     listing = _Listing(
         class_names=tuple(classes),
@@ -194,6 +194,7 @@ def _classes(root: Path, parent: Path) -> list[str]:
 
 def _check_same_classes(
     root: Path,
+    *,
     train: list[str],
     test: list[str],
 ) -> None:
