@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from sapf_ray.grad_sample.layers import channel_tokens, patches
-from sapf_ray.grad_sample.norms import fold_tokens
-from sapf_ray.privacy.clipping import clipped_units, norms_upward
+from sapf_ray.grad_sample.norms import fold_tokens, squared_norms
+from sapf_ray.privacy.clipping import clipped_units
 from sapf_ray.privacy.fixed_point import grid_step
 
 
@@ -239,7 +239,7 @@ class LoraGradients:
             One int64 sum per parameter, of its shape, in grid steps.
         """
         rows = self.grad_sample(losses)
-        total = clipped_units(rows, clip(norms_upward(rows)), grid)
+        total = clipped_units(rows, clip(squared_norms(rows).sqrt()), grid)
         parts = total.split([p.numel() for p in self.parameters])
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
