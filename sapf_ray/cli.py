@@ -66,9 +66,10 @@ def _plan(namespace: argparse.Namespace, console: Console) -> None:
 
 def _ledger(namespace: argparse.Namespace, console: Console) -> None:
     from sapf_ray.privacy.ledger import Ledger
+    from sapf_ray.report.tables import ledger_table
     from sapf_ray.runs.directory import RunDirectory
 
-    console.print(Ledger.open(RunDirectory(namespace.directory).ledger).summary())
+    console.print(ledger_table(Ledger.open(RunDirectory(namespace.directory).ledger)))
 
 
 def _open_grid(name: str, namespace: argparse.Namespace) -> Grid:

@@ -116,8 +116,8 @@ def _files(folder: str) -> list[str]:
 
 
 # Where the names come from that a config key takes: the table, as "module:attribute" of a module
-# that is light to import; or, while a table's module is still heavy, the names themselves.
-TABLES: dict[str, str | tuple[str, ...]] = {
+# that is light to import.
+TABLES: dict[str, str] = {
     "data.source": "sapf_ray.data.base:SOURCES",
     "privacy.accountant": "sapf_ray.privacy.accountant_table:ACCOUNTANTS",
     "saliency.score": "sapf_ray.saliency.scores:SCORES",
@@ -130,8 +130,7 @@ TABLES: dict[str, str | tuple[str, ...]] = {
 
 def names(key: str) -> tuple[str, ...]:
     """Names that a config key takes, those of loaded plugins included."""
-    table = TABLES[key]
-    return tuple(table if isinstance(table, tuple) else _table(table))
+    return tuple(_table(key))
 
 
 def row(key: str, name: str) -> Any:
@@ -140,13 +139,11 @@ def row(key: str, name: str) -> Any:
     Raises:
         ConfigError: No such row.
     """
-    table = TABLES[key]
-    assert isinstance(table, str), f"{key} has names only"
-    return _table(table)[name]
+    return _table(key)[name]
 
 
-def _table(address: str) -> Mapping[str, Any]:
-    module, _, attribute = address.partition(":")
+def _table(key: str) -> Mapping[str, Any]:
+    module, _, attribute = TABLES[key].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -40,6 +40,7 @@ from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.events import exponential_event
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan, plan_events
+from sapf_ray.report.tables import ledger_table
 from sapf_ray.tune.summary import score_columns
 from tests.evaluation.test_protocol import write_digits
 
@@ -156,5 +157,5 @@ def test_an_accountant_that_does_not_know_a_mechanism(plugin, tmp_path):
 
 def printed(ledger: Ledger) -> str:
     console = Console(width=250, record=True, file=io.StringIO())
-    console.print(ledger.summary())
+    console.print(ledger_table(ledger))
     return console.export_text()

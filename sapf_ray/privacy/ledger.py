@@ -43,16 +43,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rich.table import Table
-
 from sapf_ray.errors import BudgetError, RunDirectoryError
-from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import (
     PLD_INTERVAL,
     compose_epsilon,
-    epsilon_text,
 )
-from sapf_ray.privacy.events import DpEvent, describe_event, event_from_json, event_to_json
+from sapf_ray.privacy.events import DpEvent, event_from_json, event_to_json
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
 
 SCHEMA = 2
@@ -260,38 +256,6 @@ class Ledger:
                 epsilon = min(total, self._epsilon(prefix, None, None, _CURVE_INTERVAL))
             curve.append((step, epsilon))
         return curve
-
-    def summary(self) -> Table:
-        """What ``sapf ledger DIR`` prints."""
-        table = Table(
-            title=f"{self.path}: δ = {self.plan.delta:.3g}, planned ε = {self.plan.epsilon:g}"
-        )
-        for name in ("stage", "event"):
-            table.add_column(name)
-        for name in ("charged", "replays", *(f"ε ({a.title})" for a in ACCOUNTANTS.values())):
-            table.add_column(name, justify="right")
-        events = self.events()
-        for stage, event in dict.fromkeys((e.stage, e.event) for e in events):
-            same = [e for e in events if (e.stage, e.event) == (stage, event)]
-            charged = Counter(e.event for e in same if not e.replay)
-            table.add_row(
-                stage,
-                describe_event(event),
-                *self._summary_cells(charged, sum(e.replay for e in same)),
-            )
-        table.add_section()
-        charged = Counter(e.event for e in events if not e.replay)
-        table.add_row(
-            "all", "", *self._summary_cells(charged, sum(e.replay for e in events)), style="bold"
-        )
-        return table
-
-    def _summary_cells(self, charged: Counter[DpEvent], replays: int) -> list[str]:
-        epsilons = [
-            epsilon_text(charged.items(), self.plan.delta, accountant=accountant)
-            for accountant in ACCOUNTANTS
-        ]
-        return [f"{sum(charged.values()):,}", f"{replays:,}", *epsilons]
 
     def _epsilon(
         self,

@@ -5,6 +5,7 @@ Light to import, for ``sapf methods`` and its like print tables too.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -13,8 +14,10 @@ from rich.table import Table
 from sapf_ray.data.catalog import DATA_SETS, KnownSet
 from sapf_ray.methods import METHODS
 from sapf_ray.models.catalog import PUBLIC_MODELS
+from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 
 if TYPE_CHECKING:
+    from sapf_ray.privacy.ledger import Ledger, LedgerEvent
     from sapf_ray.privacy.planner import PrivacyPlan, StagePlan
 
 
@@ -120,3 +123,33 @@ def _stage_cells(stage: StagePlan) -> list[str]:
         f"{stage.noise_multiplier:.4g}",
         "-" if stage.share is None else f"{stage.share:.2%}",
     ]
+
+
+def ledger_table(ledger: Ledger) -> Table:
+    """What a run spent, as ``sapf ledger`` prints it: a row for each kind of event, then all."""
+    from sapf_ray.privacy.events import describe_event
+
+    plan = ledger.plan
+    table = Table(title=f"{ledger.path}: δ = {plan.delta:.3g}, planned ε = {plan.epsilon:g}")
+    for name in ("stage", "event"):
+        table.add_column(name)
+    accountants = [f"ε ({accountant.title})" for accountant in ACCOUNTANTS.values()]
+    for name in ("charged", "replays", *accountants):
+        table.add_column(name, justify="right")
+    lines = ledger.events()
+    for stage, event in dict.fromkeys((line.stage, line.event) for line in lines):
+        same = [line for line in lines if (line.stage, line.event) == (stage, event)]
+        table.add_row(stage, describe_event(event), *_spent_cells(same, plan.delta))
+    table.add_section()
+    table.add_row("all", "", *_spent_cells(lines, plan.delta), style="bold")
+    return table
+
+
+def _spent_cells(lines: list[LedgerEvent], delta: float) -> list[str]:
+    """Number of charges, number of replays, and what each accountant makes of the charges."""
+    from sapf_ray.privacy.accountants import epsilon_text
+
+    charged = Counter(line.event for line in lines if not line.replay)
+    epsilons = [epsilon_text(charged.items(), delta, accountant=name) for name in ACCOUNTANTS]
+    replays = sum(line.replay for line in lines)
+    return [f"{sum(charged.values()):,}", f"{replays:,}", *epsilons]

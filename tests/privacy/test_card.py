@@ -15,6 +15,7 @@ from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
 from sapf_ray.privacy.release import sampler_delta
+from sapf_ray.report.tables import ledger_table
 
 from .test_ledger import spend_all
 from .test_planner import DIGITS, small
@@ -172,6 +173,6 @@ def test_an_accountant_that_does_not_know_an_event_breaks_neither_card_nor_summa
     text = card(tmp_path, small(steps=4))
     assert "| ε spent, by the Nothing accountant | n/a |" in text
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(Ledger.open(tmp_path / "ledger.jsonl").summary())
+    console.print(ledger_table(Ledger.open(tmp_path / "ledger.jsonl")))
     summary = console.export_text()
     assert "ε (Nothing)" in summary and summary.count("n/a") == 3  # two stages, and all

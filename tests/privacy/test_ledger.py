@@ -16,6 +16,7 @@ from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.events import gaussian_event
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, StagePlan, make_plan
+from sapf_ray.report.tables import ledger_table
 
 from .test_planner import DIGITS, small
 
@@ -236,7 +237,7 @@ def test_ledgers_of_the_earlier_version_are_read_and_not_continued(ledger, plan)
     assert old.events() == ledger.__class__.open(ledger.path).events()
     assert old.epsilon_spent() == pytest.approx(ledger_spent(text, ledger.path.parent))
     assert "s" in {event.noise_id for event in old.events()}
-    assert old.summary().row_count > 0
+    assert ledger_table(old).row_count > 0
     before = ledger.path.read_bytes()
     for refused in (
         old.check_continuable,
@@ -350,7 +351,7 @@ def test_summary_shows_charges_replays_and_both_accountants(ledger, plan):
     spend_all(ledger)
     ledger.record("finetune/step/1", plan.finetune.event(), "s", "finetune")
     console = Console(record=True, width=160, file=io.StringIO())
-    console.print(ledger.summary())
+    console.print(ledger_table(ledger))
     text = console.export_text()
     assert (
         f"{ledger.epsilon_spent('pld'):.4f}" in text
