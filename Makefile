@@ -1,4 +1,4 @@
-# Two commands on a bare machine with python3 >= 3.10: `make run`, `make test`.
+# Two commands on a bare machine with python3 >= 3.11: `make run`, `make test`.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/digits
@@ -31,7 +31,7 @@ pretrain: $(STAMP)
 	$(BIN)/python -m jobs.pretrain_public --out sapf_ray/models/bundled
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "python3 >= 3.10 is needed, this is " + sys.version)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 >= 3.11 is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS)) -e '.[dev]'
 	@touch $@

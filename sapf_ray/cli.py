@@ -146,6 +146,18 @@ def _reproduce(namespace: argparse.Namespace, console: Console) -> None:
         raise_failures(outcome)
 
 
+def _submit(namespace: argparse.Namespace, console: Console) -> None:
+    from sapf_ray.submit import submit
+
+    words = namespace.words
+    submit(
+        words[1:] if words[:1] == ["--"] else words,
+        address=namespace.address,
+        install=namespace.install,
+        modules=namespace.modules,
+    )
+
+
 def _datasets(namespace: argparse.Namespace, console: Console) -> None:
     from sapf_ray.data.catalog import datasets_json
     from sapf_ray.report.tables import datasets_table
@@ -185,6 +197,7 @@ _COMMANDS = {
     "ledger": _ledger,
     "tune": _tune,
     "reproduce": _reproduce,
+    "submit": _submit,
     "datasets": _datasets,
     "methods": _methods,
     "models": _models,

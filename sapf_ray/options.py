@@ -50,7 +50,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     Raises:
         SapfError: An unknown option, a value that is none, or a plugin that cannot be imported.
     """
-    _load_plugins(arguments)
+    if arguments[0] != "submit":  # its plugins are the cluster's
+        _load_plugins(arguments)
     parser = make_parser(arguments[0])
     namespace, rest = parser.parse_known_args(arguments)
     if rest:
@@ -258,6 +259,30 @@ def _reproduce_options(parser: Parser) -> None:
     _grid_options(parser)
 
 
+def _submit_options(parser: Parser) -> None:
+    parser.usage = "sapf submit --address URL [OPTIONS] -- COMMAND ..."
+    parser.add_argument("--address", required=True, help="Job server, e.g. http://head:8265.")
+    _add(
+        parser,
+        "--install",
+        kind=Kind(base=str, choices=lambda: ("pip", "image")),
+        default="pip",
+        help="Where nodes have the dependencies from: pip, or the container image.",
+    )
+    parser.add_argument(
+        "--modules",
+        action="append",
+        default=[],
+        help="Package or module to send beside sapf_ray, as for --plugins; may be repeated.",
+    )
+    parser.add_argument(
+        "words",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND",
+        help="The command: run, tune, plan ...",
+    )
+
+
 def _list_options(parser: Parser) -> None:
     _json_option(parser, "Print one JSON list.")
 
@@ -275,6 +300,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
         "A table or figure of the paper, ours beside its printed values.",
         _reproduce_options,
     ),
+    "submit": ("Run a command as a job of a Ray cluster, and wait for it.", _submit_options),
     "datasets": (
         "The data sets that data.source takes, and where to obtain them.",
         _list_options,

@@ -31,6 +31,7 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,8 @@ def with_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
 
 
 def space_directories() -> list[Path]:
-    """Where a bare name is looked for."""
-    return [Path("tune_spaces"), Path(__file__).resolve().parents[2] / "tune_spaces"]
+    """Where a bare name is looked for: beside the user, then among those that are shipped."""
+    return [Path("tune_spaces"), Path(str(files("sapf_ray") / "tune_spaces"))]
 
 
 def space_names() -> list[str]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,8 +21,10 @@ import pytest
 import yaml
 
 from jobs.chaos import kill_tree, released
-from jobs.run import main, relative_out
-from jobs.runtime_env import ROOT, requirements, runtime_env
+from jobs.run import main
+from jobs.runtime_env import ROOT, runtime_env
+from sapf_ray.errors import ClusterError
+from sapf_ray.submit import PACKAGE, named_files, relative_out, requirements, submit
 from tests.faults.processes import wait_for
 from tests.faults.runs import Command, assert_paid_once, make_folder
 
@@ -48,15 +51,41 @@ def test_a_relative_out_would_be_lost_with_the_jobs_folder(words, relative, caps
 
 
 def test_the_runtime_environment_is_pyprojects_with_the_versions_here():
-    pinned = dict(requirement.split("==") for requirement in requirements())
-    assert (
-        pinned["diffusers"] == metadata.version("diffusers") and pinned["jsonargparse[signatures]"]
-    )
+    pinned = dict(requirement.split("==") for requirement in requirements(["jsonargparse[x]"]))
+    assert pinned["diffusers"] == metadata.version("diffusers")
+    assert pinned["jsonargparse[x]"] == metadata.version("jsonargparse")
     assert not any(name.split("[")[0] in ("ray", "pytest", "ruff") for name in pinned)
     assert all("+" not in version for version in pinned.values())
-    env = runtime_env("image")
-    assert "pip" not in env and Path(env["working_dir"]) == ROOT and ".git" in env["excludes"]
+    assert "pip" not in runtime_env("image")
     json.dumps(runtime_env())
+
+
+def test_a_job_carries_code_and_the_files_it_names_and_nothing_beside_them(tmp_path):
+    """As Ray packs it: no photographs, notes or keys that lie beside the code or the grid."""
+    from ray._private.runtime_env.packaging import create_package
+
+    env = runtime_env("image")
+    assert "working_dir" not in env
+    packed = set()
+    for i, module in enumerate(env["py_modules"]):
+        target = tmp_path / f"{i}.zip"
+        create_package(module, target, True, include_parent_dir=True, excludes=env["excludes"])
+        packed |= set(zipfile.ZipFile(target).namelist())
+    assert {name.split("/")[0] for name in packed} == {PACKAGE.name, "jobs"}
+    assert {"sapf_ray/cli.py", "sapf_ray/tune_spaces/digits.yaml", "jobs/run.py"} <= packed
+    assert not any("__pycache__" in name for name in packed)
+
+    (tmp_path / "photos").mkdir()
+    for name in ("photos/1.png", "photos/list.yaml", "mine.yaml", "key.pem"):
+        (tmp_path / name).touch()
+    words = ["tune", "mine.yaml", "--config=gone.yaml", f"--config={tmp_path}/mine.yaml"]
+    assert named_files(words, tmp_path) == [Path("mine.yaml")]
+    assert named_files(["run", "--config", "../mine.yaml"], tmp_path / "photos") == []
+
+
+def test_a_cluster_that_is_not_there_is_one_line():
+    with pytest.raises(ClusterError, match=r"http://127\.0\.0\.1:9: Failed to connect"):
+        submit(["plan"], address="http://127.0.0.1:9", install="image")
 
 
 def test_cluster_files_are_what_kuberay_and_ray_up_take():
@@ -147,6 +176,37 @@ def head() -> Iterator[Head]:
     finally:
         kill_tree(process.pid)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.mark.long
+def test_sapf_submit_runs_it_on_the_cluster_and_tells_its_errors(head, tiny_pipeline, tmp_path):
+    """From an empty folder, with a grid of the user's own; without a token it is one line."""
+    grid = {"preset": "digits", "axes": {"epsilon": [3, 10]}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(grid))
+
+    def submit_command(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "sapf_ray.cli", "submit", "--address", head.url]
+        return subprocess.run(
+            [*words, "--install=image", "--", *command],
+            capture_output=True,
+            text=True,
+            env=head.environment | {"PYTHONPATH": str(ROOT)} | environment,
+            timeout=280,
+            cwd=tmp_path,
+        )
+
+    done = submit_command("tune", "mine.yaml", "--dry-run")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "epsilon" in done.stdout
+    wrong = submit_command("plan", "--privacy.epsilon=-1")
+    assert wrong.returncode == 2
+    assert "sapf: error: privacy.epsilon" in wrong.stdout
+    assert "failed with exit code 2" in wrong.stderr
+    for mode in ("token", "disabled"):
+        refused = submit_command("plan", RAY_AUTH_MODE=mode, RAY_AUTH_TOKEN="")
+        assert refused.returncode == 2
+        assert refused.stderr.count("\n") == 1
+        assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in refused.stderr
 
 
 @pytest.mark.long

@@ -1,0 +1,216 @@
+r"""``sapf submit``: a command of ``sapf`` as a job of a Ray cluster that runs elsewhere.
+
+Example::
+
+    sapf submit --address http://head:8265 -- run --preset digits --out /shared/runs/digits
+
+What is sent is named here, nothing else is: the ``sapf_ray`` package, the packages behind
+``--modules``, and the YAML files that the command names by a relative path. A folder of photographs
+beside the code stays where it is. On the head node the job is ``python -m sapf_ray.submit COMMAND``;
+the same submission again continues what an earlier one left.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sapf_ray.errors import ClusterError, ConfigError, reason
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+PACKAGE = Path(__file__).resolve().parent
+INSTALLS = ("pip", "image")
+_EXCLUDES = ["__pycache__", "*.pyc"]
+_TOKEN = (
+    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's token"
+)
+
+
+def relative_out(arguments: Sequence[str]) -> str | None:
+    """The ``--out`` of a command line where it is not an absolute path.
+
+    >>> relative_out(["run", "--out", "runs/x"])
+    'runs/x'
+    >>> relative_out(["run", "--out=/shared/x"]) is None
+    True
+    """
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name != "--out":
+            continue
+        path = value if equals else following
+        return None if _is_absolute(path) else path
+    return None
+
+
+def _is_absolute(path: str) -> bool:
+    return "://" in path or Path(path).expanduser().is_absolute()
+
+
+def check_out(arguments: Sequence[str]) -> None:
+    """Refuses an output directory that would be deleted with the job.
+
+    Raises:
+        ConfigError: ``--out`` is a relative path.
+    """
+    relative = relative_out(arguments)
+    if relative is not None:
+        raise ConfigError(
+            "--out",
+            relative,
+            "must be an absolute path, on storage that all nodes mount; a job's own folder is "
+            "deleted after it",
+        )
+
+
+def requirements(extra: Iterable[str] = ()) -> list[str]:
+    """``name[extras]==version`` of each dependency but Ray, as installed here.
+
+    Ray itself is left out: its version is the cluster's.
+
+    Args:
+        extra: Requirements in addition to those of sapf-ray.
+    """
+    pinned = []
+    for line in [*(metadata.requires("sapf-ray") or []), *extra]:
+        if "extra ==" in line:
+            continue
+        match = re.match(r"([A-Za-z0-9._-]+)(\[[^\]]*\])?", line)
+        assert match is not None
+        name = match.group(1)
+        if name != "ray":
+            # a local label (torch 2.14.1+cu126) names an index that the node may not know
+            version = metadata.version(name).split("+")[0]
+            pinned.append(f"{name}{match.group(2) or ''}=={version}")
+    return pinned
+
+
+def runtime_env(
+    install: str = "pip", *, modules: Iterable[str | Path] = (), extra: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What Ray needs to run this very code on a node.
+
+    Args:
+        install: ``pip``: every node installs the dependencies, in the versions installed here;
+            minutes at the first job, cached on the node afterwards. ``image``: the nodes' container
+            image has them (``jobs/cluster/Dockerfile``), only the code is sent.
+        modules: Packages (folders) and modules (``.py`` files) to send beside ``sapf_ray``.
+        extra: Requirements in addition to those of sapf-ray, for ``pip``.
+    """
+    env: dict[str, Any] = {
+        "py_modules": [str(PACKAGE), *map(str, modules)],
+        "excludes": _EXCLUDES,
+        "env_vars": {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"},
+    }
+    if install == "pip":
+        env["pip"] = {"packages": requirements(extra), "pip_check": False}
+    return env
+
+
+def named_files(arguments: Sequence[str], directory: Path) -> list[Path]:
+    """The YAML files below ``directory`` that a command names, relative to it."""
+    named = []
+    for word in arguments:
+        path = Path(word.partition("=")[2] if word.startswith("--") else word)
+        inside = not path.is_absolute() and ".." not in path.parts
+        if inside and path.suffix in (".yaml", ".yml") and (directory / path).is_file():
+            named.append(path)
+    return named
+
+
+def submit(
+    arguments: Sequence[str], *, address: str, install: str = "pip", modules: Sequence[str] = ()
+) -> None:
+    """Sends a command to a cluster, prints the job's output as it comes, and waits for its end.
+
+    Args:
+        arguments: The command, as behind ``sapf``.
+        address: The cluster's job server, ``http://head:8265``.
+        install: ``pip`` or ``image``, see :func:`runtime_env`.
+        modules: Packages and modules to send beside ``sapf_ray``: those of ``--plugins``.
+
+    Raises:
+        ConfigError: No command, or an ``--out`` that is not absolute.
+        ClusterError: The cluster cannot be reached, refuses the job, or the job failed; one line.
+    """
+    if not arguments:
+        raise ConfigError("submit", "", "must name a command: sapf submit --address URL -- run ...")
+    check_out(arguments)
+    for module in modules:
+        if not Path(module).exists():
+            raise ConfigError("--modules", module, "no such file or folder")
+    client = _client(address)
+    with tempfile.TemporaryDirectory() as folder:
+        env = runtime_env(install, modules=modules)
+        files = named_files(arguments, Path.cwd())
+        for path in files:
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, Path(folder) / path)
+        if files:
+            env["working_dir"] = folder
+        words = ["python", "-m", "sapf_ray.submit", *arguments]
+        try:
+            job = client.submit_job(entrypoint=shlex.join(words), runtime_env=env)
+        except Exception as error:  # requests', aiohttp's and Ray's own, by what went wrong
+            raise ClusterError(f"{address}: the job was not taken: {reason(error)}") from error
+    print(f"job {job} on {address}; it goes on if you leave: ray job stop {job}", flush=True)
+    _follow(client, job)
+
+
+def _client(address: str) -> JobSubmissionClient:
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ClusterError(f"{address}: the cluster requires a token; {_TOKEN}") from error
+    except Exception as error:  # an address that is none, no server, a server of another kind
+        raise ClusterError(f"{address}: {reason(error)}") from error
+
+
+def _follow(client: JobSubmissionClient, job: str) -> None:
+    import asyncio  # slow to import, and every command imports this module for its options
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(job):
+            print(lines, end="", flush=True)
+
+    try:
+        asyncio.run(tail())
+        info = client.get_job_info(job)
+    except Exception as error:
+        raise ClusterError(f"job {job}: lost sight of it: {reason(error)}") from error
+    if info.status != "SUCCEEDED":
+        code = "" if info.driver_exit_code is None else f" with exit code {info.driver_exit_code}"
+        raise ClusterError(f"job {job}: {str(info.status).lower()}{code}; its output is above")
+
+
+def on_head(arguments: list[str]) -> int:
+    """The command on the head node; its exit code becomes the job's.
+
+    The work goes to the cluster that the job was submitted to.
+    """
+    from sapf_ray.cli import main
+
+    try:
+        check_out(arguments)
+    except ConfigError as error:
+        sys.stderr.write(f"sapf: error: {error}\n")
+        return 2
+    os.environ.setdefault("RAY_ADDRESS", "auto")
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(on_head(sys.argv[1:]))
