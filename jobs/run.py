@@ -16,21 +16,23 @@ import os
 import runpy
 import sys
 
+from sapf_ray.cli import main as sapf
 from sapf_ray.errors import ConfigError
-from sapf_ray.submit import check_out, on_head
+from sapf_ray.submit import check_out
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code, which becomes the job's."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] != ["benchmark"]:
-        return on_head(arguments)
     try:
         check_out(arguments)
     except ConfigError as error:
         sys.stderr.write(f"sapf: error: {error}\n")
         return 2
+    # the work goes to the cluster that the job was submitted to
     os.environ.setdefault("RAY_ADDRESS", "auto")
+    if arguments[:1] != ["benchmark"]:
+        return sapf(arguments)
     sys.argv = ["jobs.benchmark", *arguments[1:]]
     runpy.run_module("jobs.benchmark", run_name="__main__")
     return 0

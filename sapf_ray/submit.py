@@ -6,17 +6,15 @@ Example::
 
 What is sent is named here, nothing else is: the ``sapf_ray`` package, the packages behind
 ``--modules``, and the YAML files that the command names by a relative path. A folder of photographs
-beside the code stays where it is. On the head node the job is ``python -m sapf_ray.submit COMMAND``;
+beside the code stays where it is. The job's work goes to the cluster that it was submitted to, and
 the same submission again continues what an earlier one left.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -158,7 +156,7 @@ def submit(
             shutil.copy(path, Path(folder) / path)
         if files:
             env["working_dir"] = folder
-        words = ["python", "-m", "sapf_ray.submit", *arguments]
+        words = ["python", "-m", "sapf_ray.cli", *arguments]
         try:
             job = client.submit_job(entrypoint=shlex.join(words), runtime_env=env)
         except Exception as error:  # requests', aiohttp's and Ray's own, by what went wrong
@@ -194,23 +192,3 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
     if info.status != "SUCCEEDED":
         code = "" if info.driver_exit_code is None else f" with exit code {info.driver_exit_code}"
         raise ClusterError(f"job {job}: {str(info.status).lower()}{code}; its output is above")
-
-
-def on_head(arguments: list[str]) -> int:
-    """The command on the head node; its exit code becomes the job's.
-
-    The work goes to the cluster that the job was submitted to.
-    """
-    from sapf_ray.cli import main
-
-    try:
-        check_out(arguments)
-    except ConfigError as error:
-        sys.stderr.write(f"sapf: error: {error}\n")
-        return 2
-    os.environ.setdefault("RAY_ADDRESS", "auto")
-    return main(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(on_head(sys.argv[1:]))
