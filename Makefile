@@ -21,6 +21,8 @@ test-all: $(STAMP) lint
 
 lint: $(STAMP)
 	$(BIN)/ruff check sapf_ray jobs tests
+	$(BIN)/ruff format --check sapf_ray jobs tests
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 bench: $(STAMP)

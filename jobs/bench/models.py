@@ -243,7 +243,15 @@ class Workload:
     def inputs(self, records: np.ndarray) -> tuple[Tensor, Tensor, Draws]:
         """Moments, embeddings and draws of the records, as the stages read them."""
         moments, embeddings = self.cache.read(records)
-        draws = draw(self.key, "benchmark", self.step, records, 1, self.cache.latent_shape, 1000)
+        draws = draw(
+            self.key,
+            "benchmark",
+            self.step,
+            records,
+            k=1,
+            latent_shape=self.cache.latent_shape,
+            timesteps=1000,
+        )
         return moments, embeddings.to(self.case.device, self.dtype), draws
 
     def losses(self, records: np.ndarray, denoiser: Any = None) -> Tensor:

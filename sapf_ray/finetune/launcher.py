@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.cloudpickle as cloudpickle
 import ray.train
 from ray.exceptions import RayError

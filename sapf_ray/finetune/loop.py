@@ -242,10 +242,10 @@ class _Objective:
             "finetune/loss",
             step,
             records,
-            job.config.draws_per_record,
-            job.cache.latent_shape,
-            self.scheduler.config.num_train_timesteps,
-            (job.config.timestep_start, job.config.timestep_end),
+            k=job.config.draws_per_record,
+            latent_shape=job.cache.latent_shape,
+            timesteps=self.scheduler.config.num_train_timesteps,
+            part=(job.config.timestep_start, job.config.timestep_end),
         )
         return self._losses(*job.cache.read(records), draws=draws)
 

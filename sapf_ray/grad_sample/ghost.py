@@ -74,7 +74,7 @@ class _Tap(torch.autograd.Function):
     """Identity on a layer's output; shows the layer's call to ``receive`` on the way back."""
 
     @staticmethod
-    def forward(  # positions are torch.apply's
+    def forward(  # noqa: PLR0917  # positions are torch.apply's
         ctx: Any, output: Tensor, activations: Tensor, probe: Tensor, layer: int, receive: Receive
     ) -> Tensor:
         # watched by autograd: a change in place raises; recomputed under checkpointing

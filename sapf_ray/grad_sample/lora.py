@@ -134,7 +134,7 @@ class _LoraConv2d(_LoraLinear):
 
 class _LoraFunction(torch.autograd.Function):
     @staticmethod
-    def forward(  # positions are torch.apply's
+    def forward(  # noqa: PLR0917  # positions are torch.apply's
         ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: _LoraLinear
     ) -> Tensor:
         ctx.layer = layer

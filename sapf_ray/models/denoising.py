@@ -28,6 +28,7 @@ def draw(
     purpose: str,
     step: int,
     records: np.ndarray,
+    *,
     k: int,
     latent_shape: tuple[int, ...],
     timesteps: int,

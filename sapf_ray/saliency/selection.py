@@ -136,9 +136,9 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
             "selection/loss",
             work.number,
             batch,
-            1,
-            work.cache.latent_shape,
-            scheduler.config.num_train_timesteps,
+            k=1,
+            latent_shape=work.cache.latent_shape,
+            timesteps=scheduler.config.num_train_timesteps,
         )
         capture = PoolCapture(
             pool, keep=score.keep_gradients, weighted=score.weighted, pruned=work.pruned

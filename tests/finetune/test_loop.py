@@ -97,7 +97,14 @@ def oracle_sum(job: FinetuneJob, pipe, records: np.ndarray) -> torch.Tensor:
         one = np.array([record])
         moments, embeddings = job.cache.read(one)
         draws = draw(
-            job.key, "finetune/loss", 0, one, config.draws_per_record, (4, 4, 4), 1000, (0.2, 0.8)
+            job.key,
+            "finetune/loss",
+            0,
+            one,
+            k=config.draws_per_record,
+            latent_shape=(4, 4, 4),
+            timesteps=1000,
+            part=(0.2, 0.8),
         )
         loss = per_record_loss(
             pipe.unet,

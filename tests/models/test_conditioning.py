@@ -146,7 +146,7 @@ def test_conditions_of_both_families_stack_alike(pipe, tiny_pipeline):
 
 
 def draws_of(records: np.ndarray) -> Draws:
-    return draw(NoiseKey.create(0), "p", 0, records, 2, (4, 4, 4), 1000)
+    return draw(NoiseKey.create(0), "p", 0, records, k=2, latent_shape=(4, 4, 4), timesteps=1000)
 
 
 def test_dit_loss_trains_the_noise_half_and_mixes_no_records(pipe):
@@ -183,7 +183,7 @@ def test_dit_per_sample_norms_are_those_of_single_records(pipe):
         torch.tensor([2, 1]),
         candidate_pool(denoiser_of(pipe)),
     )
-    draws = draw(NoiseKey.create(0), "p", 0, records, 1, (4, 4, 4), 1000)
+    draws = draw(NoiseKey.create(0), "p", 0, records, k=1, latent_shape=(4, 4, 4), timesteps=1000)
     with PoolCapture(pool) as capture:
         per_record_loss(
             denoiser, scheduler, moments=moments, scaling_factor=0.5, conditions=labels, draws=draws

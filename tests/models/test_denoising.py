@@ -10,10 +10,21 @@ from sapf_ray.privacy.keyed_rng import NoiseKey
 
 
 def test_timesteps_are_uniform_over_the_part_asked_for():
-    t = draw(NoiseKey.create(0), "p", 0, np.arange(2000), 2, (1, 1, 1), 1000, (0.2, 0.8)).timesteps
+    t = draw(
+        NoiseKey.create(0),
+        "p",
+        0,
+        np.arange(2000),
+        k=2,
+        latent_shape=(1, 1, 1),
+        timesteps=1000,
+        part=(0.2, 0.8),
+    ).timesteps
     assert 200 <= t.min() < 210 and 790 < t.max() < 800
     assert abs(t.double().mean().item() - 499.5) < 4 * 173.2 / 4000**0.5
-    whole = draw(NoiseKey.create(0), "p", 0, np.arange(2000), 1, (1, 1, 1), 1000).timesteps
+    whole = draw(
+        NoiseKey.create(0), "p", 0, np.arange(2000), k=1, latent_shape=(1, 1, 1), timesteps=1000
+    ).timesteps
     assert whole.min() < 10 and whole.max() > 990
 
 

@@ -63,7 +63,7 @@ def test_record_loss_depends_on_the_record_alone(tmp_path, prediction):
     moments, states = torch.randn(3, 8, 4, 4), torch.randn(3, 16, 16)
 
     def loss(rows: list[int], k: int = 2) -> torch.Tensor:
-        draws = draw(key, "p", 0, records[rows], k, (4, 4, 4), 1000)
+        draws = draw(key, "p", 0, records[rows], k=k, latent_shape=(4, 4, 4), timesteps=1000)
         with torch.no_grad():
             return per_record_loss(
                 pipe.unet,
