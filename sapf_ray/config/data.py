@@ -25,7 +25,7 @@ class DataConfig:
         prompt_template: Prompt for sources without prompts of their own (image_folder, parquet);
             {name} is the class name.
         test_fraction: Share held out as test set by image_folder and parquet where no split is
-            given; in (0, 1).
+            given.
     """
 
     source: Annotated[str, NameIn("data.source")] = "digits"

@@ -28,7 +28,7 @@ class EvolutionConfig:
     Args:
         enabled: Evolve instead of fine-tuning; wants finetune.steps 0, and leaves ``saliency``
             unused.
-        iterations: T, number of noisy histograms released, each over all records; at least 1.
+        iterations: T, number of noisy histograms released, each over all records.
         population: Parents selected per class and iteration. Each candidate's noise competes with
             about N / (classes * candidates per class) votes, so small data sets need small
             populations.
@@ -42,7 +42,7 @@ class EvolutionConfig:
         threshold: H in units of the noise's standard deviation: taken off every noisy count, and
             what is below 0 becomes 0. About 2 to 3 in DPImageBench's settings, at every epsilon,
             when put in this unit.
-        strength_start: Variation strength of the first iteration, in (0, 1]: the share of the
+        strength_start: Variation strength of the first iteration: the share of the
             diffusion time that is undone. At 1 nothing is left of a parent: an iteration at 1
             learns nothing through lookahead.
         strength_end: Strength of the last iteration; at most ``strength_start``, falling linearly.

@@ -37,18 +37,18 @@ class FinetuneConfig:
         weight_decay: AdamW decoupled weight decay.
         clipping: automatic (g / (|g| + gamma), Bu et al. 2023) or flat (paper's text; design
             section 5 tells why C = 1 flat trains so much worse).
-        clipping_norm: C, bound on one record's gradient; > 0.
-        clipping_gamma: gamma of automatic clipping, in units of the per-record gradient norm; > 0.
+        clipping_norm: C, bound on one record's gradient.
+        clipping_gamma: gamma of automatic clipping, in units of the per-record gradient norm.
         draws_per_record: Noise/timestep draws averaged within a record before clipping
             (augmentation multiplicity, De et al. 2022); costs compute, no privacy.
-        timestep_start: Cleanest diffusion time trained on, as a share of the whole diffusion, in
-            [0, 1); 0 as the paper.
-        timestep_end: Noisiest, in (timestep_start, 1]; 1 as the paper. Every record's gradient is
+        timestep_start: Cleanest diffusion time trained on, as a share of the whole diffusion; 0
+            as the paper.
+        timestep_end: Noisiest, above timestep_start; 1 as the paper. Every record's gradient is
             scaled to the same bound, so times that say little about an image (nearly clean, nearly
             pure noise) cost as much of the signal as those that matter; leaving them out is public
             and free (cf. Dockhorn et al. 2023, section 4).
-        ema_decay: Decay of the exponential moving average of the adapter that is released, in [0,
-            1); 0 releases the last iterate. Post-processing, costs no privacy.
+        ema_decay: Decay of the exponential moving average of the adapter that is released;
+            0 releases the last iterate. Post-processing, costs no privacy.
         checkpoint_every: Steps between Ray Train checkpoints.
         max_failures: Worker-group restarts that Ray Train makes by itself.
         num_workers: Ray Train workers.

@@ -16,7 +16,7 @@ class ModelConfig:
         path: A name of ``sapf models`` (glyphs-tiny, sd-v1-5, ...), a local diffusers directory, or
             a hub id.
         dtype: Precision of the frozen weights and of forward passes: float32 or bfloat16.
-        class_labels: Of a class-conditional model (DiT): one label id per class, in the data set's
+        class_labels: Label ids of a class-conditional model (DiT): one per class, in the data set's
             order; by default the labels whose names stand in the prompts.
     """
 

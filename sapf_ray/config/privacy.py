@@ -13,8 +13,8 @@ class PrivacyConfig:
     """The budget. Adjacency is add/remove one image.
 
     Args:
-        epsilon: Planned epsilon of the whole run (selection and fine-tuning composed); > 0.
-        delta: Planned delta in (0, 1); by default 1 / (N ln N).
+        epsilon: Planned epsilon of the whole run (selection and fine-tuning composed).
+        delta: Planned delta; by default 1 / (N ln N).
         accountant: pld (tight, default) or rdp (as the paper).
         non_private: No noise at all: the ceiling of research comparisons. Epsilon is then infinite
             and the card says so.

@@ -8,8 +8,6 @@ from sapf_ray.config.kinds import Count, NameIn, NotNegative, OpenShare, Positiv
 from sapf_ray.config.section import require, section
 from sapf_ray.registry import names, row
 
-Clipping = Literal["automatic", "flat"]
-
 
 @section("saliency")
 class SaliencyConfig:
@@ -27,19 +25,19 @@ class SaliencyConfig:
         pool: Candidate pool: qkv (paper's text), qkvo (with output projections, as the authors'
             code), qkv_no_middle (without the middle block, Table 2), cross_q (cross-attention
             queries, Table 6) or all (every linear layer and convolution of the denoiser, Figure 4).
-        ratio: Share of the pool kept, in (0, 1]; ceil(ratio * K) matrices, or whole layers that
+        ratio: Share of the pool kept: ceil(ratio * K) matrices, or whole layers that
             hold as many.
         noise_multiplier: Noise std over sensitivity of each release. 25 instead of the paper's 5:
             with the per-sample-norm score it costs next to nothing and still ranks well (design
             section 5). The exponential mechanism's draws together cost what a Gaussian release with
             this noise costs; of propose_test_release it is 1 / epsilon of the test.
-        rounds: Steps of force (each a release) and of synflow, at least 1; 5 as Table 15's hours
+        rounds: Steps of force (each a release) and of synflow; 5 as Table 15's hours
             say of force.
-        delta_share: Share of the run's delta that propose_test_release spends, in (0, 1).
-        sample_rate: Poisson rate of the records that are scored, in (0, 1]; 1 is the full pass.
+        delta_share: Share of the run's delta that propose_test_release spends.
+        sample_rate: Poisson rate of the records that are scored; 1 is the full pass.
         clipping: automatic (v / (|v| + gamma)) or flat (paper: clip at clipping_norm).
-        clipping_norm: C_s, bound on one record's contribution; > 0.
-        clipping_gamma: gamma of automatic clipping, in units of the per-record norm; > 0.
+        clipping_norm: C_s, bound on one record's contribution.
+        clipping_gamma: gamma of automatic clipping, in units of the per-record norm.
         shard_size: Records per Ray task.
         micro_batch_size: Records per forward/backward pass.
         cpus_per_task: CPU cores one scoring task takes.
@@ -55,7 +53,7 @@ class SaliencyConfig:
     rounds: Count = 5
     delta_share: OpenShare = 0.1
     sample_rate: Share = 1.0
-    clipping: Clipping = "automatic"
+    clipping: Literal["automatic", "flat"] = "automatic"
     clipping_norm: Positive = 1.0
     clipping_gamma: Positive = 1e-4
     shard_size: Count = 512

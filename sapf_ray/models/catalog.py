@@ -20,9 +20,9 @@ class KnownModel:
     Attributes:
         name: Value of ``model.path``.
         title: Name in prose.
-        architecture: Of the denoiser.
+        architecture: Architecture of the denoiser.
         resolution: Side of its images in pixels.
-        parameters: Of the denoiser, in millions.
+        parameters: Number of the denoiser's parameters, in millions.
         conditioning: ``text`` (prompts) or ``labels`` (class ids).
         prediction: What the denoiser predicts: ``epsilon`` or ``v_prediction``; a loaded model's
             own scheduler decides.
@@ -71,7 +71,8 @@ PUBLIC_MODELS: dict[str, KnownModel] = {
             resolution=32,
             parameters=0.75,
             licence=_OURS,
-            notes="Another prior: 3 % of its training images were digits. VAE and text encoder of glyphs-tiny.",
+            notes="Another prior: 3 % of its training images were digits. VAE and text encoder of "
+            "glyphs-tiny.",
         ),
         KnownModel(
             name="glyphs-dit-tiny",
@@ -101,8 +102,9 @@ PUBLIC_MODELS: dict[str, KnownModel] = {
             parameters=865.9,
             hub_id="Manojb/stable-diffusion-2-1-base",
             licence="CreativeML Open RAIL++-M (the original's; the copy's page may say more)",
-            notes="The paper's SD-2-1-base: the copy it names, since stabilityai/stable-diffusion-2-1-base may be closed. "
-            "The 768 px version of 2.1 predicts velocities; its scheduler says so and the loss follows.",
+            notes="The paper's SD-2-1-base: the copy it names, since "
+            "stabilityai/stable-diffusion-2-1-base may be closed. The 768 px version of 2.1 "
+            "predicts velocities; its scheduler says so and the loss follows.",
         ),
         KnownModel(
             name="realistic-v6",
@@ -120,7 +122,8 @@ PUBLIC_MODELS: dict[str, KnownModel] = {
             resolution=512,
             parameters=859.5,
             hub_id="Nihirc/Prompt2MedImage",
-            notes="The paper's Prompt2med: fine-tuned from Stable Diffusion v1 for radiology images.",
+            notes="The paper's Prompt2med: fine-tuned from Stable Diffusion v1 for radiology "
+            "images.",
         ),
         KnownModel(
             name="dit-xl-2-256",
@@ -131,8 +134,9 @@ PUBLIC_MODELS: dict[str, KnownModel] = {
             conditioning="labels",
             hub_id="facebook/DiT-XL-2-256",
             licence="CC BY-NC 4.0",
-            notes="1,000 ImageNet labels; for other classes name ids in model.class_labels. Learned variances: the noise half "
-            "of its output is trained. 675 M in its paper: diffusers keeps time and label embeddings in every block. "
+            notes="1,000 ImageNet labels; for other classes name ids in model.class_labels. "
+            "Learned variances: the noise half of its output is trained. 675 M in its paper: "
+            "diffusers keeps time and label embeddings in every block. "
             "The DP-SAPF paper (Figure 6) does not say which DiT it used.",
         ),
     )
