@@ -27,9 +27,9 @@ from sapf_ray.runs import runlog, worktime
 
 T = TypeVar("T")
 
-# Of every process of a run. Freed memory is kept: glibc otherwise returns a large tensor's pages
-# at once, and every
-# reuse pays page faults (5 % of a forward pass of the bundled U-Net, measured on one idle core).
+# Environment of every process of a run. Freed memory is kept: glibc otherwise returns a large
+# tensor's pages at once, and every reuse pays page faults (5 % of a forward pass of the bundled
+# U-Net, measured on one idle core).
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
@@ -42,17 +42,15 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
 }
-# A machine of its own gives no notice before it goes, and its processes inherit this one's
-# environment: a runtime_env
-# would cost each of them half a second.
+# A single machine gives no notice before it goes, and its processes inherit this one's
+# environment: a runtime_env would cost each of them half a second.
 LOCAL_ENVIRONMENT = ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
-
-CONNECT_SECONDS = (
-    5.0  # to find out that nothing listens at an address; Ray itself tries for minutes
-)
-PROBE_SECONDS = 60.0  # for every node to look into the run directory
-# of tasks and actors that do not talk to each other: over the nodes, not one node first
+# To find out that nothing listens at an address; Ray itself tries for minutes.
+CONNECT_SECONDS = 5.0
+# For every node to look into the run directory.
+PROBE_SECONDS = 60.0
+# Tasks and actors that do not talk to each other go over all nodes, not to one node first.
 SPREAD = "SPREAD"
 
 
@@ -107,8 +105,9 @@ def _reachable(address: str) -> None:
     field = f"cluster.address = {address!r}"
     if "://" in address:
         raise ClusterError(
-            f"{field}: Ray Client and job server addresses cannot carry a run, whose driver writes the ledger where the "
-            "workers can see it; use `ray job submit` (jobs/README.md), or host:6379 from a machine of the cluster"
+            f"{field}: Ray Client and job server addresses cannot carry a run, whose driver writes "
+            "the ledger where the workers can see it; use `ray job submit` (jobs/README.md), or "
+            "host:6379 from a machine of the cluster"
         )
     host, _, port = address.rpartition(":")
     if not host:
@@ -117,21 +116,22 @@ def _reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
         raise ClusterError(
-            f"{field}: nothing answers there ({error}); start Ray with `ray start --head`, correct the address, or leave it "
-            "out to start a local one"
+            f"{field}: nothing answers there ({reason(error)}); start Ray with `ray start --head`, "
+            "correct the address, or leave it out to start a local one"
         ) from error
 
 
 def _why_not(error: Exception) -> str:
     """Why ``ray.init`` failed, in one line."""
-    text = str(error).strip()
-    versions = re.findall(r"(Ray|Python): (\S+)", text)
-    if "Version mismatch" in text and len(versions) == 4:
-        there, here = (
-            f"Ray {part[0][1]} on Python {part[1][1]}" for part in (versions[:2], versions[2:])
-        )
-        return f"the cluster runs {there}, this process {here}; install the same versions on both"
-    return f"no Ray answers there ({reason(error)}); leave it out to start a local one"
+    text = str(error)
+    versions = [number for _, number in re.findall(r"(Ray|Python): (\S+)", text)]
+    if "Version mismatch" not in text or len(versions) != 4:
+        return f"no Ray answers there ({reason(error)}); leave it out to start a local one"
+    ray_there, python_there, ray_here, python_here = versions
+    return (
+        f"the cluster runs Ray {ray_there} on Python {python_there}, this process Ray {ray_here} "
+        f"on Python {python_here}; install the same versions on both"
+    )
 
 
 def result(reference: ray.ObjectRef) -> Any:
@@ -151,7 +151,8 @@ def result(reference: ray.ObjectRef) -> Any:
     except RayError as error:
         runlog.event("work_lost", runlog.ERROR, error=type(error).__name__)
         raise ClusterError(
-            f"work was lost and repeating it did not help ({reason(error)}); finished work is kept, the same command goes on"
+            f"work was lost and repeating it did not help ({reason(error)}); finished work is "
+            "kept, the same command goes on"
         ) from error
     if not isinstance(value, worktime.Worked):
         return value
@@ -164,20 +165,22 @@ def result(reference: ray.ObjectRef) -> Any:
 def as_finished(
     submit: Callable[[T], ray.ObjectRef], items: Iterable[T], *, window: int, ordered: bool = False
 ) -> Iterator[tuple[T, Any]]:
-    """Every item with the result of its task, as they come or, where ``ordered``, in the order of
-    the items.
+    """Yields every item with the result of its task.
 
     At most ``window`` items are submitted and not yet yielded, so what driver and object store hold
     does not grow with their number, not even where one of them is late.
 
     Args:
         submit: Starts an item's task.
+        items: What there is to do.
         window: See :func:`in_flight`.
+        ordered: Yields in the order of the items rather than as they are finished.
 
     Raises:
         ClusterError: See :func:`result`.
     """
-    waiting, turn = enumerate(items), 0
+    waiting = enumerate(items)
+    turn = 0
     running: dict[ray.ObjectRef, tuple[int, T]] = {}
     early: dict[int, tuple[T, Any]] = {}
     while True:
@@ -197,15 +200,19 @@ def as_finished(
 
 
 def in_flight(cpus: float, gpus: float = 0.0) -> int:
-    """How many tasks of this size to have submitted at a time: enough that no worker waits for the
-    driver, and that a late task does not stop the others soon."""
+    """Number of tasks of this size to have submitted at a time.
+
+    Enough that no worker waits for the driver, and that a late task does not soon stop the others.
+    """
     return max(32, 4 * room(cpus, gpus))
 
 
 def in_background(call: Callable[[], Any], name: str) -> Future[Any]:
-    """``call()`` on a thread of this name. On the main one Ray Train and Tune take SIGINT for
-    themselves and leave with exit code 0; where that waits instead, ctrl-C reaches the caller as
-    KeyboardInterrupt in every stage alike.
+    """``call()`` on a thread of this name.
+
+    On the main thread Ray Train and Tune take SIGINT for themselves and leave with exit code 0;
+    where the main thread waits instead, ctrl-C reaches the caller as KeyboardInterrupt in every
+    stage alike.
     """
     outcome: Future[Any] = Future()
 
@@ -221,19 +228,26 @@ def in_background(call: Callable[[], Any], name: str) -> Future[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Want:
-    """``count`` equal units (tasks, workers, actors) that a stage runs at the same time, each on
-    one node.
+    """What a stage requests: equal units (tasks, workers, actors) at the same time, each on one
+    node.
+
+    Attributes:
+        section: Section of the config that sets it.
+        unit: End of the fields that set a unit's size: ``cpus_per_<unit>``, ``gpus_per_<unit>``.
+        count: Number of units.
+        cpus: Cores of a unit.
+        gpus: GPUs of a unit.
     """
 
     section: str
-    unit: str  # the end of the fields that set its size: cpus_per_<unit>, gpus_per_<unit>
+    unit: str
     count: int
     cpus: float
     gpus: float
 
 
 def finetune_want(config: FinetuneConfig) -> Want:
-    """What training's workers ask for; each of them at least one core."""
+    """What training's workers request; each of them at least one core."""
     return Want(
         section="finetune",
         unit="worker",
@@ -244,102 +258,93 @@ def finetune_want(config: FinetuneConfig) -> Want:
 
 
 def room(cpus: float, gpus: float = 0.0) -> int:
-    """How many units of this size the live nodes hold together; a unit never spans two nodes."""
-    units = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            have = node["Resources"]
-            units += int(
-                min(
-                    have.get(kind, 0.0) / asked + 1e-9
-                    for kind, asked in (("CPU", cpus), ("GPU", gpus))
-                    if asked > 0
-                )
-            )
-    return units
+    """Number of units of this size that the live nodes hold together.
+
+    A unit never spans two nodes.
+    """
+    requested = {kind: each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each > 0}
+
+    def fitting(node: dict[str, Any]) -> int:
+        have = node["Resources"]
+        return int(min(have.get(kind, 0.0) / each + 1e-9 for kind, each in requested.items()))
+
+    return sum(fitting(node) for node in ray.nodes() if node["Alive"])
 
 
 def worker_cpus(config: FinetuneConfig, runs: int = 1) -> float:
-    """Cores of a train worker: the configured ones, or as many as let the workers of that many
-    equal runs fit at once.
+    """Cores of a train worker: the configured ones, or as many as let all workers fit at once.
+
+    Args:
+        config: Settings of fine-tuning.
+        runs: Number of equal runs at the same time.
     """
     if config.cpus_per_worker:
         return config.cpus_per_worker
     workers = runs * config.num_workers
     most = int(ray.cluster_resources().get("CPU", 1.0)) // workers
-    return next(
-        (float(n) for n in range(most, 1, -1) if room(n, config.gpus_per_worker) >= workers), 1.0
-    )
+    for cores in range(most, 1, -1):
+        if room(cores, config.gpus_per_worker) >= workers:
+            return float(cores)
+    return 1.0
 
 
 def require(wants: list[Want]) -> None:
-    """Compares what is asked for with what the cluster has, in all and node by node.
+    """Compares what is requested with what the cluster has, in all and node by node.
 
     Raises:
-        ClusterError: Naming the field, what it asks and what there is.
+        ClusterError: Naming the field, what it requests and what there is.
     """
     have = ray.cluster_resources()
     for want in wants:
         for kind, each in (("CPU", want.cpus), ("GPU", want.gpus)):
-            asked, available = want.count * each, have.get(kind, 0.0)
-            if asked > available:
+            requested = want.count * each
+            available = have.get(kind, 0.0)
+            if requested > available:
                 raise ClusterError(
-                    f"{want.section}.{kind.lower()}s_per_{want.unit}: asks for {asked:g} {kind}s in all, "
-                    f"the cluster has {available:g}"
+                    f"{want.section}.{kind.lower()}s_per_{want.unit}: asks for {requested:g} "
+                    f"{kind}s in all, the cluster has {available:g}"
                 )
         fit = room(want.cpus, want.gpus)
         if fit < want.count:
             raise ClusterError(
-                f"{want.section}.cpus_per_{want.unit}: {want.count} x ({want.cpus:g} CPUs, {want.gpus:g} GPUs) are asked, the "
-                f"cluster's nodes have room for {fit}, for each must fit on one node; ask for smaller ones"
+                f"{want.section}.cpus_per_{want.unit}: {want.count} x ({want.cpus:g} CPUs, "
+                f"{want.gpus:g} GPUs) are asked, the cluster's nodes have room for {fit}, for each "
+                "must fit on one node; ask for smaller ones"
             )
 
 
 def wants(config: RunConfig) -> list[Want]:
-    """What each stage of a run asks for; one stage runs at a time."""
-    saliency, synthesis, evaluation, evolution = (
-        config.saliency,
-        config.synthesis,
-        config.evaluation,
-        config.evolution,
+    """What each stage of a run requests; one stage runs at a time."""
+    scores = _task_want(
+        "evaluation",
+        cpus=config.evaluation.cpus_per_task or 1.0,
+        gpus=config.evaluation.gpus_per_task,
     )
-    learning = [
-        Want(
-            section="saliency",
-            unit="task",
-            count=1,
-            cpus=saliency.cpus_per_task,
-            gpus=saliency.gpus_per_task,
-        ),
-        finetune_want(config.finetune),
-        Want(
-            section="synthesis",
-            unit="actor",
-            count=max(1, synthesis.num_actors),
-            cpus=synthesis.cpus_per_actor,
-            gpus=synthesis.gpus_per_actor,
-        ),
-    ]
-    if evolution.enabled:
-        learning = [
-            Want(
-                section="evolution",
-                unit="task",
-                count=1,
-                cpus=evolution.cpus_per_task,
-                gpus=evolution.gpus_per_task,
-            )
+    if config.evolution.enabled:
+        evolution = config.evolution
+        return [
+            _task_want("evolution", cpus=evolution.cpus_per_task, gpus=evolution.gpus_per_task),
+            scores,
         ]
+    saliency = config.saliency
+    actors = Want(
+        section="synthesis",
+        unit="actor",
+        count=max(1, config.synthesis.num_actors),
+        cpus=config.synthesis.cpus_per_actor,
+        gpus=config.synthesis.gpus_per_actor,
+    )
     return [
-        *learning,
-        Want(
-            section="evaluation",
-            unit="task",
-            count=1,
-            cpus=evaluation.cpus_per_task or 1.0,
-            gpus=evaluation.gpus_per_task,
-        ),
+        _task_want("saliency", cpus=saliency.cpus_per_task, gpus=saliency.gpus_per_task),
+        finetune_want(config.finetune),
+        actors,
+        scores,
     ]
+
+
+def _task_want(section: str, *, cpus: float, gpus: float) -> Want:
+    """One task of a stage at a time is enough for it to get on."""
+    return Want(section=section, unit="task", count=1, cpus=cpus, gpus=gpus)
 
 
 def check(config: RunConfig) -> None:
@@ -367,24 +372,26 @@ def check_shared(directory: Path) -> None:
     token, path = secrets.token_hex(16), directory.resolve() / f".shared-{secrets.token_hex(4)}"
     path.write_text(token)
     try:
-        asked = {
+        looking = {
             _read_token.options(
                 name="check_shared",
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
             ).remote(str(path)): node
             for node in nodes
         }
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
-        for reference, node in asked.items():
+        ready, _ = ray.wait(list(looking), num_returns=len(looking), timeout=PROBE_SECONDS)
+        for reference, node in looking.items():
             name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             if reference not in ready:
                 raise ClusterError(
-                    f"--out {directory}: {name} did not look there within {PROBE_SECONDS:g} s; is it overloaded?"
+                    f"--out {directory}: {name} did not look there within "
+                    f"{PROBE_SECONDS:g} s; is it overloaded?"
                 )
             if result(reference) != token:
                 raise ClusterError(
-                    f"--out {directory}: {name} of the cluster does not see it; put the run directory on storage that all nodes "
-                    "mount at the same path (NFS, a ReadWriteMany volume)"
+                    f"--out {directory}: {name} of the cluster does not see it; put the run "
+                    "directory on storage that all nodes mount at the same path (NFS, a "
+                    "ReadWriteMany volume)"
                 )
     finally:
         path.unlink(missing_ok=True)

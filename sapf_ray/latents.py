@@ -106,7 +106,7 @@ def build_latent_cache(
     """Encodes all training images, one Ray task per shard, into ``directory``.
 
     Args:
-        directory: Of the cache; an earlier run may have filled it.
+        directory: Folder of the cache; an earlier run may have filled it.
         source: The images.
         model: The public model; only the tasks load it.
         shard_size: Records per task; the driver holds one shard at a time.

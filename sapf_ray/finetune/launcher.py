@@ -17,7 +17,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from sapf_ray import cluster
-from sapf_ray.errors import BudgetError, ClusterError, SapfError
+from sapf_ray.errors import BudgetError, ClusterError, SapfError, reason
 from sapf_ray.files import below
 from sapf_ray.finetune.checkpoints import check_paid, latest_state, repair_snapshot
 from sapf_ray.finetune.loop import FinetuneJob, write_adapter
@@ -82,15 +82,27 @@ def finetune(
             raise _cause(error) from error
         except RayError as error:
             raise ClusterError(
-                f"fine-tuning lost Ray's controller ({str(error).splitlines()[0]}); nothing is lost, the same command goes on"
+                f"fine-tuning lost Ray's controller ({reason(error)}); nothing is "
+                "lost, the same command goes on"
             ) from error
+    task = _write_adapter.options(name="adapter", num_cpus=1.0)
+    cluster.result(task.remote(job, checkpoints, adapter_dir.resolve()))
+
+
+@ray.remote(max_retries=3)
+@worktime.timed
+def _write_adapter(job: FinetuneJob, checkpoints: str, directory: Path) -> None:
+    """Writes the adapter out of the last checkpoint; a task, so that the driver loads no weights.
+
+    Raises:
+        SapfError: The last checkpoint cannot be read.
+    """
     state = latest_state(checkpoints)
     if state is None or state.step < job.config.steps:
         raise SapfError(
             f"{checkpoints}: the last checkpoint cannot be read; the same command makes it again"
         )
-    with worktime.working():
-        write_adapter(job, state, directory=adapter_dir)
+    write_adapter(job, state, directory=directory)
 
 
 def _fit(trainer: TorchTrainer, want: cluster.Want) -> list[worktime.Interval]:
@@ -129,9 +141,9 @@ def _cause(error: ray.train.TrainingFailedError) -> Exception:
                 return cause
             cause = getattr(cause, "cause", None) or cause.__cause__
         if "BudgetError" in str(failure):
-            return BudgetError(str(failure).strip().splitlines()[-1])
+            return BudgetError(reason(failure, line=-1))
     first = next(iter(failures.values()), error)
-    return SapfError(f"fine-tuning failed: {str(first).strip().splitlines()[-1]}")
+    return SapfError(f"fine-tuning failed: {reason(first, line=-1)}")
 
 
 class _LedgerProgress:

@@ -121,24 +121,24 @@ def label_ids(
 
     Args:
         id2label: Names of each id, separated by commas.
-        n_labels: Ids run from 0 to n_labels - 1.
+        n_labels: Number of labels; ids run from 0 to n_labels - 1.
+        prompts: One per class.
+        class_labels: Ids that the user named, one per class.
 
     Raises:
         ConfigError: A class without label, two classes with the same one, or ids that do not fit.
     """
     if class_labels is not None:
-        wrong = [i for i in class_labels if not 0 <= i < n_labels]
-        if (
-            wrong
-            or len(class_labels) != len(prompts)
-            or len(set(class_labels)) != len(class_labels)
-        ):
+        known = all(0 <= label < n_labels for label in class_labels)
+        different = len(set(class_labels)) == len(class_labels) == len(prompts)
+        if not (known and different):
             raise ConfigError(
                 "model.class_labels",
                 list(class_labels),
-                f"must be {len(prompts)} different label ids from 0 to {n_labels - 1}, one per class in the data set's order",
+                f"must be {len(prompts)} different label ids from 0 to {n_labels - 1}, "
+                "one per class in the data set's order",
             )
-        return tuple(int(i) for i in class_labels)
+        return tuple(int(label) for label in class_labels)
     names = [
         (name.strip(), number) for number, text in id2label.items() for name in text.split(",")
     ]
@@ -146,21 +146,25 @@ def label_ids(
     found = [_label_in(prompt, names) for prompt in prompts]
     for prompt, label in zip(prompts, found, strict=True):
         if label is None or found.count(label) > 1:
-            known = [text.split(",")[0] for text in id2label.values()]
-            listed = ", ".join(known[:LISTED]) + (
-                f", ... ({len(known)} in all)" if len(known) > LISTED else ""
-            )
-            why = (
-                "names no label of the model"
-                if label is None
-                else "names the same label as another class"
-            )
+            why = "names the same label as another class"
+            if label is None:
+                why = "names no label of the model"
             raise ConfigError(
                 "model.class_labels",
                 None,
-                f"must be one label id per class, since the prompt {prompt!r} {why}; labels: {listed or 'without names'}",
+                f"must be one label id per class, since the prompt {prompt!r} {why}; "
+                f"labels: {_listed(id2label)}",
             )
     return tuple(label for label in found if label is not None)
+
+
+def _listed(id2label: Mapping[int, str]) -> str:
+    """The first names of the labels, for an error message."""
+    names = [text.split(",")[0] for text in id2label.values()]
+    if not names:
+        return "without names"
+    shown = ", ".join(names[:LISTED])
+    return shown if len(names) <= LISTED else f"{shown}, ... ({len(names)} in all)"
 
 
 def _label_in(prompt: str, names: list[tuple[str, int]]) -> int | None:

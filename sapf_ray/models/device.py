@@ -13,13 +13,13 @@ def pick_device(gpus: float) -> str:
     """``cuda`` where a worker was given a GPU, else ``cpu``.
 
     Raises:
-        ClusterError: A GPU was asked for and this machine shows none.
+        ClusterError: A GPU was requested and this machine shows none.
     """
     if gpus <= 0:
         return "cpu"
     if not torch.cuda.is_available():
         raise ClusterError(
-            f"{gpus} GPUs were asked for, but torch sees no CUDA device on this node"
+            f"{gpus} GPUs were requested, but torch sees no CUDA device on this node"
         )
     return "cuda"
 

@@ -57,7 +57,7 @@ def load_pipeline(path: str, dtype: str = "float32", *, device: str = "cpu") -> 
 def kept_pipeline(model: ModelConfig, device: str) -> Any:
     """:func:`load_pipeline`, kept by a worker process between its tasks.
 
-    Whoever changes the pipeline loads one of their own.
+    Code that changes the pipeline must load its own.
     """
     return load_pipeline(model.path, model.dtype, device=device)
 

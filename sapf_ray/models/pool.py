@@ -122,12 +122,14 @@ def _fused_rows(layer: nn.Module) -> dict[str, WeightRows]:
     """
     if not getattr(layer, "fused_projections", False):
         return {}
-    whole, parts = (
-        (layer.to_kv, ("to_k", "to_v"))
-        if layer.is_cross_attention
-        else (layer.to_qkv, ("to_q", "to_k", "to_v"))
-    )
-    rows, start = {}, 0
+    parts: tuple[str, ...] = ("to_k", "to_v")
+    if layer.is_cross_attention:
+        whole = layer.to_kv
+    else:
+        whole = layer.to_qkv
+        parts = ("to_q", *parts)
+    rows: dict[str, WeightRows] = {}
+    start = 0
     for part in parts:
         width = int(getattr(layer, part).out_features)
         rows[part] = WeightRows(whole, slice(start, start + width))  # type: ignore[arg-type]
@@ -146,8 +148,8 @@ def _every_matrix(denoiser: nn.Module) -> dict[str, Matrix]:
             raise ConfigError(
                 "saliency.pool",
                 "all",
-                f"must be another pool for this model: {name} ({type(module).__name__}) is neither a "
-                "plain linear layer nor a convolution of one group",
+                f"must be another pool for this model: {name} ({type(module).__name__}) is "
+                "neither a plain linear layer nor a convolution of one group",
             )
         pool[name] = module
     for name, layer in attention_layers(denoiser):

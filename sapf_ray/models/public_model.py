@@ -46,7 +46,7 @@ class PublicModel:
         path: Absolute directory, or hub id, on the machine that opened it.
         family_name: Key of ``FAMILIES``.
         resolution: Side of the images it makes, in pixels.
-        denoiser_config: Of the network that predicts noise.
+        denoiser_config: Config of the network that predicts noise.
         labels: Names of each label id, separated by commas; empty for a text-to-image model.
     """
 
@@ -104,7 +104,7 @@ class PublicModel:
         them.
 
         Args:
-            data_fingerprint: Of the images.
+            data_fingerprint: Fingerprint of the images.
             prompts: One per class.
         """
         config = self.config

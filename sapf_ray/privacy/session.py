@@ -22,7 +22,7 @@ def open_ledger(
     """The run's ledger: begun now, or the one that an earlier start of the same plan began.
 
     Args:
-        path: Of the ledger.
+        path: Path of the ledger.
         plan: What this start plans.
         plan_file: Where the plan is written for readers, when the ledger is begun.
         paid_for: Results that exist only if a ledger paid for them.
@@ -54,7 +54,7 @@ def open_key(path: Path, ledger: Ledger, *, reproducible_seed: int | None) -> No
     """The run's secret key, made at the first start.
 
     Args:
-        path: Of the key's file, mode 0600; its folder must exist.
+        path: Path of the key's file, mode 0600; its folder must exist.
         ledger: The run's ledger.
         reproducible_seed: Makes the key from a known number: for research, never for release.
 
@@ -75,8 +75,8 @@ def keep_fingerprint(path: Path, fingerprint: str, *, refusal: str) -> None:
     """Notes the sensitive data's fingerprint in a file of mode 0600, at the first start.
 
     Args:
-        path: Of the file; its folder must exist.
-        fingerprint: Of the data as they are now.
+        path: Path of the file; its folder must exist.
+        fingerprint: Fingerprint of the data as they are now.
         refusal: The error's message where another fingerprint is noted there.
 
     Raises:
@@ -91,7 +91,7 @@ def changed_parts(path: Path, fingerprint: Mapping[str, Any]) -> list[str]:
     """Notes what the run's noise is bound to, and compares it with an earlier start.
 
     Args:
-        path: Of the note; its folder must exist.
+        path: Path of the note; its folder must exist.
         fingerprint: From :func:`sapf_ray.runs.fingerprint.run_fingerprint`.
 
     Returns:

@@ -37,9 +37,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
 
-import ray
-from ray._private.worker import global_worker
-
 Interval = tuple[float, float]  # time.time() at begin and end
 _P = ParamSpec("_P")
 _collected: ContextVar[list[Interval] | None] = ContextVar("collected", default=None)
@@ -70,10 +67,17 @@ def timed(function: Callable[_P, Any]) -> Callable[_P, Worked]:
 
 
 def _attempt() -> int:
-    worker: Any = global_worker
-    if worker.mode != ray.WORKER_MODE:
-        return 0
-    return int(worker.core_worker.get_current_task_attempt_number())
+    """How often Ray had to start this task again; 0 outside of Ray's workers.
+
+    No public interface of Ray reports it inside the task, so a Ray that moved it counts none.
+    """
+    with suppress(ImportError, AttributeError):
+        from ray._private.worker import WORKER_MODE, global_worker
+
+        worker: Any = global_worker
+        if worker.mode == WORKER_MODE:
+            return int(worker.core_worker.get_current_task_attempt_number())
+    return 0
 
 
 class Laps:

@@ -85,11 +85,10 @@ class SamplingActor:
                 self.pipe, self.job.prompts, class_labels=self.job.model.class_labels
             )
             self.null = null_condition(self.pipe)
-        job, config = self.job, self.job.config
-        labels, seeds = (
-            torch.from_numpy(job.plan.labels(shard)),
-            torch.from_numpy(job.plan.seeds(shard)),
-        )
+        job = self.job
+        config = job.config
+        labels = torch.from_numpy(job.plan.labels(shard))
+        seeds = torch.from_numpy(job.plan.seeds(shard))
         batches = zip(labels.split(config.batch_size), seeds.split(config.batch_size), strict=True)
         encoded = []  # one batch becomes PNG files while the next is sampled
         for batch_labels, batch_seeds in batches:
@@ -182,9 +181,11 @@ def synthesize(
         if done:
             runlog.event("stage_resumed", images=done)
         count = min(_actor_count(config), len(missing))
-        busy, start = 0.0, time.monotonic()
+        busy = 0.0
+        start = time.monotonic()
         for rows, seconds in _run_queue(job, missing, count=count):
-            done, busy = done + rows, busy + seconds
+            done += rows
+            busy += seconds
             report(done, plan.n_images)
         idle = max(0.0, 1 - busy / (count * (time.monotonic() - start)))
     with worktime.working():
@@ -207,7 +208,10 @@ def _run_queue(
     """Yields (images, seconds of work) of each shard as it is finished.
 
     Args:
-        kind: Of the actors; the benchmark of scheduling has one without work.
+        job: What the actors make.
+        shards: What is missing, in order.
+        count: Number of actors.
+        kind: Class of the actors; the benchmark of scheduling has one without work.
     """
     config = job.config
     actor_class: Any = ray.remote(kind)
@@ -245,8 +249,9 @@ def _actor_count(config: SynthesisConfig) -> int:
     room = cluster.room(config.cpus_per_actor, config.gpus_per_actor)
     if room == 0:
         raise ClusterError(
-            f"no node of the Ray cluster has room for a sampling actor with synthesis.cpus_per_actor = "
-            f"{config.cpus_per_actor} and synthesis.gpus_per_actor = {config.gpus_per_actor}"
+            "no node of the Ray cluster has room for a sampling actor with "
+            f"synthesis.cpus_per_actor = {config.cpus_per_actor} and synthesis.gpus_per_actor = "
+            f"{config.gpus_per_actor}"
         )
     return config.num_actors or room
 
@@ -274,7 +279,19 @@ def data_set_spec(
     config: SynthesisConfig,
     seed: int,
 ) -> str:
-    """Hex digest over all that decides which images come out."""
+    """Hex digest over all that decides which images come out.
+
+    Args:
+        model: The public model; its files count by their content.
+        adapter_dir: The adapter, by its content, or None.
+        class_names: One per class.
+        prompts: One per class.
+        config: Sampling options; what only says how the work is spread does not count.
+        seed: Seed of the data set.
+
+    Raises:
+        DataError: No such adapter.
+    """
     parts = {
         "model": [model.content_hash, model.config.dtype, model.config.class_labels],
         "adapter": _content(Path(adapter_dir)) if adapter_dir else None,

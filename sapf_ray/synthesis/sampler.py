@@ -42,9 +42,11 @@ def sample_images(
     Returns:
         uint8 (n, R, R, 3).
     """
-    denoiser, scheduler = denoiser_of(pipe), solver(pipe)
+    denoiser = denoiser_of(pipe)
+    scheduler = solver(pipe)
     scheduler.set_timesteps(steps, device=denoiser.device)
-    shape = (denoiser.config.in_channels, denoiser.config.sample_size, denoiser.config.sample_size)
+    side = denoiser.config.sample_size
+    shape = (denoiser.config.in_channels, side, side)
     latents = initial_noise(seeds, shape).to(denoiser.device) * scheduler.init_noise_sigma
     return decode_images(
         pipe,
@@ -69,10 +71,21 @@ def denoise(
     null: Tensor,
     guidance_scale: float,
 ) -> Tensor:
-    """Runs ``scheduler`` over all its timesteps, from ``latents`` (n, C, h, w) at the first; the
-    scaled clean latents.
+    """Runs ``scheduler`` over all its timesteps.
+
+    Args:
+        pipe: The public pipeline.
+        scheduler: A solver with its timesteps set.
+        latents: (n, C, h, w) at the first timestep.
+        conditions: (n, ...) of the images.
+        null: (1, ...) null condition; not used at guidance 1.
+        guidance_scale: 1 is none.
+
+    Returns:
+        The scaled clean latents (n, C, h, w).
     """
-    denoiser, guided = denoiser_of(pipe), guidance_scale != 1.0
+    denoiser = denoiser_of(pipe)
+    guided = guidance_scale != 1.0
     if guided:
         conditions = torch.cat([null.to(conditions.device).expand_as(conditions), conditions])
     arguments = condition_arguments(to_denoiser(conditions, denoiser.device, dtype=denoiser.dtype))

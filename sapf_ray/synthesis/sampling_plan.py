@@ -72,5 +72,9 @@ class SamplingPlan:
 
 
 def image_seed(seed: int, index: int) -> int:
-    """Seed in [0, 2**63) of the image at a global index; a hash, so that neighbours share nothing."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big") >> 1
+    """Seed in [0, 2**63) of the image at a global index.
+
+    A hash, so that neighbours share nothing.
+    """
+    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

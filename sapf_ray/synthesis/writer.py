@@ -29,8 +29,11 @@ _SHARD_NAME = re.compile(r"train-\d{5}-of-\d{5}\.parquet")
 
 
 def schema(class_names: Sequence[str], spec: str) -> pa.Schema:
-    """Columns image {bytes: PNG, path}, label, prompt, seed; ``spec`` tells which data set a shard
-    is of.
+    """Columns of a shard: image {bytes: PNG, path}, label, prompt, seed.
+
+    Args:
+        class_names: One per class.
+        spec: Hex digest that says to which data set a shard belongs.
     """
     features = {
         "image": {"_type": "Image"},
@@ -62,7 +65,13 @@ def write_shard(
     """Writes one shard so that it is either whole or not there.
 
     Args:
+        directory: Folder of the data set.
+        plan: The whole data set.
+        shard: Which part of it.
         images: uint8 (rows, R, R, 3), or the rows as PNG bytes (:func:`encode_png`).
+        class_names: One per class.
+        prompts: One per class.
+        spec: Hex digest over all that decides which images come out.
     """
     labels = plan.labels(shard)
     encoded = encode_png(images) if isinstance(images, np.ndarray) else images
@@ -118,7 +127,19 @@ def write_manifest(
     spec: str,
     privacy_note: str,
 ) -> dict[str, Any]:
-    """Writes the manifest and the dataset card; returns the manifest."""
+    """Writes the manifest and the dataset card.
+
+    Args:
+        directory: Folder of the data set.
+        plan: The whole data set.
+        class_names: One per class.
+        prompts: One per class.
+        spec: Hex digest over all that decides which images come out.
+        privacy_note: Markdown for the dataset card.
+
+    Returns:
+        The manifest as written.
+    """
     counts = np.bincount(np.arange(plan.n_images) % plan.n_classes, minlength=plan.n_classes)
     manifest = {
         "n_images": plan.n_images,
