@@ -47,6 +47,7 @@ from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.privacy.release import Releaser
+from sapf_ray.runs import runlog
 from sapf_ray.stages import Stage
 
 
@@ -78,7 +79,12 @@ class FinetuneJob:
 
     def releaser(self) -> Releaser:
         """The door to the run's releases."""
-        return Releaser(key=self.key, ledger=Ledger.open(self.ledger), plan=self.plan)
+        return Releaser(
+            key=self.key,
+            ledger=Ledger.open(self.ledger),
+            plan=self.plan,
+            on_change=runlog.release_changed,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

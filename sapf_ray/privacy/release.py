@@ -26,6 +26,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,6 @@ from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, StagePlan
 from sapf_ray.privacy.rounded_gaussian import sampler_delta
 from sapf_ray.privacy.sampling import poisson_sample
-from sapf_ray.runs import runlog
 
 __all__ = ["Releaser", "draw_epsilon", "sampler_delta"]
 
@@ -52,11 +52,13 @@ class Releaser:
         key: The run's bound key (:meth:`NoiseKey.bind`).
         ledger: Where releases are paid.
         plan: What may be released; it fixes noise, sample rates and events of each stage.
+        on_change: Called with the name of a release that was paid before with another sum.
     """
 
     key: NoiseKey
     ledger: Ledger
     plan: PrivacyPlan
+    on_change: Callable[[str], None] = lambda name: None
 
     @property
     def run_id(self) -> str:
@@ -178,7 +180,7 @@ class Releaser:
         digest = total.digest()
         noise_id = f"{self.run_id}-{self.key.stream_id('noise', name, digest)}"
         if self.ledger.noise_ids(name) - {noise_id}:
-            runlog.event("release_changed", level=runlog.WARNING, release=name)
+            self.on_change(name)
         self.ledger.record(name, self._stage(stage).event(), noise_id, stage)
         return self.key.stream("noise", name, digest)
 

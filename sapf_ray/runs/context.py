@@ -178,7 +178,12 @@ class RunContext:
             BudgetError: See :func:`sapf_ray.privacy.session.open_key`.
             RunDirectoryError: The data set changed since the run began.
         """
-        return Releaser(key=self.key, ledger=self.ledger, plan=self.plan)
+        return Releaser(
+            key=self.key,
+            ledger=self.ledger,
+            plan=self.plan,
+            on_change=runlog.release_changed,
+        )
 
     @functools.cached_property
     def noise_id(self) -> str:

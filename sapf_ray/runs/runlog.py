@@ -173,6 +173,11 @@ def event(
     _LOGGER.log(level, name, extra=extra)
 
 
+def release_changed(name: str) -> None:
+    """Logs that a release was made again of another exact sum."""
+    event("release_changed", WARNING, release=name)
+
+
 def here() -> Place | None:
     """Where events go at this moment.
 

@@ -51,7 +51,12 @@ def opened(tmp_path):
     def open_releaser(planned: PrivacyPlan | None = None, key: NoiseKey = KEY) -> Releaser:
         planned = planned or plan()
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
-        return Releaser(key=key, ledger=Ledger.create(path, planned), plan=planned)
+        return Releaser(
+            key=key,
+            ledger=Ledger.create(path, planned),
+            plan=planned,
+            on_change=runlog.release_changed,
+        )
 
     return open_releaser
 
