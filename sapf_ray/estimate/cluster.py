@@ -31,6 +31,7 @@ from sapf_ray.estimate.costs import (
 from sapf_ray.estimate.measurements import read_costs
 from sapf_ray.estimate.result import Cluster, RunEstimate, StageEstimate
 from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.stages import Stage
 
 
 def open_cluster(
@@ -113,8 +114,8 @@ def estimate_run(
             row=costs.of(name, config),
             cluster=cluster,
             devices=min(cluster.count, parts),
-            efficiency=efficiency if name == "finetune" else 1.0,
-            factor=1.0 if name == "evaluation" else factor,
+            efficiency=efficiency if name == Stage.FINETUNE else 1.0,
+            factor=1.0 if name == Stage.EVALUATION else factor,
         )
     start = costs.start_seconds / 3600
     return RunEstimate(
@@ -193,13 +194,13 @@ def _notes(
             f"measured at {costs.resolution} px; a pass at the native resolution of "
             f"{config.model.path} has {factor:.2g} times the arithmetic: hence the second time"
         )
-    if "evolution" in stages and "evolution" not in costs.stages:
+    if Stage.EVOLUTION in stages and Stage.EVOLUTION not in costs.stages:
         notes.append(
             "a pass of the evolution is taken to cost one of synthesis; embedding and votes come "
             "on top (the paper's PE, of a population whose size it does not report, took 43.5 h "
             "on four A6000s)"
         )
-    if "finetune" in stages:
+    if Stage.FINETUNE in stages:
         notes += _finetune_notes(config, cluster, efficiency=efficiency)
     idle = [
         f"{name} {stage.devices}" for name, stage in stages.items() if stage.devices < cluster.count
@@ -220,7 +221,7 @@ def _finetune_notes(
 ) -> list[str]:
     costs = cluster.costs
     notes = []
-    row = costs.of("finetune", config)
+    row = costs.of(Stage.FINETUNE, config)
     if row is not None and row.adapter != config.finetune.adapter:
         notes.append(
             f"fine-tuning was measured with finetune.adapter {row.adapter}; "

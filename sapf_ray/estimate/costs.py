@@ -24,14 +24,15 @@ from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import ConfigError
 from sapf_ray.models.catalog import PUBLIC_MODELS, KnownModel
 from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.stages import Stage
 
 UNITS: Mapping[str, str] = {
-    "latents": "images encoded",
-    "selection": "images scored",
-    "finetune": "images in steps",
-    "evolution": "denoising passes of images",
-    "synthesis": "denoising passes of images",
-    "evaluation": "images x epochs x classifiers",
+    Stage.LATENTS: "images encoded",
+    Stage.SELECTION: "images scored",
+    Stage.FINETUNE: "images in steps",
+    Stage.EVOLUTION: "denoising passes of images",
+    Stage.SYNTHESIS: "denoising passes of images",
+    Stage.EVALUATION: "images x epochs x classifiers",
 }
 """Stage to the unit of its work, in the order in which a run goes through them."""
 
@@ -97,11 +98,11 @@ class DeviceCosts:
         the two.
         """
         rows = self.stages.get(stage, ())
-        if not rows and stage == "evolution":
-            rows = self.stages.get("synthesis", ())
+        if not rows and stage == Stage.EVOLUTION:
+            rows = self.stages.get(Stage.SYNTHESIS, ())
         if not rows:
             return None
-        if stage != "finetune":
+        if stage != Stage.FINETUNE:
             return rows[0]
         adapter = config.finetune.adapter
         ratio = config.saliency.ratio
@@ -132,18 +133,18 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
     passes = 2 * synthesis.steps if guided else synthesis.steps
     found: dict[str, float] = {}
     if plan.finetune is not None:
-        found["latents"] = plan.n_records
+        found[Stage.LATENTS] = plan.n_records
         if plan.selection is not None:
             scored = plan.n_records * plan.selection.sample_rate
-            found["selection"] = scored * plan.selection.count
-        found["finetune"] = plan.batch_size * plan.steps * config.finetune.draws_per_record
+            found[Stage.SELECTION] = scored * plan.selection.count
+        found[Stage.FINETUNE] = plan.batch_size * plan.steps * config.finetune.draws_per_record
     if plan.evolution is not None:
-        found["evolution"] = _evolved_images(config) * passes
+        found[Stage.EVOLUTION] = _evolved_images(config) * passes
     else:
-        found["synthesis"] = synthesis.n_images * passes
+        found[Stage.SYNTHESIS] = synthesis.n_images * passes
     if evaluation.enabled:
         epochs = evaluation.epochs * len(evaluation.classifiers)
-        found["evaluation"] = synthesis.n_images * epochs
+        found[Stage.EVALUATION] = synthesis.n_images * epochs
     return found
 
 
@@ -158,10 +159,10 @@ def parallel_parts(
     shard_size = config.saliency.shard_size
     rate = plan.selection.sample_rate if plan.selection else 1.0
     parts: dict[str, float] = {
-        "latents": plan.n_records / shard_size,
-        "selection": plan.n_records * rate / shard_size,
-        "finetune": plan.batch_size,
-        "evaluation": len(config.evaluation.classifiers),
+        Stage.LATENTS: plan.n_records / shard_size,
+        Stage.SELECTION: plan.n_records * rate / shard_size,
+        Stage.FINETUNE: plan.batch_size,
+        Stage.EVALUATION: len(config.evaluation.classifiers),
     }
     by_images = synthesis.n_images / synthesis.shard_size
     return max(1, math.ceil(parts.get(stage, by_images)))

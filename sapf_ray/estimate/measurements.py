@@ -16,6 +16,7 @@ from sapf_ray.errors import ConfigError, reason
 from sapf_ray.estimate.costs import DeviceCosts, Measured, alike, parallel_parts, work
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.stages import Stage
 
 _GB_PER_MIB = 2**20 / 1e9
 
@@ -26,10 +27,10 @@ _BENCH_MODELS = {
     "sd15-256": ("sd-v1-5", 256),
 }
 _BENCH_STAGES = {
-    "selection": ("selection", "lora"),
-    "lora": ("finetune", "lora"),
-    "full": ("finetune", "full"),
-    "synthesis": ("synthesis", "lora"),
+    "selection": (Stage.SELECTION, "lora"),
+    "lora": (Stage.FINETUNE, "lora"),
+    "full": (Stage.FINETUNE, "full"),
+    "synthesis": (Stage.SYNTHESIS, "lora"),
 }
 
 
@@ -184,7 +185,7 @@ def _bench_row(name: str, row: Mapping[str, Any]) -> tuple[str, Measured]:
     """Stage and measurement of one contender."""
     stage, adapter = _BENCH_STAGES[name]
     units = row["images_per_step"]
-    if stage == "synthesis":
+    if stage == Stage.SYNTHESIS:
         units *= row.get("passes_per_image", 0)  # older files have no number of passes
     measured = Measured(
         seconds=row["seconds"]["median"],

@@ -24,6 +24,7 @@ from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.events import gaussian_event
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan
+from sapf_ray.stages import Stage
 
 # Design, section 4: with about this many images in the selection the paper's shares come out.
 SUBSAMPLED_RECORDS = 50_000
@@ -235,7 +236,7 @@ def table10(epsilons: Sequence[float] | None = None) -> list[dict[str, Any]]:
                 reading=reading,
                 accountant="rdp",
             )
-            for stage in ("selection", "finetune"):
+            for stage in (Stage.SELECTION, Stage.FINETUNE):
                 row[f"{stage}_percent_{index}"] = _share_percent(planned, stage)
         rows.append(row)
     return rows

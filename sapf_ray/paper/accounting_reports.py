@@ -29,6 +29,7 @@ from sapf_ray.paper.accounting import (
 )
 from sapf_ray.paper.tables import DATASET_NAMES, paper_setting
 from sapf_ray.report.render import Column, Report
+from sapf_ray.stages import Stage
 
 # The paper prints its noise multipliers to one decimal.
 ROUNDING = 0.05
@@ -222,7 +223,7 @@ def _table10_report() -> Report:
         Column(key="paper_finetune_percent", header="paper tune %", format=".2f"),
     ]
     for index, reading in enumerate(READINGS):
-        for stage, word in (("selection", "select"), ("finetune", "tune")):
+        for stage, word in ((Stage.SELECTION, "select"), (Stage.FINETUNE, "tune")):
             key = f"{stage}_percent_{index}"
             header = f"{reading.name}: {word} %"
             columns.append(

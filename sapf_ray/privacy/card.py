@@ -25,6 +25,7 @@ from sapf_ray.privacy.fixed_point import grid_step
 from sapf_ray.privacy.ledger import Ledger, LedgerEvent
 from sapf_ray.privacy.planner import PRIVATE_STAGES, PrivacyPlan, StagePlan
 from sapf_ray.privacy.release import sampler_delta
+from sapf_ray.stages import Stage
 
 MOST_VALUES = 10**9  # numbers in one release: more than any public model here has weights
 
@@ -222,15 +223,15 @@ def _arithmetic(plan: PrivacyPlan, config: RunConfig, *, spent: float) -> str:
 def _bounds(config: RunConfig) -> dict[str, tuple[str, float]]:
     """Stage of the plan to its name for people and to the bound on one image's contribution."""
     return {
-        "selection": (
+        Stage.SELECTION: (
             f"selection ({config.saliency.clipping} clipping)",
             config.saliency.clipping_norm,
         ),
-        "finetune": (
+        Stage.FINETUNE: (
             f"fine-tuning ({config.finetune.clipping} clipping)",
             config.finetune.clipping_norm,
         ),
-        "evolution": ("evolution (one vote an image)", 1.0),
+        Stage.EVOLUTION: ("evolution (one vote an image)", 1.0),
     }
 
 

@@ -50,6 +50,7 @@ from sapf_ray.privacy.accountants import (
 )
 from sapf_ray.privacy.events import DpEvent, event_from_json, event_to_json
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
+from sapf_ray.stages import Stage
 
 SCHEMA = 2
 _READABLE = {1: "stream", SCHEMA: "noise_id"}  # schema to its name of the noise's fingerprint
@@ -233,7 +234,9 @@ class Ledger:
             Counter(e.event for e in self.events() if not e.replay), accountant, delta
         )
 
-    def epsilon_curve(self, n_points: int = 20, stage: str = "finetune") -> list[tuple[int, float]]:
+    def epsilon_curve(
+        self, n_points: int = 20, stage: str = Stage.FINETUNE
+    ) -> list[tuple[int, float]]:
         """(charged releases of ``stage``, epsilon of everything charged up to there), for plots.
 
         All points but the last use a coarser discretisation: upper bounds too, a fraction of a

@@ -45,9 +45,10 @@ from sapf_ray.privacy.events import (
     gaussian_event,
 )
 from sapf_ray.registry import row
+from sapf_ray.stages import Stage
 
 ADD_OR_REMOVE_ONE = "add_or_remove_one"
-PRIVATE_STAGES = ("selection", "finetune", "evolution")
+PRIVATE_STAGES = (Stage.SELECTION, Stage.FINETUNE, Stage.EVOLUTION)
 GHOST_SLACK = 2.0**-9
 """Slack of fine-tuning whole matrices: see :mod:`sapf_ray.grad_sample.ghost`."""
 
@@ -199,11 +200,11 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
         batch_size=batch_size,
         sample_rate=batch_size / n_records,
         steps=steps,
-        selection=stages.get("selection"),
-        finetune=stages.get("finetune"),
+        selection=stages.get(Stage.SELECTION),
+        finetune=stages.get(Stage.FINETUNE),
         composed_epsilon=budget.spent(charges),
         non_private=privacy.non_private,
-        evolution=stages.get("evolution"),
+        evolution=stages.get(Stage.EVOLUTION),
     )
 
 
@@ -269,13 +270,13 @@ def _stages(config: RunConfig, budget: Budget, *, sample_rate: float) -> dict[st
             accountant=budget.accountant,
             non_private=non_private,
         )
-        return {"evolution": evolution}
+        return {Stage.EVOLUTION: evolution}
     if config.finetune.steps == 0:
         return {}
-    stages = {}
+    stages: dict[str, StagePlan] = {}
     reads_data = row("saliency.score", config.saliency.score).data_free is None
     if config.saliency.ratio < 1 and reads_data:
-        stages["selection"] = _selection_stage(config, budget.delta)
+        stages[Stage.SELECTION] = _selection_stage(config, budget.delta)
     finetune = StagePlan(
         noise_multiplier=0.0,
         sample_rate=sample_rate,
@@ -287,7 +288,7 @@ def _stages(config: RunConfig, budget: Budget, *, sample_rate: float) -> dict[st
         before = tuple(charge for stage in stages.values() for charge in stage.charges())
         _check_supported(budget, *(event for event, _ in before), gaussian_event(1.0, sample_rate))
         if stages:
-            _check_selection_fits(stages["selection"], budget)
+            _check_selection_fits(stages[Stage.SELECTION], budget)
         noise = smallest_noise(finetune, budget, before=before)
         if noise is None:
             raise _out_of_reach(
@@ -296,7 +297,7 @@ def _stages(config: RunConfig, budget: Budget, *, sample_rate: float) -> dict[st
                 "raise privacy.epsilon or saliency.noise_multiplier",
             )
         finetune = dataclasses.replace(finetune, noise_multiplier=noise)
-    stages["finetune"] = finetune
+    stages[Stage.FINETUNE] = finetune
     return stages
 
 

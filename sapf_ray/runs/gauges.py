@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from ray.util.metrics import Gauge
 
+from sapf_ray.stages import Stage
+
 _PUBLISHED = {  # stage: name and description of its gauge
-    "latents": ("sapf_latent_shards", "Shards of images encoded to latents"),
-    "finetune": ("sapf_finetune_steps", "Optimizer steps that the ledger shows"),
-    "evolution": ("sapf_evolution_iterations", "Iterations of Private Evolution done"),
-    "synthesis": ("sapf_synthetic_images", "Synthetic images on disk"),
+    Stage.LATENTS: ("sapf_latent_shards", "Shards of images encoded to latents"),
+    Stage.FINETUNE: ("sapf_finetune_steps", "Optimizer steps that the ledger shows"),
+    Stage.EVOLUTION: ("sapf_evolution_iterations", "Iterations of Private Evolution done"),
+    Stage.SYNTHESIS: ("sapf_synthetic_images", "Synthetic images on disk"),
 }
 
 
@@ -29,7 +31,7 @@ class Meter:
 
     def __init__(self, run: str, epsilon_planned: float) -> None:
         self._tags = {"run": run}
-        self._gauges = {}
+        self._gauges: dict[str, Gauge] = {}
         for stage, (name, text) in _PUBLISHED.items():
             self._gauges[stage] = Gauge(name, text, tag_keys=("run", "count"))
         self._epsilon = Gauge(

@@ -21,6 +21,7 @@ from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PRIVATE_STAGES, PrivacyPlan
 from sapf_ray.runs import runlog
 from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.stages import Stage
 
 CURVE_POINTS = 25
 SPENT = "privacy/epsilon_spent"
@@ -184,7 +185,7 @@ class Tracker:
         self._log_spend(ledger)
 
     def _log_spend(self, ledger: Ledger) -> None:
-        stage = "finetune" if ledger.plan.evolution is None else "evolution"
+        stage = Stage.FINETUNE if ledger.plan.evolution is None else Stage.EVOLUTION
         for step, epsilon in ledger.epsilon_curve(CURVE_POINTS, stage):
             if epsilon < float("inf"):
                 self.client.log_metric(self.run_id, SPENT, epsilon, step=step)

@@ -33,6 +33,7 @@ from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan, plan_events
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.shared import released_by, shared_folder
+from sapf_ray.stages import Stage
 from sapf_ray.tune.space import Cell
 
 SELECTION_FOLDER = ".selections"  # in a grid's directory
@@ -165,7 +166,7 @@ def selection_names(item: PlannedCell, out: Path) -> set[str]:
     run = RunDirectory(out / item.cell.name)
     if run.ledger.exists():
         events = Ledger.open(run.ledger).events()
-        paid = {event.drawn_by for event in events if event.stage == "selection"}
+        paid = {event.drawn_by for event in events if event.stage == Stage.SELECTION}
         if paid:
             return paid
     folder = shared_folder(selection_root(config, out), config, plan=item.plan)
@@ -201,7 +202,7 @@ def _total(
     events = []
     for item in private:
         for stage, event, count in plan_events(item.plan):
-            if stage == "selection":
+            if stage == Stage.SELECTION:
                 for selection in selection_names(item, out):
                     selections.add((selection, event, count))
             else:

@@ -15,6 +15,7 @@ from sapf_ray.evaluation.metrics import ACCURACY, headline
 from sapf_ray.files import write_atomic
 from sapf_ray.report.render import Column, Report
 from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.stages import Stage
 from sapf_ray.tune.budget import WHO_PAYS, PlannedCell, is_finished, total_text, totals
 
 SEED = "seed"
@@ -23,9 +24,9 @@ FINETUNE = "finetune"
 SYNTHESIS = "synthesis"
 # Stages of a run, by the three of the paper's Table 12. Private Evolution only synthesizes.
 TABLE12_STAGES: Mapping[str, tuple[str, ...]] = {
-    SELECT: ("latents", "selection"),
-    FINETUNE: ("finetune",),
-    SYNTHESIS: ("synthesis", "evolution"),
+    SELECT: (Stage.LATENTS, Stage.SELECTION),
+    FINETUNE: (Stage.FINETUNE,),
+    SYNTHESIS: (Stage.SYNTHESIS, Stage.EVOLUTION),
 }
 _HEADERS = {
     "model": "public model",
