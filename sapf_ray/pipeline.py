@@ -129,7 +129,7 @@ def algorithm(run: RunContext) -> Result:
     PLAN(run)
     learned = [step for step in LEARN if step.is_due(run)]
     if learned:
-        _ = run.noise_id  # refuses a lost key or other images before any of them is read
+        _ = run.releaser  # refuses a lost key or other images before any of them is read
         for step in learned:
             step(run)
         run.tracker.log_spend(run.ledger)

@@ -1,0 +1,60 @@
+"""The context of a run: what is opened when, and what the driver never does."""
+
+from __future__ import annotations
+
+import pytest
+from diffusers import DiffusionPipeline
+
+from sapf_ray.config import from_dict
+from sapf_ray.pipeline import LEARN, RELEASE, run
+from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.stages import Stage
+
+
+def small(model, **changes) -> dict:
+    """A run of seconds on real digits."""
+    return {
+        "model.path": str(model),
+        "privacy.epsilon": 8.0,
+        "privacy.accountant": "rdp",
+        "finetune.batch_size": 16,
+        "finetune.steps": 2,
+        "synthesis.n_images": 10,
+        "synthesis.steps": 2,
+        "evaluation.enabled": False,
+        "tracking.enabled": False,
+        **changes,
+    }
+
+
+def nested(flat: dict) -> dict:
+    sections: dict = {}
+    for key, value in flat.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return sections
+
+
+@pytest.mark.parametrize(("score", "adapter"), [("per_sample_norm", "lora"), ("synflow", "direct")])
+def test_the_driver_loads_no_weights(
+    ray_cluster, tiny_pipeline, tmp_path, monkeypatch, score, adapter
+):
+    """The workers do; theirs are processes of their own, which the patch does not reach."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("the driver loads weights")
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", refuse)
+    changes = {"saliency.score": score, "finetune.adapter": adapter}
+    result = run(from_dict(nested(small(tiny_pipeline, **changes))), str(tmp_path / "run"))
+    assert result.directory.adapter.exists()
+    releases = [event.stage for event in Ledger.open(result.directory.ledger).events()]
+    assert releases.count(Stage.FINETUNE) == 2
+
+
+def test_the_stages_are_the_papers_and_none_twice():
+    stages = [step.stage for step in (*LEARN, *RELEASE)]
+    assert set(stages) | {Stage.PLAN} == set(Stage)
+    assert len(set(stages)) == len(stages)
+    order = [Stage.LATENTS, Stage.SELECTION, Stage.FINETUNE, Stage.SYNTHESIS, Stage.EVALUATION]
+    assert [stage for stage in stages if stage in order] == order
