@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from diffusers import DiffusionPipeline
 
 from sapf_ray.config import from_dict
+from sapf_ray.data.base import open_source
+from sapf_ray.errors import RunDirectoryError
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.pipeline import LEARN, RELEASE, run
 from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.planner import make_plan
+from sapf_ray.runs.context import open_run
+from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.stages import Stage
 
 
@@ -50,6 +58,29 @@ def test_the_driver_loads_no_weights(
     assert result.directory.adapter.exists()
     releases = [event.stage for event in Ledger.open(result.directory.ledger).events()]
     assert releases.count(Stage.FINETUNE) == 2
+
+
+def test_a_run_of_the_earlier_version_is_refused_in_one_line(tiny_pipeline, tmp_path):
+    config = from_dict(nested(small(tiny_pipeline)))
+    source = open_source(config.data)
+    plan = make_plan(config, source.n_train)
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim(config)
+    directory.release()
+    header = json.dumps({"schema": 1, "plan": plan.to_dict()})
+    directory.ledger.write_text(header + "\n")
+    with pytest.raises(RunDirectoryError, match=r"earlier version .* stay readable") as caught:
+        with open_run(
+            config,
+            str(directory.root),
+            source=source,
+            model=PublicModel.open(config.model),
+            plan=plan,
+            on_progress=None,
+            since=0.0,
+        ) as context:
+            _ = context.ledger
+    assert "\n" not in str(caught.value) and directory.ledger.read_text() == header + "\n"
 
 
 def test_the_stages_are_the_papers_and_none_twice():
