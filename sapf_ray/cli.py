@@ -45,7 +45,7 @@ def _plan(namespace: argparse.Namespace, console: Console) -> None:
     from sapf_ray.data.base import open_source
     from sapf_ray.estimate.cluster import estimate_run, open_cluster
     from sapf_ray.privacy.planner import make_plan
-    from sapf_ray.report.tables import plan_table
+    from sapf_ray.report.tables import estimate_table, plan_table
 
     cluster = open_cluster(
         namespace.cluster_devices,
@@ -61,7 +61,7 @@ def _plan(namespace: argparse.Namespace, console: Console) -> None:
     else:
         console.print(plan_table(plan))
         if times is not None:
-            console.print(times.table())
+            console.print(estimate_table(times))
 
 
 def _ledger(namespace: argparse.Namespace, console: Console) -> None:

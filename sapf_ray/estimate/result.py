@@ -1,12 +1,9 @@
-"""What an estimate says: each stage, their sum, and the table of them."""
+"""What an estimate says: each stage, and their sum."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-from rich.table import Table
 
 from sapf_ray.estimate.costs import DeviceCosts
 
@@ -28,7 +25,7 @@ class Cluster:
     price: float | None = None
 
     def cost(self, hours: float | None) -> float | None:
-        """Of all devices for so many hours, in the price's unit."""
+        """Cost of all devices for so many hours, in the price's unit."""
         if hours is None or self.price is None:
             return None
         return hours * self.count * self.price
@@ -93,64 +90,11 @@ class RunEstimate:
             "notes": self.notes,
         }
 
-    def table(self) -> Table:
-        """For the terminal."""
-        cluster = self.cluster
-        time = _span(_time, self.hours, high=self.hours_at_most)
-        table = Table(
-            title=f"{cluster.count} x {cluster.costs.title}: about {time}",
-            caption="\n".join(f"- {note}" for note in self.notes),
-            caption_justify="left",
-        )
-        table.add_column("stage")
-        for name in ("work", "a unit", "time", "GB a device"):
-            table.add_column(name, justify="right")
-        if cluster.price is not None:
-            table.add_column("cost", justify="right")
-        for name, stage in self.stages.items():
-            table.add_row(*self._stage_cells(name, stage))
-        start = cluster.costs.start_seconds / 3600
-        if start:
-            table.add_row("start and end", "", "", *self._time_cells(start, start))
-        table.add_row("in all", "", "", *self._time_cells(self.hours, self.hours_at_most))
-        return table
-
     def _money(self, part: StageEstimate | RunEstimate) -> dict[str, float | None]:
         return {
             "cost": self.cluster.cost(part.hours),
             "cost_at_most": self.cluster.cost(part.hours_at_most),
         }
-
-    def _stage_cells(self, name: str, stage: StageEstimate) -> list[str]:
-        work_cell = f"{stage.units:,.0f} {stage.unit}"
-        each = "-"
-        if stage.seconds_per_unit is not None:
-            each = f"{1000 * stage.seconds_per_unit:.3g} ms"
-        memory = "-"
-        if stage.memory_gb is not None:
-            memory = f"{stage.memory_gb:.1f}"
-        times = self._time_cells(stage.hours, stage.hours_at_most, memory=memory)
-        return [name, work_cell, each, *times]
-
-    def _time_cells(
-        self,
-        hours: float | None,
-        at_most: float | None,
-        *,
-        memory: str = "",
-    ) -> list[str]:
-        """Time, memory, and the cost where there is a price."""
-        time = "not measured"
-        if hours is not None and at_most is not None:
-            time = _span(_time, hours, high=at_most)
-        if self.cluster.price is None:
-            return [time, memory]
-        low = self.cluster.cost(hours)
-        high = self.cluster.cost(at_most)
-        money = "-"
-        if low is not None and high is not None:
-            money = _span("{:,.2f}".format, low, high=high)
-        return [time, memory, money]
 
 
 def _stage_dict(stage: StageEstimate) -> dict[str, Any]:
@@ -164,22 +108,3 @@ def _stage_dict(stage: StageEstimate) -> dict[str, Any]:
         "hours_at_most": stage.hours_at_most,
         "memory_gb": stage.memory_gb,
     }
-
-
-def _span(
-    form: Callable[[float], str],
-    low: float,
-    *,
-    high: float,
-) -> str:
-    if form(low) == form(high):
-        return form(low)
-    return f"{form(low)} to {form(high)}"
-
-
-def _time(hours: float) -> str:
-    if hours >= 0.1:
-        return f"{hours:,.1f} h"
-    if hours >= 1 / 60:
-        return f"{60 * hours:.1f} min"
-    return f"{3600 * hours:.0f} s"

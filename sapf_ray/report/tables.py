@@ -6,6 +6,7 @@ Light to import, for ``sapf methods`` and its like print tables too.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -17,6 +18,7 @@ from sapf_ray.models.catalog import PUBLIC_MODELS
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 
 if TYPE_CHECKING:
+    from sapf_ray.estimate.result import Cluster, RunEstimate, StageEstimate
     from sapf_ray.privacy.ledger import Ledger, LedgerEvent
     from sapf_ray.privacy.planner import PrivacyPlan, StagePlan
 
@@ -153,3 +155,81 @@ def _spent_cells(lines: list[LedgerEvent], delta: float) -> list[str]:
     epsilons = [epsilon_text(charged.items(), delta, accountant=name) for name in ACCOUNTANTS]
     replays = sum(line.replay for line in lines)
     return [f"{sum(charged.values()):,}", f"{replays:,}", *epsilons]
+
+
+def estimate_table(estimate: RunEstimate) -> Table:
+    """Time, memory and cost of each stage, as ``sapf plan --cluster`` prints them."""
+    cluster = estimate.cluster
+    time = _span(_time, estimate.hours, high=estimate.hours_at_most)
+    table = Table(
+        title=f"{cluster.count} x {cluster.costs.title}: about {time}",
+        caption="\n".join(f"- {note}" for note in estimate.notes),
+        caption_justify="left",
+    )
+    table.add_column("stage")
+    for name in ("work", "a unit", "time", "GB a device"):
+        table.add_column(name, justify="right")
+    if cluster.price is not None:
+        table.add_column("cost", justify="right")
+    for name, stage in estimate.stages.items():
+        table.add_row(name, *_work_cells(stage, cluster))
+    start = cluster.costs.start_seconds / 3600
+    if start:
+        table.add_row("start and end", "", "", *_time_cells(cluster, start, high=start))
+    total = _time_cells(cluster, estimate.hours, high=estimate.hours_at_most)
+    table.add_row("in all", "", "", *total)
+    return table
+
+
+def _work_cells(stage: StageEstimate, cluster: Cluster) -> list[str]:
+    each = "-"
+    if stage.seconds_per_unit is not None:
+        each = f"{1000 * stage.seconds_per_unit:.3g} ms"
+    memory = "-"
+    if stage.memory_gb is not None:
+        memory = f"{stage.memory_gb:.1f}"
+    times = _time_cells(cluster, stage.hours, high=stage.hours_at_most, memory=memory)
+    return [f"{stage.units:,.0f} {stage.unit}", each, *times]
+
+
+def _time_cells(
+    cluster: Cluster, hours: float | None, *, high: float | None, memory: str = ""
+) -> list[str]:
+    """Time, memory, and the cost where there is a price.
+
+    Args:
+        cluster: The devices.
+        hours: Wall time; None where it was not measured.
+        high: Its upper end.
+        memory: Text of the column for memory.
+    """
+    time = "not measured"
+    if hours is not None and high is not None:
+        time = _span(_time, hours, high=high)
+    if cluster.price is None:
+        return [time, memory]
+    low_cost = cluster.cost(hours)
+    high_cost = cluster.cost(high)
+    money = "-"
+    if low_cost is not None and high_cost is not None:
+        money = _span("{:,.2f}".format, low_cost, high=high_cost)
+    return [time, memory, money]
+
+
+def _span(
+    form: Callable[[float], str],
+    low: float,
+    *,
+    high: float,
+) -> str:
+    if form(low) == form(high):
+        return form(low)
+    return f"{form(low)} to {form(high)}"
+
+
+def _time(hours: float) -> str:
+    if hours >= 0.1:
+        return f"{hours:,.1f} h"
+    if hours >= 1 / 60:
+        return f"{60 * hours:.1f} min"
+    return f"{3600 * hours:.0f} s"
