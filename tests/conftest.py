@@ -29,6 +29,10 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray of 2 cores for the whole session; quiet, without dashboard."""
     import ray
 
+    from sapf_ray.cluster import LOCAL_ENVIRONMENT
+
+    for name, value in LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     ray.init(
         num_cpus=2,
         num_gpus=0,
