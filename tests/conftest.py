@@ -34,6 +34,7 @@ def ray_cluster() -> Iterator[None]:
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray.init(
+        address="local",  # never a cluster that someone else started on this machine
         num_cpus=2,
         num_gpus=0,
         include_dashboard=False,

@@ -29,7 +29,7 @@ from tests.commands import call
 STEPS = 12
 BARE = ("--evaluation.enabled=false", "--tracking.enabled=false")
 # of what is started in a process of its own: a second worker costs its imports
-ONE_CORE = ("--cluster.num_cpus=1", "--synthesis.num_actors=1")
+ONE_CORE = ("--cluster.num_cpus=1",)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,7 @@ def command(folder: Path, model: Path, out: Path, *extra: str) -> list[str]:
         "synthesis.n_images": 60,
         "synthesis.steps": 3,
         "synthesis.shard_size": 10,
+        "synthesis.num_actors": 1,
         "evaluation.epochs": 2,
         "cluster.num_cpus": 2,
         "out": out,
