@@ -264,7 +264,8 @@ def _same_settings(
     for name, value in settings.items():
         if found.get(name) != value:
             raise RunDirectoryError(
-                f"{root}: holds an evolution with {name} = {found.get(name)!r}, requested is {value!r}; use another directory"
+                f"{root}: holds an evolution with {name} = {found.get(name)!r}, "
+                f"requested is {value!r}; use another directory"
             )
 
 

@@ -210,7 +210,8 @@ def add_laplace_noise(
 def _wide(total: Tensor, noise_multiplier: float, *, sensitivity: float) -> Tensor:
     if not (noise_multiplier > 0 and sensitivity > 0):
         raise ValueError(
-            f"noise_multiplier = {noise_multiplier!r}, sensitivity = {sensitivity!r}: must be above 0"
+            f"noise_multiplier = {noise_multiplier!r}, sensitivity = {sensitivity!r}: "
+            "must be above 0"
         )
     _check_finite(total)
     return total.double()

@@ -47,14 +47,16 @@ def test_another_key_gives_another_stream():
 def test_the_same_in_another_process():
     code = (
         "from sapf_ray.privacy.keyed_rng import NoiseKey; k = NoiseKey(bytes(range(32)));"
-        "print(k.stream('noise', 3).words(2).tolist(), k.generator('noise', 3).get_state().sum().item(),"
+        "print(k.stream('noise', 3).words(2).tolist(), "
+        "k.generator('noise', 3).get_state().sum().item(),"
         "k.seeds('s', 1, __import__('numpy').arange(3)).tolist(), k.stream_id('plan', 1))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split("\n")[0]
     here = (
-        f"{KEY.stream('noise', 3).words(2).tolist()} {KEY.generator('noise', 3).get_state().sum().item()} "
+        f"{KEY.stream('noise', 3).words(2).tolist()} "
+        f"{KEY.generator('noise', 3).get_state().sum().item()} "
         f"{KEY.seeds('s', 1, np.arange(3)).tolist()} {KEY.stream_id('plan', 1)}"
     )
     assert out == here
