@@ -13,42 +13,62 @@ import numpy as np
 from sapf_ray.runs import worktime
 from sapf_ray.synthesis.writer import read_synthetic
 
+ROW_INCHES = 0.42  # height of a row of images in a figure
+
 
 def class_rows(
     images: np.ndarray, labels: np.ndarray, *, n_classes: int, per_class: int
 ) -> np.ndarray:
-    """The first ``per_class`` images of each class as one picture (n_classes*R, per_class*R, 3)
-    uint8.
+    """The first images of each class as one picture, one row a class.
+
+    Args:
+        images: uint8 (n, R, R, 3).
+        labels: int64 (n,).
+        n_classes: Number of rows.
+        per_class: Number of images in a row; what a class lacks stays black.
+
+    Returns:
+        uint8 (n_classes * R, per_class * R, 3).
     """
     side = images.shape[1]
-    canvas = np.zeros((n_classes * side, per_class * side, 3), np.uint8)
+    canvas = np.zeros((n_classes, side, per_class, side, 3), np.uint8)
     for label in range(n_classes):
         for column, image in enumerate(images[labels == label][:per_class]):
-            canvas[label * side : (label + 1) * side, column * side : (column + 1) * side] = image
-    return canvas
+            canvas[label, :, column] = image
+    return canvas.reshape(n_classes * side, per_class * side, 3)
 
 
 def save_grid(
     panels: dict[str, np.ndarray], path: Path, *, row_names: tuple[str, ...], title: str = ""
 ) -> Path:
-    """Panels side by side, each a picture of :func:`class_rows`, rows named by class."""
+    """Panels side by side, each a picture of :func:`class_rows`, rows named by class.
+
+    Args:
+        panels: Title to picture, all of one size.
+        path: Where the file goes.
+        row_names: One per class.
+        title: Title of the whole figure.
+
+    Returns:
+        The path.
+    """
     height, width = next(iter(panels.values())).shape[:2]
-    scale = 4.2 / height * len(row_names) / 10
+    rows = len(row_names)
+    inches = ROW_INCHES * rows / height  # of a pixel
     figure, axes = plt.subplots(
         1,
         len(panels),
-        figsize=(width * scale * len(panels) + 1, height * scale + 0.6),
+        figsize=(width * inches * len(panels) + 1, height * inches + 0.6),
         squeeze=False,
         layout="constrained",
     )
-    rows = len(row_names)
     for axis, (name, picture) in zip(axes[0], panels.items(), strict=True):
         axis.imshow(picture, interpolation="nearest")
         axis.set_title(name, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
-    side = height / rows
-    axes[0][0].set_yticks([side * (i + 0.5) for i in range(rows)], row_names, fontsize=7)
+    middles = (np.arange(rows) + 0.5) * height / rows
+    axes[0][0].set_yticks(middles, row_names, fontsize=7)
     if title:
         figure.suptitle(title, fontsize=10)
     return save_figure(figure, path)

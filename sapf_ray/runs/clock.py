@@ -5,63 +5,65 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from sapf_ray.runs import runlog, worktime
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.runs.memory import Peak, peak_memory
 
+_MEMORY = ("peak_memory_mb", "peak_gpu_memory_mb")
 
-@dataclass(kw_only=True)
+
 class Clock:
-    """Time, orchestration and peak memory of stages. Times add up over the starts of a run, as far
-    as these ended the stage.
+    """Time, orchestration and peak memory of stages.
+
+    Times add up over the starts of a run, as far as these ended the stage; files in the run
+    directory carry them from one start to the next.
 
     Args:
-        since: ``time.time()`` at which this start of the run began.
+        run: The run directory.
+        since: ``time.time()`` at which this start of the run began; now unless given.
+
+    Attributes:
+        seconds: Wall time of each stage.
+        orchestration: The part of it in which nobody was at work.
+        memory: Per kind of memory, the peak of each stage in MB.
     """
 
-    run: RunDirectory
-    since: float = field(default_factory=time.time)
-    seconds: dict[str, float] = field(default_factory=dict)
-    orchestration: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, dict[str, float]] = field(
-        default_factory=lambda: {"peak_memory_mb": {}, "peak_gpu_memory_mb": {}}
-    )
-
-    def __post_init__(self) -> None:
+    def __init__(self, run: RunDirectory, since: float | None = None) -> None:
+        self.run = run
+        self.since = time.time() if since is None else since
+        self.seconds: dict[str, float] = _earlier(run.timings, {})
+        self.orchestration: dict[str, float] = _earlier(run.orchestration, {})
+        self.memory: dict[str, dict[str, float]] = _earlier(
+            run.memory, {kind: {} for kind in _MEMORY}
+        )
         self._inside = 0.0  # seconds of this start in stages
-        if self.run.timings.exists():
-            self.seconds = self.run.read_json(self.run.timings)
-        if self.run.orchestration.exists():
-            self.orchestration = self.run.read_json(self.run.orchestration)
-        if self.run.memory.exists():
-            self.memory = self.run.read_json(self.run.memory)
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start, begun = time.monotonic(), time.time()
+        """The block is the stage ``name``."""
+        started = time.monotonic()
+        begun = time.time()
         with runlog.stage_events(name):
             with peak_memory() as peak, worktime.collecting() as worked:
                 yield
-            self._done(
-                name,
-                time.monotonic() - start,
-                worktime.covered(worked, begun, end=time.time()),
-                peak,
-            )
+            compute = worktime.covered(worked, begun, end=time.time())
+            self._ended(name, time.monotonic() - started, compute=compute, peak=peak)
 
-    def _done(self, name: str, seconds: float, compute: float, peak: Peak) -> None:
-        self._inside += seconds
+    def _ended(self, name: str, seconds: float, *, compute: float, peak: Peak) -> None:
         idle = max(0.0, seconds - compute)
+        self._inside += seconds
         self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 2)
         self.orchestration[name] = round(self.orchestration.get(name, 0.0) + idle, 2)
         runlog.event("stage_ended", seconds=round(seconds, 2), orchestration=round(idle, 2))
+        for kind, value in zip(_MEMORY, (peak.main, peak.gpu), strict=True):
+            if value:
+                before = self.memory[kind].get(name, 0.0)
+                self.memory[kind][name] = max(before, round(value, 1))
         self.run.write_json(self.run.timings, self.seconds)
         self.run.write_json(self.run.orchestration, self.orchestration)
-        for key, value in (("peak_memory_mb", peak.main), ("peak_gpu_memory_mb", peak.gpu)):
-            if value:
-                self.memory[key][name] = max(self.memory[key].get(name, 0.0), round(value, 1))
         self.run.write_json(self.run.memory, self.memory)
 
     def cost(self) -> dict[str, float]:
@@ -74,10 +76,15 @@ class Clock:
             the stages that they finished count.
         """
         outside = max(0.0, time.time() - self.since - self._inside)
-        known = [self.seconds.get(name, 0.0) for name in self.orchestration]
-        share = (sum(self.orchestration.values()) + outside) / max(sum(known) + outside, 1e-9)
+        inside = sum(self.seconds.get(name, 0.0) for name in self.orchestration)
+        idle = sum(self.orchestration.values()) + outside
         return {
             **self.orchestration,
             "outside_stages": round(outside, 2),
-            "total_share": round(share, 4),
+            "total_share": round(idle / max(inside + outside, 1e-9), 4),
         }
+
+
+def _earlier(path: Path, default: Any) -> Any:
+    """What an earlier start of the run left in a JSON file."""
+    return RunDirectory.read_json(path) if path.exists() else default

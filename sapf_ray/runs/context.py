@@ -241,7 +241,7 @@ def open_run(
                     plan=plan,
                     directory=directory,
                     tracker=tracker,
-                    clock=Clock(run=directory, since=since),
+                    clock=Clock(directory, since),
                     on_progress=on_progress,
                 )
         except BaseException as error:
