@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sapf_ray.config import FinetuneConfig
-from sapf_ray.errors import ConfigError, DataError
+from sapf_ray.errors import ConfigError, DataError, reason
 from sapf_ray.grad_sample.ghost import GhostGradients
 from sapf_ray.grad_sample.layers import check_supported
 from sapf_ray.grad_sample.lora import LoraGradients, conv_limits
@@ -150,9 +150,8 @@ def load_adapter(pipe: Any, directory: Path) -> None:
         if not whole or (directory / WEIGHTS).exists():
             merge_lora(denoiser, load_file(directory / WEIGHTS))
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{directory}: cannot be loaded as an adapter of this model ({reason})"
+            f"{directory}: cannot be loaded as an adapter of this model ({reason(error)})"
         ) from error
 
 

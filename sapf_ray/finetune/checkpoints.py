@@ -59,7 +59,7 @@ def load_state(storage: str, name: str) -> TrainState:
         with filesystem.open_input_stream(path) as stream:
             return TrainState.load(io.BytesIO(stream.read()), path)
     except OSError as error:
-        raise SapfError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise SapfError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 def repair_snapshot(storage: str) -> None:

@@ -21,7 +21,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from sapf_ray.config import FinetuneConfig, ModelConfig
-from sapf_ray.errors import SapfError
+from sapf_ray.errors import SapfError, reason
 from sapf_ray.finetune.adapter import (
     SampleGradients,
     add_adapter,
@@ -119,9 +119,7 @@ class TrainState:
         try:
             return cls(**torch.load(content, map_location="cpu", weights_only=True))
         except Exception as error:
-            raise SapfError(
-                f"{name}: damaged checkpoint ({' '.join(str(error).split())[:200]})"
-            ) from error
+            raise SapfError(f"{name}: damaged checkpoint ({reason(error)})") from error
 
 
 def ema_decay(decay: float, step: int) -> float:

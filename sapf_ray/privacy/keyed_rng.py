@@ -23,9 +23,9 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import secrets
 import struct
 from pathlib import Path
@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from sapf_ray.errors import RunDirectoryError
+from sapf_ray.files import write_atomic
 
 _KEY_BYTES = 32
 _NORMALS_PER_BLOCK = 1 << 20  # bounds the memory of a draw; part of what a seed means
@@ -200,21 +201,10 @@ class NoiseKey:
         ).digest()
 
     def _save(self, path: Path) -> None:
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w") as f:
-                json.dump({"key": self._key.hex(), "reproducible": self.reproducible}, f)
-                f.flush()
-                os.fsync(f.fileno())
-            os.link(partial, path)  # the first of two processes wins, the other reads its key
-            directory = os.open(path.parent, os.O_RDONLY)
-            os.fsync(directory)
-            os.close(directory)
-        except FileExistsError:
-            pass
-        finally:
-            partial.unlink(missing_ok=True)
+        text = json.dumps({"key": self._key.hex(), "reproducible": self.reproducible})
+        # the first of two processes wins, the other reads its key
+        with contextlib.suppress(FileExistsError):
+            write_atomic(path, text, mode=0o600, replace=False)
 
 
 def _plain(value: object) -> int:

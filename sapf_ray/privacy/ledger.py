@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sapf_ray.errors import BudgetError, RunDirectoryError
+from sapf_ray.files import write_atomic
 from sapf_ray.privacy.accountants import (
     PLD_INTERVAL,
     compose_epsilon,
@@ -135,24 +136,14 @@ class Ledger:
         """
         path = Path(path)
         header = json.dumps({"schema": SCHEMA, "plan": plan.to_dict()}, allow_nan=False) + "\n"
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            with open(partial, "w") as f:
-                f.write(header)
-                f.flush()
-                os.fsync(f.fileno())
-            os.link(
-                partial, path
-            )  # unlike a rename it never replaces a ledger made by another process
-            _sync_directory(path.parent)
+            write_atomic(path, header, replace=False)  # another process may have begun one
         except FileExistsError as error:
             raise RunDirectoryError(
                 f"{path}: a ledger is there already; open it, never start it afresh"
             ) from error
         except OSError as error:
             raise RunDirectoryError(f"{path}: cannot be written ({error.strerror})") from error
-        finally:
-            partial.unlink(missing_ok=True)
         return cls.open(path)
 
     @classmethod
@@ -376,11 +367,3 @@ class Ledger:
                 f"{self.path}, line {self._lines + 1}: damaged; spent budget may be hidden, "
                 "restore the file"
             ) from error
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
