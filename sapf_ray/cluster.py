@@ -163,9 +163,9 @@ def result(reference: ray.ObjectRef) -> Any:
 
 
 def as_finished(
-    submit: Callable[[T], ray.ObjectRef], items: Iterable[T], *, window: int, ordered: bool = False
+    submit: Callable[[T], ray.ObjectRef], items: Iterable[T], *, window: int
 ) -> Iterator[tuple[T, Any]]:
-    """Yields every item with the result of its task.
+    """Yields every item with the result of its task, in the order in which tasks finish.
 
     At most ``window`` items are submitted and not yet yielded, so what driver and object store hold
     does not grow with their number, not even where one of them is late.
@@ -174,29 +174,20 @@ def as_finished(
         submit: Starts an item's task.
         items: What there is to do.
         window: See :func:`in_flight`.
-        ordered: Yields in the order of the items rather than as they are finished.
 
     Raises:
         ClusterError: See :func:`result`.
     """
-    waiting = enumerate(items)
-    turn = 0
-    running: dict[ray.ObjectRef, tuple[int, T]] = {}
-    early: dict[int, tuple[T, Any]] = {}
+    waiting = iter(items)
+    running: dict[ray.ObjectRef, T] = {}
     while True:
-        for number, item in itertools.islice(waiting, window - len(running) - len(early)):
-            running[submit(item)] = number, item
+        for item in itertools.islice(waiting, window - len(running)):
+            running[submit(item)] = item
         if not running:
             return
         (ready,), _ = ray.wait(list(running), num_returns=1)
-        number, item = running.pop(ready)
-        if not ordered:
-            yield item, result(ready)
-            continue
-        early[number] = item, result(ready)
-        while turn in early:
-            yield early.pop(turn)
-            turn += 1
+        item = running.pop(ready)
+        yield item, result(ready)
 
 
 def in_flight(cpus: float, gpus: float = 0.0) -> int:

@@ -24,7 +24,7 @@ from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.metrics import from_real_images, known_scores
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.evolution.dataset import is_written, write_data_set
-from sapf_ray.evolution.evolve import check_evolution, evolve, make_parts
+from sapf_ray.evolution.evolve import Evolution, check_evolution, make_parts
 from sapf_ray.files import write_atomic, write_json
 from sapf_ray.finetune.adapter import add_adapter
 from sapf_ray.finetune.launcher import finetune
@@ -202,24 +202,22 @@ def fine_tuning(run: RunContext) -> None:
 
 def evolution(run: RunContext) -> None:
     """Private Evolution in place of training: reads sensitive images, writes the data set."""
-    assert run.plan.evolution is not None
-    config, source = run.config, run.source
-    last = evolve(
-        make_parts(config.evolution, config.synthesis, model=config.model, prompts=source.prompts),
-        source,
+    config = run.config
+    source = run.source
+    evolution = Evolution(
+        parts=make_parts(
+            config.evolution, config.synthesis, model=config.model, prompts=source.prompts
+        ),
+        source=source,
         resolution=run.model.resolution,
         config=config.evolution,
         sampling=config.synthesis,
-        stage=run.plan.evolution,
-        key=run.key,
-        stream=run.noise_id,
-        ledger=run.ledger,
+        releaser=run.releaser,
         directory=run.directory.generations,
         private_directory=run.directory.private / "records",
         seed=config.seed,
-        on_progress=run.report(Stage.EVOLUTION),
-        non_private=run.plan.non_private,
     )
+    last = evolution.run(run.report(Stage.EVOLUTION))
     write_data_set(
         last,
         run.directory.synthetic,

@@ -1,4 +1,4 @@
-"""Architectures of the bundled public models, untrained; torch's global generator seeds them."""
+"""The architectures of the bundled public models, untrained; torch's global generator seeds them."""
 
 from __future__ import annotations
 

@@ -2,6 +2,6 @@
 
 Four replaceable parts, cut as in Microsoft's library: ``api`` makes images, ``embedding`` compares
 them, ``histogram`` lets records vote under DP, ``population`` selects and breeds;
-``sapf_ray.evolution.evolve.evolve`` puts them together. PE and Aug-PE are two rows of
+``sapf_ray.evolution.evolve.Evolution`` puts them together. PE and Aug-PE are two rows of
 ``sapf_ray.methods``.
 """

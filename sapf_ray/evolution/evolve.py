@@ -8,11 +8,13 @@ ledger recognises.
 
 Example::
 
-    final = evolve(
-        make_parts(config, sampling, model, source.prompts), source, 32, config, sampling,
-        plan.evolution, key, stream, ledger, "run/evolution", "run/private/records", seed=0,
+    evolution = Evolution(
+        parts=make_parts(config, sampling, model=model, prompts=source.prompts), source=source,
+        resolution=32, config=config, sampling=sampling, releaser=releaser,
+        directory=Path("run/evolution"), private_directory=Path("run/private/records"), seed=0,
     )
-    images, labels = final.read(np.arange(final.size)), final.labels(np.arange(final.size))
+    final = evolution.run()
+    images = final.read(np.arange(final.size))
 
 References:
     1. Lin et al. ICLR 2024, algorithm 1.
@@ -22,11 +24,15 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from sapf_ray.config import EXECUTION_ONLY, EvolutionConfig, ModelConfig, SynthesisConfig, flatten
 from sapf_ray.data.base import ImageSource
@@ -37,9 +43,8 @@ from sapf_ray.evolution.generation import Generation, Work, embed_candidates, ma
 from sapf_ray.evolution.histogram import RecordEmbeddings, all_votes, release_histogram
 from sapf_ray.evolution.population import next_parents, threshold_votes
 from sapf_ray.files import write_array, write_json
-from sapf_ray.privacy.keyed_rng import NoiseKey
-from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import StagePlan
+from sapf_ray.privacy.release import Releaser
 
 
 @dataclass(frozen=True)
@@ -74,135 +79,197 @@ def make_parts(
     return Parts(api, make_embedding(config, model, batch_size=sampling.batch_size))
 
 
-def evolve(
-    parts: Parts,
-    source: ImageSource,
-    *,
-    resolution: int,
-    config: EvolutionConfig,
-    sampling: SynthesisConfig,
-    stage: StagePlan,
-    key: NoiseKey,
-    stream: str,
-    ledger: Ledger,
-    directory: Path | str,
-    private_directory: Path | str,
-    seed: int,
-    on_progress: Callable[[int, int], None] | None = None,
-    non_private: bool = False,
-) -> Generation:
-    """Runs or continues an evolution.
+@dataclass(frozen=True, kw_only=True)
+class Evolution:
+    """One evolution; :meth:`run` starts it or goes on with it.
 
     Args:
         parts: See :func:`make_parts`; any other that keep the protocols.
         source: The records.
         resolution: Side in pixels at which records are read: that of the API's images.
+        config: The section ``evolution``.
         sampling: Number of images, and of images or records per task.
-        stage: The plan's ``evolution``.
-        stream: Fingerprint of (key, plan, data, config), as in the other stages.
-        directory: Of the generations; synthetic samples and noisy releases only.
-        private_directory: Of the records' embeddings (mode 0600); the caller deletes it at the end.
-        seed: Of all public randomness.
-        on_progress: Called with (tasks done, tasks in all).
-        non_private: Allows noise 0.
-
-    Returns:
-        The last generation: ``sampling.n_images`` samples, slot i of label i mod classes. What
-        :func:`write_data_set` takes.
-
-    Raises:
-        ConfigError: Fewer images than classes, or a stage for another number of iterations.
-        BudgetError: A histogram would pass the planned epsilon; nothing has been released.
-        RunDirectoryError: ``directory`` holds an evolution of other settings.
+        releaser: Pays and draws; its plan's ``evolution`` fixes the histograms' noise.
+        directory: Folder of the generations; synthetic samples and noisy releases only.
+        private_directory: Folder of the records' embeddings (mode 0600); the caller deletes it at
+            the end.
+        seed: Seed of all public randomness.
     """
-    check_evolution(config, sampling, source=source, stage=stage)
-    root, n_classes = Path(directory).resolve(), len(source.class_names)
-    root.mkdir(parents=True, exist_ok=True)
-    _same_settings(
-        root,
-        config,
-        sampling=sampling,
-        stage=stage,
-        source=source,
-        resolution=resolution,
-        seed=seed,
-    )
-    work = Work(api=parts.api, embedding=parts.embedding, config=config, seed=seed)
-    records = RecordEmbeddings(
-        directory=str(Path(private_directory).resolve()),
-        n_records=source.n_train,
-        shard_size=sampling.shard_size,
-    )
-    generations = [
-        _generation(root, config, sampling=sampling, index=i, n_classes=n_classes)
-        for i in range(config.iterations + 1)
-    ]
-    read = len(records.shards)  # Ray tasks of one pass over the records
-    costs = [
-        len(g.shards) + (read + len(generations[g.index - 1].shards) if g.index else 0)
-        for g in generations
-    ]
-    progress = _Progress(read + sum(costs), on_progress)
 
-    start = max((g.index for g in generations if g.complete), default=0)
-    for generation in generations[:start]:
-        shutil.rmtree(generation.directory, ignore_errors=True)  # what a crash left behind
-    progress(sum(costs[:start]))
-    for generation in generations[start:]:
-        Path(generation.directory).mkdir(exist_ok=True)
-        previous = generations[generation.index - 1] if generation.index > 0 else None
-        if previous is not None and generation.parents_file.exists():
-            progress(costs[generation.index] - len(generation.shards))
-        elif previous is not None:
-            for _ in records.build(source, resolution, parts.embedding, config):
-                progress(1 if previous.index == start else 0)
-            for _ in embed_candidates(work, previous):
+    parts: Parts
+    source: ImageSource
+    resolution: int
+    config: EvolutionConfig
+    sampling: SynthesisConfig
+    releaser: Releaser
+    directory: Path
+    private_directory: Path
+    seed: int
+
+    @property
+    def stage(self) -> StagePlan:
+        """The plan's histograms."""
+        stage = self.releaser.plan.evolution
+        assert stage is not None
+        return stage
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes; slot i of a generation is of class i mod this."""
+        return len(self.source.class_names)
+
+    def run(self, on_progress: Callable[[int, int], None] | None = None) -> Generation:
+        """Runs or continues the evolution.
+
+        Args:
+            on_progress: Called with (tasks done, tasks in all).
+
+        Returns:
+            The last generation: ``sampling.n_images`` samples, slot i of label i mod classes. What
+            :func:`write_data_set` takes.
+
+        Raises:
+            ConfigError: Fewer images than classes, or a stage for another number of iterations.
+            BudgetError: A histogram would pass the planned epsilon; nothing has been released.
+            RunDirectoryError: ``directory`` holds an evolution of other settings.
+        """
+        check_evolution(self.config, self.sampling, source=self.source, stage=self.stage)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._check_settings()
+        generations = [self._generation(i) for i in range(self.config.iterations + 1)]
+        costs = self._costs(generations)
+        progress = _Progress(len(self._records.shards) + sum(costs), on_progress)
+
+        start = max((g.index for g in generations if g.complete), default=0)
+        for generation in generations[:start]:
+            shutil.rmtree(generation.directory, ignore_errors=True)  # what a crash left behind
+        progress(sum(costs[:start]))
+        for generation in generations[start:]:
+            Path(generation.directory).mkdir(exist_ok=True)
+            previous = generations[generation.index - 1] if generation.index > 0 else None
+            if previous is not None and generation.parents_file.exists():
+                progress(costs[generation.index] - len(generation.shards))
+            elif previous is not None:
+                parents = self._select_parents(
+                    previous, progress, first_of_start=previous.index == start
+                )
+                write_array(generation.parents_file, parents)
+            for _ in make_samples(self._work, generation, previous):
                 progress(1)
-            votes = all_votes(
-                previous.embeddings(),
-                n_classes,
-                records=records,
-                config=config,
-                on_shard=lambda: progress(1),
-            )
-            noisy = release_histogram(
-                votes,
-                previous.index,
-                stage=stage,
-                key=key,
-                stream=stream,
-                ledger=ledger,
-                non_private=non_private,
-            )
-            weights = threshold_votes(noisy, config.threshold * stage.noise_multiplier)
-            parents = next_parents(
-                weights,
-                n_classes,
-                config=config,
-                n_images=sampling.n_images,
-                seed=seed,
-                iteration=previous.index,
-            )
-            write_array(generation.parents_file, parents)
-        for _ in make_samples(work, generation, previous):
+            if previous is not None:
+                shutil.rmtree(previous.directory, ignore_errors=True)
+        progress.finish()
+        return generations[-1]
+
+    def _select_parents(
+        self, candidates: Generation, progress: _Progress, *, first_of_start: bool
+    ) -> np.ndarray:
+        """Vote, release, threshold, select: the parents of the next generation.
+
+        Args:
+            candidates: The generation that is voted on.
+            progress: Counts tasks.
+            first_of_start: Whether the records' embeddings are still to be counted.
+        """
+        embedding = self.parts.embedding
+        records = self._records
+        embedded = records.build(
+            self.source, resolution=self.resolution, embedding=embedding, config=self.config
+        )
+        for _ in embedded:
+            progress(1 if first_of_start else 0)
+        for _ in embed_candidates(self._work, candidates):
             progress(1)
-        if previous is not None:
-            shutil.rmtree(previous.directory, ignore_errors=True)
-    progress.finish()
-    return generations[-1]
+        votes = all_votes(
+            candidates.embeddings(),
+            self.n_classes,
+            records=records,
+            config=self.config,
+            on_shard=lambda: progress(1),
+        )
+        noisy = release_histogram(votes, candidates.index, self.releaser)
+        weights = threshold_votes(noisy, self.config.threshold * self.stage.noise_multiplier)
+        return next_parents(
+            weights,
+            self.n_classes,
+            config=self.config,
+            n_images=self.sampling.n_images,
+            seed=self.seed,
+            iteration=candidates.index,
+        )
 
+    @property
+    def _work(self) -> Work:
+        return Work(
+            api=self.parts.api,
+            embedding=self.parts.embedding,
+            config=self.config,
+            seed=self.seed,
+        )
 
-def _generation(
-    root: Path, config: EvolutionConfig, *, sampling: SynthesisConfig, index: int, n_classes: int
-) -> Generation:
-    size = sampling.n_images if index == config.iterations else config.candidates * n_classes
-    return Generation(
-        directory=str(root / f"generation-{index:03d}"),
-        index=index,
-        size=size,
-        n_classes=n_classes,
-        shard_size=sampling.shard_size,
-    )
+    @property
+    def _records(self) -> RecordEmbeddings:
+        return RecordEmbeddings(
+            directory=str(self.private_directory.resolve()),
+            n_records=self.source.n_train,
+            shard_size=self.sampling.shard_size,
+        )
+
+    def _generation(self, index: int) -> Generation:
+        size = self.config.candidates * self.n_classes
+        if index == self.config.iterations:
+            size = self.sampling.n_images
+        return Generation(
+            directory=str(self.directory.resolve() / f"generation-{index:03d}"),
+            index=index,
+            size=size,
+            n_classes=self.n_classes,
+            shard_size=self.sampling.shard_size,
+        )
+
+    def _costs(self, generations: list[Generation]) -> list[int]:
+        """Number of Ray tasks that each generation takes, the records' embeddings aside."""
+        costs = [len(generations[0].shards)]
+        for previous, generation in itertools.pairwise(generations):
+            costs.append(len(generation.shards) + len(self._records.shards) + len(previous.shards))
+        return costs
+
+    def _check_settings(self) -> None:
+        """Refuses to go on with generations that other settings made."""
+        settings = self._settings()
+        path = self.directory / "settings.json"
+        if not path.exists():
+            write_json(path, settings)
+            return
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise RunDirectoryError(
+                f"{path}: damaged ({error}); start a new run in another directory"
+            ) from error
+        for name, value in settings.items():
+            if found.get(name) != value:
+                raise RunDirectoryError(
+                    f"{self.directory}: holds an evolution with {name} = {found.get(name)!r}, "
+                    f"requested is {value!r}; use another directory"
+                )
+
+    def _settings(self) -> dict[str, Any]:
+        """All that the generations depend on, by name."""
+        sections = {
+            "evolution": dataclasses.asdict(self.config),
+            "synthesis": dataclasses.asdict(self.sampling),
+        }
+        values = flatten(sections)
+        settings = {key: value for key, value in values.items() if key not in EXECUTION_ONLY}
+        return settings | {
+            "noise_multiplier": self.stage.noise_multiplier,
+            "n_records": self.source.n_train,
+            "classes": list(self.source.class_names),
+            "prompts": list(self.source.prompts),
+            "resolution": self.resolution,
+            "seed": self.seed,
+        }
 
 
 def check_evolution(
@@ -228,52 +295,13 @@ def check_evolution(
         )
 
 
-def _same_settings(
-    root: Path,
-    config: EvolutionConfig,
-    *,
-    sampling: SynthesisConfig,
-    stage: StagePlan,
-    source: ImageSource,
-    resolution: int,
-    seed: int,
-) -> None:
-    """Refuses to go on with generations that other settings made."""
-    values = flatten(
-        {"evolution": dataclasses.asdict(config), "synthesis": dataclasses.asdict(sampling)}
-    )
-    settings = {key: value for key, value in values.items() if key not in EXECUTION_ONLY}
-    settings |= {
-        "noise_multiplier": stage.noise_multiplier,
-        "n_records": source.n_train,
-        "classes": list(source.class_names),
-        "prompts": list(source.prompts),
-        "resolution": resolution,
-        "seed": seed,
-    }
-    path = root / "settings.json"
-    if not path.exists():
-        write_json(path, settings)
-        return
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise RunDirectoryError(
-            f"{path}: damaged ({error}); start a new run in another directory"
-        ) from error
-    for name, value in settings.items():
-        if found.get(name) != value:
-            raise RunDirectoryError(
-                f"{root}: holds an evolution with {name} = {found.get(name)!r}, "
-                f"requested is {value!r}; use another directory"
-            )
-
-
 class _Progress:
     """Counts finished Ray tasks, of public number."""
 
     def __init__(self, total: int, callback: Callable[[int, int], None] | None) -> None:
-        self.done, self.total, self.callback = 0, total, callback
+        self.done = 0
+        self.total = total
+        self.callback = callback
 
     def __call__(self, tasks: int) -> None:
         self.done += tasks

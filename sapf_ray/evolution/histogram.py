@@ -12,10 +12,10 @@ References:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import ray
@@ -28,10 +28,8 @@ from sapf_ray.errors import DataError
 from sapf_ray.evolution.embedding import Embedding
 from sapf_ray.evolution.generation import task_options
 from sapf_ray.files import write_array
-from sapf_ray.privacy.keyed_rng import NoiseKey
-from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.noise import add_gaussian_noise
-from sapf_ray.privacy.planner import StagePlan
+from sapf_ray.privacy.fixed_point import ExactSum, grid_step
+from sapf_ray.privacy.release import Releaser
 from sapf_ray.runs import worktime
 
 _DISTANCES_PER_CHUNK = 1 << 22  # 32 MiB of float64
@@ -69,38 +67,40 @@ class RecordEmbeddings:
         return stored["embedding"], stored["label"]
 
     def build(
-        self, source: ImageSource, resolution: int, embedding: Embedding, config: EvolutionConfig
+        self, source: ImageSource, *, resolution: int, embedding: Embedding, config: EvolutionConfig
     ) -> Iterator[None]:
         """Embeds the missing shards, one Ray task each; yields once for each shard."""
         Path(self.directory).mkdir(parents=True, exist_ok=True, mode=0o700)
         missing = [i for i in range(len(self.shards)) if not self.file(i).exists()]
         yield from [None] * (len(self.shards) - len(missing))
-        shared, task = (
-            ray.put((source, embedding)),
-            task_options(_embed_records, "embed records", config=config),
-        )
-        window = cluster.in_flight(config.cpus_per_task, config.gpus_per_task)
-        for _ in cluster.as_finished(
-            lambda i: task.remote(shared, self, i, resolution, config.cpus_per_task),
+        shared = ray.put(Reading(source, embedding, resolution, config.cpus_per_task))
+        task = task_options(_embed_records, "embed records", config=config)
+        finished = cluster.as_finished(
+            lambda i: task.remote(shared, self, i),
             missing,
-            window=window,
-        ):
+            window=cluster.in_flight(config.cpus_per_task, config.gpus_per_task),
+        )
+        for _ in finished:
             yield None
+
+
+class Reading(NamedTuple):
+    """How tasks read and embed records: source, embedding, side in pixels, CPU cores a task."""
+
+    source: ImageSource
+    embedding: Embedding
+    resolution: int
+    cpus: float
 
 
 @ray.remote(max_retries=3)
 @worktime.timed
-def _embed_records(
-    shared: tuple[ImageSource, Embedding],
-    records: RecordEmbeddings,
-    shard: int,
-    resolution: int,
-    cpus: float,
-) -> None:
-    torch.set_num_threads(max(1, int(cpus)))
-    source, embedding = shared
-    images, labels = source.read("train", records.shards[shard], resolution=resolution)
-    embeddings = embedding(images)
+def _embed_records(reading: Reading, records: RecordEmbeddings, shard: int) -> None:
+    torch.set_num_threads(max(1, int(reading.cpus)))
+    images, labels = reading.source.read(
+        "train", records.shards[shard], resolution=reading.resolution
+    )
+    embeddings = reading.embedding(images)
     table = np.empty(
         len(labels), [("embedding", np.float32, embeddings.shape[1:]), ("label", np.int64)]
     )
@@ -114,7 +114,7 @@ def count_votes(
     """Votes of each candidate, by Euclidean distance; equal candidates' votes go to the first of
     them.
 
-    Distances are in float64 and equal candidates are compared once, so a vote does not hang on the
+    Distances are in float64 and equal candidates are compared once, so a vote does not depend on the
     rounding of a matrix product, which differs from one batch shape to another.
 
     Args:
@@ -146,14 +146,20 @@ def count_votes(
     return votes
 
 
+class Ballot(NamedTuple):
+    """What records vote on: candidates (m, d), number of classes, CPU cores a task."""
+
+    candidates: np.ndarray
+    n_classes: int
+    cpus: float
+
+
 @ray.remote(max_retries=3)
 @worktime.timed
-def _vote(
-    candidates: np.ndarray, n_classes: int, records: RecordEmbeddings, shard: int, cpus: float
-) -> np.ndarray:
-    torch.set_num_threads(max(1, int(cpus)))
+def _vote(ballot: Ballot, records: RecordEmbeddings, shard: int) -> np.ndarray:
+    torch.set_num_threads(max(1, int(ballot.cpus)))
     embeddings, labels = records.read(shard)
-    return count_votes(candidates, n_classes, embeddings=embeddings, labels=labels)
+    return count_votes(ballot.candidates, ballot.n_classes, embeddings=embeddings, labels=labels)
 
 
 def all_votes(
@@ -164,16 +170,25 @@ def all_votes(
     config: EvolutionConfig,
     on_shard: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Exact votes int64 (m,) of all records: sensitive. One Ray task per shard; sums of integers,
-    in any order.
+    """Exact votes of all records: sensitive. One Ray task per shard; integers add in any order.
+
+    Args:
+        candidates: (m, d) float32; candidate i is of class i mod ``n_classes``.
+        n_classes: Number of classes.
+        records: The records' embeddings.
+        config: The section ``evolution``.
+        on_shard: Called after each shard.
+
+    Returns:
+        int64 (m,), summing to N.
     """
-    shared = ray.put(candidates)
+    shared = ray.put(Ballot(candidates, n_classes, config.cpus_per_task))
     task = _vote.options(
         name="vote", num_cpus=config.cpus_per_task, scheduling_strategy=cluster.SPREAD
     )
     total = np.zeros(len(candidates), np.int64)
     parts = cluster.as_finished(
-        lambda i: task.remote(shared, n_classes, records, i, config.cpus_per_task),
+        lambda i: task.remote(shared, records, i),
         range(len(records.shards)),
         window=cluster.in_flight(config.cpus_per_task),
     )
@@ -183,28 +198,17 @@ def all_votes(
     return total
 
 
-def release_histogram(
-    votes: np.ndarray,
-    iteration: int,
-    *,
-    stage: StagePlan,
-    key: NoiseKey,
-    stream: str,
-    ledger: Ledger,
-    non_private: bool = False,
-) -> np.ndarray:
-    """Pays, then adds noise: the only way from exact votes to anything else.
+def release_histogram(votes: np.ndarray, iteration: int, releaser: Releaser) -> np.ndarray:
+    """The votes with noise: the only way from exact votes to anything else.
 
-    Both the ledger's fingerprint and the noise stream carry the exact votes, through the secret
-    key: the same votes again are an exact replay, free and with the same noise; other votes under
-    the same name (records embedded again on other hardware, say) would be a second release, charged
-    and with noise of its own.
+    Votes are integers, so they lie on the grid of an exact sum. The same votes again are an exact
+    replay, free and with the same noise; other votes under the same name (records embedded again on
+    other hardware, say) are a second release, charged and with noise of its own.
 
     Args:
         votes: int64 (m,), exact.
-        iteration: In [0, stage.count).
-        stage: Noise multiplier and event.
-        stream: Fingerprint of key, plan and data.
+        iteration: Number of the histogram, in [0, stage.count).
+        releaser: Pays and draws; its plan's ``evolution`` fixes the noise.
 
     Returns:
         float32 (m,).
@@ -212,19 +216,7 @@ def release_histogram(
     Raises:
         BudgetError: The release would pass the planned epsilon; nothing has been released.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(votes, "<i8").tobytes()).hexdigest()
-    ledger.record(
-        f"{STAGE}/histogram/{iteration}",
-        stage.event(),
-        key.stream_id(stream, STAGE, iteration, digest),
-        STAGE,
-    )
-    noise = key.stream("evolution/histogram", iteration, int(digest[:32], 16))
-    noisy = add_gaussian_noise(
-        torch.from_numpy(votes).float(),
-        stage.noise_multiplier,
-        SENSITIVITY,
-        noise,
-        non_private=non_private,
-    )
-    return noisy.numpy()
+    votes_on_grid = torch.from_numpy(votes) * round(1 / grid_step(SENSITIVITY))
+    total = ExactSum.of([votes_on_grid], SENSITIVITY)
+    (noisy,) = releaser.gaussian(f"{STAGE}/histogram/{iteration}", total, stage=STAGE)
+    return noisy.float().numpy()

@@ -216,7 +216,7 @@ def train(
 
 @dataclass(kw_only=True)
 class _Objective:
-    """Denoising loss of records, as training and the search for its micro-batch size call it."""
+    """The denoising loss of records, as training and the search for its micro-batch size call it."""
 
     job: FinetuneJob
     denoiser: nn.Module

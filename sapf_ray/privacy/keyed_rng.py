@@ -4,17 +4,15 @@ The key is 256 bits from the operating system. Each use names its stream (purpos
 ...), so a step that is executed again after a crash draws the very same sample and the very same
 noise, whatever the number of workers, and no two uses share a stream.
 
-Noise and Poisson sampling should come from :meth:`NoiseKey.stream`, a keyed cryptographic
-generator. torch's own generators are no secret source: a CPU generator takes only the lower 32 bits
-of a seed, which can be tried through, and the outputs of a Mersenne Twister tell its state.
-:meth:`NoiseKey.generator` fills the whole state of a CPU generator from the key, which mends the
-first but not the second.
+Noise and Poisson sampling come from :meth:`NoiseKey.stream`, a keyed cryptographic generator.
+torch's own generators are no secret source: a CPU generator takes only the lower 32 bits of a seed,
+which can be tried through, and the outputs of a Mersenne Twister tell its state.
 
 Example::
 
-    key = NoiseKey.load_or_create("run/private/noise_key")
-    batch = poisson_sample(n_records, rate, key.stream("finetune/sample", step))
-    noisy = add_gaussian_noise(total, 1.8, 1.0, key.stream("finetune/noise", step))
+    secret = NoiseKey.load_or_create("run/private/noise_key")
+    key = secret.bind(run_fingerprint)                   # the run's own
+    words = key.stream("sample", "finetune/step/17").words(n_records)
 
 References:
     1. Garfinkel, Leclerc. Randomness concerns when deploying differential privacy. WPES 2020.
@@ -38,8 +36,6 @@ from sapf_ray.errors import RunDirectoryError
 from sapf_ray.files import write_atomic
 
 _KEY_BYTES = 32
-_NORMALS_PER_BLOCK = 1 << 20  # bounds the memory of a draw; part of what a seed means
-_MT_WORDS = 624
 
 
 class NoiseStream:
@@ -62,19 +58,6 @@ class NoiseStream:
         """``n`` uniform float64 between 0 and 1, never 0."""
         bits = torch.from_numpy((self.words(n) >> np.uint64(11)).view(np.int64))
         return bits.double().add_(0.5).mul_(2.0**-53)
-
-    def normal(self, n: int) -> Tensor:
-        """``n`` standard normals in float32, by the Box-Muller transform in float64."""
-        out = torch.empty(n)
-        for start in range(0, n, _NORMALS_PER_BLOCK):
-            stop = min(start + _NORMALS_PER_BLOCK, n)
-            half = (stop - start + 1) // 2
-            uniform = self.uniform(2 * half)
-            radius, angle = uniform[:half].log().mul_(-2).sqrt_(), uniform[half:].mul_(2 * np.pi)
-            out[start:stop] = torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)])[
-                : stop - start
-            ]
-        return out
 
 
 class NoiseKey:
@@ -149,27 +132,9 @@ class NoiseKey:
         """The cryptographic stream of one use, e.g. ``("finetune/sample", step)``."""
         return NoiseStream(self._derive("stream", purpose, *indices))
 
-    def generator(
-        self, purpose: str, *indices: int, device: str | torch.device = "cpu"
-    ) -> torch.Generator:
-        """A torch generator of one use, for torch functions that want one."""
-        secret = self._derive("generator", purpose, *indices)
-        generator = torch.Generator(device)
-        generator.manual_seed(int.from_bytes(secret[:8], "little"))
-        if generator.device.type == "cpu":
-            # Layout of at::CPUGeneratorImplState: 24 bytes of head, then the 624 words, each in 64
-            # bits.
-            state = generator.get_state()
-            words = np.frombuffer(
-                hashlib.shake_256(secret).digest(4 * _MT_WORDS), dtype="<u4"
-            ).astype("<u8")
-            state[24 : 24 + 8 * _MT_WORDS] = torch.from_numpy(words.view(np.uint8))
-            generator.set_state(state)
-        return generator
-
     def seeds(self, purpose: str, step: int, record_indices: np.ndarray) -> np.ndarray:
-        """One uint64 seed per record, distinct within a step, whatever records are asked for
-        together.
+        """One uint64 seed per record, distinct within a step, whatever records are
+        requested together.
 
         For randomness that is not noise of a mechanism (diffusion noise, time steps, augmentation).
         """

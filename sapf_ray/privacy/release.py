@@ -158,7 +158,7 @@ class Releaser:
             Sorted int64 indices in [0, N); their number is secret.
         """
         rate = self._stage(stage).sample_rate
-        return poisson_sample(self.plan.n_records, rate, generator=self.key.stream("sample", name))
+        return poisson_sample(self.plan.n_records, rate, stream=self.key.stream("sample", name))
 
     def pay_shared(self, name: str, *, stage: str, noise_id: str) -> None:
         """Pays for a release that another run drew; call it before looking at it.

@@ -6,9 +6,8 @@ shuffled epochs are other mechanisms with other guarantees.
 
 Example::
 
-    batch = poisson_sample(n_records=1_297, sample_rate=256 / 1_297,
-    generator=key.stream("finetune/sample", step)) mine = shard(batch, rank, world_size)      # may
-    be empty: the rank takes the step all the same
+    batch = poisson_sample(n_records=1_297, sample_rate=256 / 1_297, stream=key.stream("sample", step))
+    mine = shard(batch, rank, world_size)      # may be empty: the rank takes the step all the same
 
 References:
     1. Mironov, Talwar, Zhang. Rényi DP of the sampled Gaussian mechanism. 2019.
@@ -20,14 +19,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from sapf_ray.privacy.keyed_rng import NoiseStream
 
 
-def poisson_sample(
-    n_records: int, sample_rate: float, *, generator: NoiseStream | torch.Generator
-) -> np.ndarray:
+def poisson_sample(n_records: int, sample_rate: float, *, stream: NoiseStream) -> np.ndarray:
     """Sorted indices of the records of one step; each is in with probability ``sample_rate``,
     independently.
     """
@@ -35,13 +31,7 @@ def poisson_sample(
         raise ValueError(f"sample_rate = {sample_rate!r}: must lie in (0, 1]")
     if sample_rate == 1:
         return np.arange(n_records)
-    if isinstance(generator, NoiseStream):
-        included = generator.words(n_records) < np.uint64(math.floor(sample_rate * 2.0**64))
-    else:
-        uniform = torch.rand(
-            n_records, generator=generator, dtype=torch.float64, device=generator.device
-        )
-        included = (uniform < sample_rate).cpu().numpy()
+    included = stream.words(n_records) < np.uint64(math.floor(sample_rate * 2.0**64))
     return np.flatnonzero(included)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from sapf_ray.config import DataConfig, EvolutionConfig, ModelConfig, SynthesisConfig
 from sapf_ray.data import open_source
 from sapf_ray.evolution.dataset import is_written, write_data_set
-from sapf_ray.evolution.evolve import evolve, make_parts
+from sapf_ray.evolution.evolve import Evolution, make_parts
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import evolution_stage
+from sapf_ray.privacy.release import Releaser
 from sapf_ray.synthesis.writer import read_synthetic
 from tests.evolution.toy import DELTA, plan_of
 
@@ -21,20 +24,19 @@ def test_digits_to_parquet(ray_cluster, tiny_pipeline, tmp_path):
     sampling = SynthesisConfig(n_images=23, steps=3, batch_size=10, shard_size=400)
     stage = evolution_stage(10.0, DELTA, iterations=2, accountant="rdp")
     ledger = Ledger.create(tmp_path / "ledger.jsonl", plan_of(10.0, source.n_train))
-    final = evolve(
-        make_parts(config, sampling, model=model, prompts=source.prompts),
-        source,
+    plan = dataclasses.replace(plan_of(10.0, source.n_train), evolution=stage)
+    evolution = Evolution(
+        parts=make_parts(config, sampling, model=model, prompts=source.prompts),
+        source=source,
         resolution=8,
         config=config,
         sampling=sampling,
-        stage=stage,
-        key=NoiseKey.create(1),
-        stream="s",
-        ledger=ledger,
+        releaser=Releaser(key=NoiseKey.create(1), ledger=ledger, plan=plan),
         directory=tmp_path / "evolution",
         private_directory=tmp_path / "private",
         seed=0,
     )
+    final = evolution.run()
     assert not is_written(
         tmp_path / "synthetic", 23, n_classes=10, spec="spec", seed=0, shard_size=10
     )

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import stat
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import chi2
 
 from sapf_ray.config import EvolutionConfig
 from sapf_ray.errors import BudgetError, DataError
 from sapf_ray.evolution import histogram
 from sapf_ray.evolution.histogram import RecordEmbeddings, all_votes, count_votes, release_histogram
+from sapf_ray.privacy import noise as noise_module
+from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.noise import add_gaussian_noise
 from sapf_ray.privacy.planner import StagePlan, evolution_stage
+from sapf_ray.privacy.release import Releaser
 from tests.evolution.toy import DELTA, PointEmbedding, PointSource, plan_of
 
 KEY = NoiseKey(bytes(range(32)))
@@ -78,56 +80,46 @@ def test_a_record_of_no_number_has_one_vote_too_and_a_class_without_records_none
 
 def setup(tmp_path, noise=4.0, count=100, epsilon=1e3):
     stage = StagePlan(noise_multiplier=noise, sample_rate=1.0, count=count, share=1.0)
-    return stage, Ledger.create(tmp_path / "ledger.jsonl", plan_of(epsilon))
+    plan = dataclasses.replace(plan_of(epsilon), evolution=stage)
+    ledger = Ledger.create(tmp_path / "ledger.jsonl", plan_of(epsilon))
+    return Releaser(key=KEY, ledger=ledger, plan=plan)
 
 
-def without_noise(votes, noise, stream):
-    return votes
+noisy_sum = noise_module.noisy_sum
 
 
-def half_the_noise(votes, noise, stream):
-    return add_gaussian_noise(votes, noise / 2, 1.0, stream)
+def without_noise(total, multiplier, stream):
+    return total.values()
 
 
-def noise_per_shard(votes, noise, stream):
-    return sum(add_gaussian_noise(votes / 3, noise, 1.0, stream) for _ in range(3))
+def half_the_noise(total, multiplier, stream):
+    return noisy_sum(total, multiplier / 2, stream)
 
 
-def one_draw_for_all_candidates(votes, noise, stream):
-    return votes + add_gaussian_noise(torch.zeros(1), noise, 1.0, stream)
+def noise_per_shard(total, multiplier, stream):
+    (votes,) = total.values()
+    drawn = [noisy_sum(total, multiplier, stream)[0] - votes for _ in range(3)]
+    return [votes + sum(drawn)]
 
 
-def as_written(votes, noise, stream):
-    return add_gaussian_noise(votes, noise, 1.0, stream)
+def one_draw_for_all_candidates(total, multiplier, stream):
+    (votes,) = total.values()
+    one = noisy_sum(ExactSum.zeros([(1,)], 1.0), multiplier, stream)[0]
+    return [votes + one]
 
 
 def check_noise(tmp_path):
     """Asserts variance (chi-square), independence of counts and of iterations."""
-    stage, ledger = setup(tmp_path)
+    releaser = setup(tmp_path)
     votes = np.random.default_rng(0).integers(0, 30, 400)
-    noise = (
-        np.stack(
-            [
-                release_histogram(votes, t, stage=stage, key=KEY, stream="s", ledger=ledger) - votes
-                for t in range(25)
-            ]
-        )
-        / 4.0
-    )
+    drawn = [release_histogram(votes, t, releaser) - votes for t in range(25)]
+    noise = np.stack(drawn) / 4.0
     for statistic, n in (
         ((noise**2).sum(), noise.size),
         ((noise.mean(1) * 20) ** 2, 25),
         ((noise.mean(0) * 5) ** 2, 400),
     ):
         assert chi2.ppf(1e-6, n) < statistic.sum() < chi2.ppf(1 - 1e-6, n)
-
-
-def patch(monkeypatch, mechanism):
-    monkeypatch.setattr(
-        histogram,
-        "add_gaussian_noise",
-        lambda votes, noise, sensitivity, stream, non_private: mechanism(votes, noise, stream),
-    )
 
 
 def test_noise_is_as_planned(tmp_path):
@@ -138,62 +130,60 @@ def test_noise_is_as_planned(tmp_path):
     "mechanism", [without_noise, half_the_noise, noise_per_shard, one_draw_for_all_candidates]
 )
 def test_broken_twins_are_rejected(tmp_path, monkeypatch, mechanism):
-    patch(monkeypatch, mechanism)
+    monkeypatch.setattr(noise_module, "noisy_sum", mechanism)
     with pytest.raises(AssertionError):
         check_noise(tmp_path)
 
 
 def test_the_patched_check_passes_the_right_mechanism(tmp_path, monkeypatch):
-    patch(monkeypatch, as_written)
+    monkeypatch.setattr(noise_module, "noisy_sum", lambda *arguments: noisy_sum(*arguments))
     check_noise(tmp_path)
 
 
 def test_the_event_is_on_disk_before_noise_exists(tmp_path, monkeypatch):
-    stage, ledger = setup(tmp_path)
+    releaser = setup(tmp_path)
 
     def crash(*arguments):
         (event,) = Ledger.open(tmp_path / "ledger.jsonl").events()
         assert (event.release, event.stage, event.event) == (
             "evolution/histogram/2",
             "evolution",
-            stage.event(),
+            releaser.plan.evolution.event(),
         )
         raise KeyboardInterrupt
 
-    patch(monkeypatch, crash)
+    monkeypatch.setattr(noise_module, "noisy_sum", crash)
     with pytest.raises(KeyboardInterrupt):
-        release_histogram(np.arange(5), 2, stage=stage, key=KEY, stream="s", ledger=ledger)
+        release_histogram(np.arange(5), 2, releaser)
 
 
 def test_same_votes_replay_and_other_votes_are_a_second_release(tmp_path):
     votes = np.arange(50)
     stage = evolution_stage(2.0, DELTA, iterations=2, accountant="rdp")
     ledger = Ledger.create(tmp_path / "ledger.jsonl", plan_of(2.0))
-    first = release_histogram(votes, 0, stage=stage, key=KEY, stream="s", ledger=ledger)
-    assert np.array_equal(
-        release_histogram(votes, 0, stage=stage, key=KEY, stream="s", ledger=ledger), first
-    )
+    plan = dataclasses.replace(plan_of(2.0), evolution=stage)
+    releaser = Releaser(key=KEY, ledger=ledger, plan=plan)
+    first = release_histogram(votes, 0, releaser)
+    assert np.array_equal(release_histogram(votes, 0, releaser), first)
     assert [e.replay for e in ledger.events()] == [False, True]
     other = votes.copy()
     other[3] += 1  # budget is left for it here; it must not reuse the noise
-    second = release_histogram(other, 0, stage=stage, key=KEY, stream="s", ledger=ledger)
-    assert (
-        not ledger.events()[-1].replay and np.abs((second - other) - (first - votes)).min() > 1e-3
-    )
+    second = release_histogram(other, 0, releaser)
+    assert not ledger.events()[-1].replay
+    assert np.abs((second - other) - (first - votes)).min() > 1e-3
     with pytest.raises(BudgetError):
-        release_histogram(votes, 1, stage=stage, key=KEY, stream="s", ledger=ledger)
+        release_histogram(votes, 1, releaser)
 
 
 def test_exact_votes_are_not_written(tmp_path):
-    stage, ledger = setup(tmp_path)
+    releaser = setup(tmp_path)
     votes = np.full(3, 987_654)
-    noisy = release_histogram(votes, 0, stage=stage, key=KEY, stream="s", ledger=ledger)
-    assert "98765" not in ledger.path.read_text() and not (noisy == votes).any()
-    streams = [e.noise_id for e in ledger.events()]
-    release_histogram(
-        votes, 0, stage=stage, key=NoiseKey.create(), stream="s", ledger=ledger
-    )  # another key: nobody can look votes up by it
-    assert ledger.events()[-1].noise_id not in streams
+    noisy = release_histogram(votes, 0, releaser)
+    assert "98765" not in releaser.ledger.path.read_text() and not (noisy == votes).any()
+    seen = [e.noise_id for e in releaser.ledger.events()]
+    # another key: nobody can look votes up by it
+    release_histogram(votes, 0, dataclasses.replace(releaser, key=NoiseKey.create()))
+    assert releaser.ledger.events()[-1].noise_id not in seen
 
 
 def test_votes_do_not_depend_on_the_number_of_tasks(ray_cluster, tmp_path):
@@ -207,7 +197,9 @@ def test_votes_do_not_depend_on_the_number_of_tasks(ray_cluster, tmp_path):
             directory=str(tmp_path / f"{shard_size}"), n_records=300, shard_size=shard_size
         )
         assert (
-            len(list(records.build(source, 8, PointEmbedding(), config)))
+            len(
+                list(records.build(source, resolution=8, embedding=PointEmbedding(), config=config))
+            )
             == len(records.shards)
             == math.ceil(300 / shard_size)
         )
@@ -223,12 +215,20 @@ def _records(source):
 
 def test_record_embeddings_are_for_the_owner_only_and_made_once(ray_cluster, tmp_path):
     records = RecordEmbeddings(directory=str(tmp_path / "private"), n_records=300, shard_size=100)
-    list(records.build(PointSource(300), 8, PointEmbedding(), EvolutionConfig()))
+    list(
+        records.build(
+            PointSource(300), resolution=8, embedding=PointEmbedding(), config=EvolutionConfig()
+        )
+    )
     assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o700
     files = list((tmp_path / "private").iterdir())
     assert len(files) == 3 and all(stat.S_IMODE(f.stat().st_mode) == 0o600 for f in files)
     records.file(1).unlink()
     kept = records.file(0).stat().st_mtime_ns
-    list(records.build(PointSource(300), 8, PointEmbedding(), EvolutionConfig()))
+    list(
+        records.build(
+            PointSource(300), resolution=8, embedding=PointEmbedding(), config=EvolutionConfig()
+        )
+    )
     assert records.file(0).stat().st_mtime_ns == kept
     assert np.allclose(records.read(1)[0], _records(PointSource(300))[0][100:200])

@@ -1,7 +1,8 @@
-"""Private Evolution in the plane: stand-ins for every part, to be computed in the head."""
+"""Private Evolution in the plane: stand-ins for every replaceable part, to be computed in the head."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import numpy as np
 
 from sapf_ray.config import EvolutionConfig, SynthesisConfig
 from sapf_ray.data.base import ImageSource
-from sapf_ray.evolution.evolve import Parts, evolve
+from sapf_ray.evolution.evolve import Evolution, Parts
 from sapf_ray.evolution.generation import Generation
 from sapf_ray.methods import METHODS
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, evolution_stage
+from sapf_ray.privacy.release import Releaser
 
 DELTA = 1e-5
 KEY = NoiseKey.create(7)
@@ -124,22 +126,20 @@ class Toy:
             Ledger.open(path) if path.exists() else Ledger.create(path, plan_of(self.epsilon))
         )
 
-    def run(self, seed: int = 3, on_progress=None, stream: str = "s") -> Generation:
-        return evolve(
-            Parts(PointApi(), PointEmbedding()),
-            self.source or PointSource(),
+    def run(self, seed: int = 3, on_progress=None) -> Generation:
+        plan = dataclasses.replace(plan_of(self.epsilon), evolution=self.stage)
+        evolution = Evolution(
+            parts=Parts(PointApi(), PointEmbedding()),
+            source=self.source or PointSource(),
             resolution=8,
             config=self.config,
             sampling=self.sampling,
-            stage=self.stage,
-            key=self.key,
-            stream=stream,
-            ledger=self.ledger,
+            releaser=Releaser(key=self.key, ledger=self.ledger, plan=plan),
             directory=self.root / "evolution",
             private_directory=self.root / "private" / "records",
             seed=seed,
-            on_progress=on_progress,
         )
+        return evolution.run(on_progress)
 
 
 def all_samples(generation: Generation) -> np.ndarray:

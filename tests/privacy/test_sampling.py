@@ -15,11 +15,7 @@ KEY = NoiseKey(bytes(range(32)))
 
 
 def poisson(step: int) -> np.ndarray:
-    return poisson_sample(N, RATE, generator=KEY.stream("sample", step))
-
-
-def poisson_by_torch(step: int) -> np.ndarray:
-    return poisson_sample(N, RATE, generator=KEY.generator("sample", step))
+    return poisson_sample(N, RATE, stream=KEY.stream("sample", step))
 
 
 def fixed_size(step: int) -> np.ndarray:
@@ -67,7 +63,7 @@ def check_poisson(sampler) -> None:
         )
 
 
-@pytest.mark.parametrize("sampler", [poisson, poisson_by_torch])
+@pytest.mark.parametrize("sampler", [poisson])
 def test_sampling_is_poisson(sampler):
     check_poisson(sampler)
 
@@ -84,14 +80,14 @@ def test_the_same_step_is_the_same_sample():
 
 
 def test_rate_one_takes_all_and_tiny_rates_may_take_none():
-    assert (poisson_sample(10, 1.0, generator=KEY.stream("a")) == np.arange(10)).all()
-    assert len(poisson_sample(10, 1e-12, generator=KEY.stream("a"))) == 0
+    assert (poisson_sample(10, 1.0, stream=KEY.stream("a")) == np.arange(10)).all()
+    assert len(poisson_sample(10, 1e-12, stream=KEY.stream("a"))) == 0
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, float("nan")])
 def test_rates_outside_the_unit_interval(rate):
     with pytest.raises(ValueError):
-        poisson_sample(10, rate, generator=KEY.stream("a"))
+        poisson_sample(10, rate, stream=KEY.stream("a"))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 50])
