@@ -8,8 +8,6 @@ interrupted run.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.evolution.dataset import is_written, write_data_set
 from sapf_ray.evolution.evolve import Evolution, check_evolution, make_parts
 from sapf_ray.files import write_atomic, write_json
-from sapf_ray.finetune.adapter import add_adapter
+from sapf_ray.finetune.adapter import check_adapter
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.latents import LatentCache, build_latent_cache
@@ -112,12 +110,8 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
     """
     model.check_classes(source.prompts)
     if plan.finetune is not None:
-        add_adapter(
-            copy.deepcopy(model.denoiser),
-            list(model.pool(config.saliency.pool)),
-            config=dataclasses.replace(config.finetune, randomize="none"),
-            seed=config.seed,
-        )
+        matrices = list(model.pool(config.saliency.pool))
+        check_adapter(model.denoiser, matrices, adapter=config.finetune.adapter)
     if plan.evolution is not None:
         check_evolution(config.evolution, config.synthesis, source=source, stage=plan.evolution)
         make_parts(config.evolution, config.synthesis, model=config.model, prompts=source.prompts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,36 @@ SampleGradients = LoraGradients | GhostGradients
 WHOLE_WEIGHTS = "denoiser_weights.safetensors"
 
 
+def check_adapter(denoiser: nn.Module, matrices: Sequence[str], *, adapter: str) -> None:
+    """Checks from names and shapes alone that the matrices can be trained; changes nothing.
+
+    Args:
+        denoiser: On any device; the meta device will do.
+        matrices: Dotted names of the candidates.
+        adapter: ``finetune.adapter``.
+
+    Raises:
+        ConfigError: A weight of a layer whose per-sample gradients are not known.
+    """
+    if adapter != "lora":
+        check_supported(denoiser, _whole_weights(denoiser, matrices, adapter=adapter))
+        return
+    for name in matrices:
+        if limits := conv_limits(denoiser.get_submodule(name)):
+            raise ConfigError("finetune.adapter", "lora", f"must be direct: {name} is {limits}")
+
+
+def _whole_weights(
+    denoiser: nn.Module, matrices: Sequence[str], *, adapter: str
+) -> dict[str, nn.Parameter]:
+    """The parameters that are trained as they are, by name."""
+    parameters = dict(denoiser.named_parameters())
+    if adapter == "full":
+        return parameters
+    wanted = {f"{name}.weight" for name in matrices}
+    return {name: value for name, value in parameters.items() if name in wanted}
+
+
 def add_adapter(
     denoiser: nn.Module, matrices: list[str], *, config: FinetuneConfig, seed: int
 ) -> dict[str, nn.Parameter]:
@@ -52,15 +82,12 @@ def add_adapter(
             denoiser, matrices, rank=config.lora_rank, seed=seed, train_a=config.train_lora_a
         )
     else:
+        check_adapter(denoiser, matrices, adapter=config.adapter)
         denoiser.requires_grad_(False)
-        wanted = {f"{name}.weight" for name in matrices}
-        trainable = {
-            n: p for n, p in denoiser.named_parameters() if config.adapter == "full" or n in wanted
-        }
+        trainable = _whole_weights(denoiser, matrices, adapter=config.adapter)
         for parameter in trainable.values():
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-        check_supported(denoiser, trainable)
     generator = torch.Generator().manual_seed(seed)
     for entry in untrained(denoiser, config.randomize).values():
         randomize(entry.weight, generator)
@@ -195,9 +222,7 @@ def add_lora(
     Raises:
         ConfigError: LoRA on such a layer has no per-sample gradients here.
     """
-    for name in matrices:
-        if limits := conv_limits(denoiser.get_submodule(name)):
-            raise ConfigError("finetune.adapter", "lora", f"must be direct: {name} is {limits}")
+    check_adapter(denoiser, matrices, adapter="lora")
     exactly = "|".join(re.escape(name) for name in matrices)  # a list would match ends of names
     denoiser.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
