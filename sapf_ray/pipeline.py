@@ -191,7 +191,12 @@ def fine_tuning(run: RunContext) -> None:
         ledger=str(run.directory.ledger.resolve()),
         seed=run.config.seed,
     )
-    finetune(job, run.checkpoints, run.directory.adapter, run.report(Stage.FINETUNE))
+    finetune(
+        job,
+        run.checkpoints,
+        adapter_dir=run.directory.adapter,
+        on_progress=run.report(Stage.FINETUNE),
+    )
 
 
 def evolution(run: RunContext) -> None:

@@ -169,7 +169,12 @@ def finetuning(
     directory = bench.directory()
     job = bench.finetune_job(workers, directory)
     job = replace(job, config=replace(job.config, cpus_per_worker=1.0))
-    finetune(job, directory / "checkpoints", directory / "adapter", report)
+    finetune(
+        job,
+        directory / "checkpoints",
+        adapter_dir=directory / "adapter",
+        on_progress=report,
+    )
 
 
 def synthesis(
@@ -322,7 +327,11 @@ def _bare(bench: Bench) -> None:
 
 def _by_ray_train(bench: Bench) -> None:
     directory = bench.directory()
-    finetune(bench.finetune_job(1, directory), directory / "checkpoints", directory / "adapter")
+    finetune(
+        bench.finetune_job(1, directory),
+        directory / "checkpoints",
+        adapter_dir=directory / "adapter",
+    )
 
 
 def ray_train(bench: Bench) -> tuple[dict[str, Spread], dict[str, Any]]:

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from sapf_ray.config import FinetuneConfig
 from sapf_ray.errors import ConfigError, DataError, reason
 from sapf_ray.grad_sample.ghost import GhostGradients
-from sapf_ray.grad_sample.layers import check_supported
 from sapf_ray.grad_sample.lora import LoraGradients, conv_limits
+from sapf_ray.grad_sample.trained import check_supported
 from sapf_ray.models.conditioning import denoiser_of
 from sapf_ray.models.pool import Matrix, base_layer, candidate_pool
 
@@ -67,7 +67,11 @@ def _whole_weights(
 
 
 def add_adapter(
-    denoiser: nn.Module, matrices: list[str], *, config: FinetuneConfig, seed: int
+    denoiser: nn.Module,
+    matrices: list[str],
+    *,
+    config: FinetuneConfig,
+    seed: int,
 ) -> dict[str, nn.Parameter]:
     """Makes what ``config.adapter`` says trainable, all else frozen; trainable parameters by name,
     float32.
@@ -79,7 +83,11 @@ def add_adapter(
     """
     if config.adapter == "lora":
         trainable = add_lora(
-            denoiser, matrices, rank=config.lora_rank, seed=seed, train_a=config.train_lora_a
+            denoiser,
+            matrices,
+            rank=config.lora_rank,
+            seed=seed,
+            train_a=config.train_lora_a,
         )
     else:
         check_adapter(denoiser, matrices, adapter=config.adapter)
@@ -118,7 +126,10 @@ def randomize(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def sample_gradients(
-    denoiser: nn.Module, trainable: dict[str, nn.Parameter], *, config: FinetuneConfig
+    denoiser: nn.Module,
+    trainable: dict[str, nn.Parameter],
+    *,
+    config: FinetuneConfig,
 ) -> SampleGradients:
     """The per-sample gradient engine that fits the adapter."""
     if config.adapter == "lora":
@@ -127,7 +138,11 @@ def sample_gradients(
 
 
 def save_weights(
-    denoiser: nn.Module, directory: Path, *, values: dict[str, Tensor], config: FinetuneConfig
+    denoiser: nn.Module,
+    directory: Path,
+    *,
+    values: dict[str, Tensor],
+    config: FinetuneConfig,
 ) -> None:
     """Writes trained values and random ones so that :func:`load_adapter` finds them; the directory
     is replaced as a whole.
@@ -209,7 +224,12 @@ def merge_lora(denoiser: nn.Module, factors: Mapping[str, Tensor]) -> None:
 
 
 def add_lora(
-    denoiser: nn.Module, matrices: list[str], *, rank: int, seed: int, train_a: bool = True
+    denoiser: nn.Module,
+    matrices: list[str],
+    *,
+    rank: int,
+    seed: int,
+    train_a: bool = True,
 ) -> dict[str, nn.Parameter]:
     """Injects LoRA (A Gaussian, B zero, scale 1) and returns the trainable factors by name,
     float32.
@@ -228,7 +248,10 @@ def add_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         lora = LoraConfig(
-            r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=exactly
+            r=rank,
+            lora_alpha=rank,
+            init_lora_weights="gaussian",
+            target_modules=exactly,
         )
         inject_adapter_in_model(lora, denoiser, "default")
     trainable: dict[str, nn.Parameter] = {}
@@ -244,10 +267,18 @@ def add_lora(
 
 
 def save_adapter(
-    denoiser: nn.Module, directory: Path, *, values: dict[str, Tensor] | None = None
+    denoiser: nn.Module,
+    directory: Path,
+    *,
+    values: dict[str, Tensor] | None = None,
 ) -> None:
     """:func:`save_weights` of LoRA alone."""
-    save_weights(denoiser, directory, values=values or {}, config=FinetuneConfig())
+    save_weights(
+        denoiser,
+        directory,
+        values=values or {},
+        config=FinetuneConfig(),
+    )
 
 
 def load_factors(denoiser: nn.Module, values: dict[str, Tensor]) -> None:

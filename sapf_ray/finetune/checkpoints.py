@@ -81,7 +81,12 @@ def repair_snapshot(storage: str) -> None:
         runlog.event("snapshot_removed", runlog.WARNING)
 
 
-def check_paid(state: TrainState | None, ledger: Ledger, *, run_id: str) -> None:
+def check_paid(
+    state: TrainState | None,
+    ledger: Ledger,
+    *,
+    run_id: str,
+) -> None:
     """A checkpoint holds only steps that the ledger shows as paid by this very run.
 
     Of the last step the ledger must show the very release, so that a checkpoint of another training

@@ -33,11 +33,17 @@ LOST_SECONDS = 120.0
 def finetune(
     job: FinetuneJob,
     storage: Path | str,
+    *,
     adapter_dir: Path,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Trains the adapter and writes it to ``adapter_dir``; continues from the last checkpoint in
-    ``storage``, a folder or the URI of one.
+    """Trains the adapter, continuing from the last checkpoint.
+
+    Args:
+        job: The work.
+        storage: Folder of checkpoints, or the URI of one.
+        adapter_dir: Where the adapter is written.
+        on_progress: Called with the number of steps taken and that of all steps.
 
     Raises:
         ClusterError: The cluster cannot hold the workers.

@@ -42,7 +42,10 @@ Layer = nn.Linear | nn.Conv2d
 
 
 def gradient_norms(
-    activations: Tensor, backprops: Tensor, *, max_temporary_bytes: int = MAX_TEMPORARY_BYTES
+    activations: Tensor,
+    backprops: Tensor,
+    *,
+    max_temporary_bytes: int = MAX_TEMPORARY_BYTES,
 ) -> Tensor:
     """‖g_bᵀ a_b‖_F for each record b, never too small.
 
@@ -157,7 +160,12 @@ class PoolCapture:
             handle.remove()
         self._handles.clear()
 
-    def _forward_hook(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def _forward_hook(
+        self,
+        layer: nn.Module,
+        inputs: tuple[Tensor, ...],
+        output: Tensor,
+    ) -> Tensor:
         assert isinstance(layer, Layer)
         activations = inputs[0].detach()
         version = activations._version
@@ -186,7 +194,11 @@ class PoolCapture:
         return torch.where(stays.view(shape), output, bias.to(output.dtype).view(shape))
 
     def _check_first_and_unchanged(
-        self, layer: Layer, activations: Tensor, *, version: int
+        self,
+        layer: Layer,
+        activations: Tensor,
+        *,
+        version: int,
     ) -> None:
         name = next(iter(self._slices[layer]))
         if name in self._norms:
@@ -195,7 +207,13 @@ class PoolCapture:
         if activations._version != version:
             raise RuntimeError(f"{name}: its input was changed in place after the forward pass")
 
-    def _receive(self, layer: Layer, activations: Tensor, *, backprops: Tensor) -> None:
+    def _receive(
+        self,
+        layer: Layer,
+        activations: Tensor,
+        *,
+        backprops: Tensor,
+    ) -> None:
         if isinstance(layer, nn.Linear):
             activations = fold_tokens(activations, self.rows_per_record)
             backprops = fold_tokens(backprops, self.rows_per_record)
@@ -215,7 +233,13 @@ class PoolCapture:
                 if self.keep:
                     self._captured[name] = part
 
-    def _norms_of(self, layer: Layer, rows: slice, *, calls: Sequence[Call]) -> Tensor:
+    def _norms_of(
+        self,
+        layer: Layer,
+        rows: slice,
+        *,
+        calls: Sequence[Call],
+    ) -> Tensor:
         cap = self.max_temporary_bytes
         if self.weighted:
             weight = layer.weight[rows].flatten(1)
@@ -253,7 +277,12 @@ class PoolCapture:
         for records in chunks(n, bytes_each, self.max_temporary_bytes):
             rows = slice(records.start * k, records.stop * k)
             unfolded = [
-                patches(layer, call.activations[rows], channels=slice(None), rows_per_record=k)
+                patches(
+                    layer,
+                    call.activations[rows],
+                    channels=slice(None),
+                    rows_per_record=k,
+                )
                 for call in calls
             ]
             outputs = [

@@ -46,49 +46,21 @@ are finite.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sapf_ray.grad_sample.layers import TrainedLayer, trained_layers
 from sapf_ray.grad_sample.norms import FLOAT, MAX_TEMPORARY_BYTES, Call, chunks
+from sapf_ray.grad_sample.taps import Receive, Tap, graph_nodes, weighted
+from sapf_ray.grad_sample.trained import TrainedLayer, trained_layers
 from sapf_ray.privacy.fixed_point import grid_step
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 FINER_BITS = 14
 """How much finer the grid is than where single records are rounded (a power of two)."""
-
-
-class Receive(Protocol):
-    """What a tap does on the way back."""
-
-    def __call__(self, layer: int, call: Call) -> None:
-        """Takes one call of the layer at that position."""
-
-
-class _Tap(torch.autograd.Function):
-    """Identity on a layer's output; shows the layer's call to ``receive`` on the way back."""
-
-    @staticmethod
-    def forward(  # noqa: PLR0917  # positions are torch.apply's
-        ctx: Any, output: Tensor, activations: Tensor, probe: Tensor, layer: int, receive: Receive
-    ) -> Tensor:
-        # watched by autograd: a change in place raises; recomputed under checkpointing
-        ctx.save_for_backward(activations)
-        ctx.layer = layer
-        ctx.receive = receive
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (activations,) = ctx.saved_tensors
-        (backprops,) = gradients
-        ctx.receive(ctx.layer, Call(activations, backprops.detach()))
-        return backprops, None, None, None, None
 
 
 class GhostGradients:
@@ -108,7 +80,7 @@ class GhostGradients:
 
     Raises:
         ConfigError: A parameter's per-sample norm is not supported
-            (:func:`sapf_ray.grad_sample.layers.check_supported`).
+            (:func:`sapf_ray.grad_sample.trained.check_supported`).
         ValueError: A parameter does not require a gradient.
 
     Example:
@@ -162,7 +134,12 @@ class GhostGradients:
         self._handles.clear()
 
     def _forward_hook(self, i: int) -> Callable[..., Tensor | None]:
-        def hook(layer: nn.Module, inputs: tuple, kwinputs: dict, output: Tensor) -> Tensor | None:
+        def hook(
+            layer: nn.Module,
+            inputs: tuple,
+            kwinputs: dict,
+            output: Tensor,
+        ) -> Tensor | None:
             if self._inside or not output.requires_grad:  # no graph: sampling under no_grad
                 return None
             autocast = torch.is_autocast_enabled(output.device.type)
@@ -171,7 +148,13 @@ class GhostGradients:
             if "weight" not in self.layers[i].parameters:
                 # a bias needs no input; autograd does not keep it either
                 activations = activations.new_zeros(()).expand(activations.shape)
-            return _Tap.apply(output, activations.detach(), self._probe, i, self._show)
+            return Tap.apply(
+                output,
+                activations.detach(),
+                self._probe,
+                i,
+                self._show,
+            )
 
         return hook
 
@@ -234,7 +217,11 @@ class GhostGradients:
         return b"".join(part.cpu().numpy().tobytes() for part in sums)
 
     def clipped_units(
-        self, losses: Tensor, clip: Callable[[Tensor], Tensor], *, grid: float
+        self,
+        losses: Tensor,
+        clip: Callable[[Tensor], Tensor],
+        *,
+        grid: float,
     ) -> list[Tensor]:
         """:meth:`clipped_sums`, rounded to the nearest point of the grid.
 
@@ -270,7 +257,12 @@ class GhostGradients:
                 squared.append(self._squared_norms(self.layers[layer], pending.pop(layer)))
 
         self._receive = receive
-        torch.autograd.grad(losses.sum(), [self._probe], retain_graph=True, allow_unused=True)
+        torch.autograd.grad(
+            losses.sum(),
+            [self._probe],
+            retain_graph=True,
+            allow_unused=True,
+        )
         for layer, calls in pending.items():  # no gradient reached some call of the layer
             squared.append(self._squared_norms(self.layers[layer], calls))
         if not squared:
@@ -289,7 +281,7 @@ class GhostGradients:
         """Calls of each layer in the graph; every use of a parameter must belong to one of them."""
         calls: Counter[int] = Counter()
         direct: Counter[int] = Counter()
-        for node in _graph(losses):
+        for node in graph_nodes(losses):
             if getattr(node, "receive", None) == self._show:
                 calls[node.layer] += 1
             for parent, _ in node.next_functions:
@@ -310,7 +302,11 @@ class GhostGradients:
         self._receive = None
         parameters = list(self.parameters.values())
         gradients = torch.autograd.grad(
-            losses, parameters, factors, allow_unused=True, materialize_grads=True
+            losses,
+            parameters,
+            factors,
+            allow_unused=True,
+            materialize_grads=True,
         )
         return [gradient.float() for gradient in gradients]
 
@@ -319,14 +315,24 @@ class GhostGradients:
         sums = [torch.zeros(p.shape, device=p.device) for p in self.parameters.values()]
 
         def receive(layer: int, call: Call) -> None:
-            self._add_weighted(self.layers[layer], call, weights=weights, sums=sums)
+            self._add_weighted(
+                self.layers[layer],
+                call,
+                weights=weights,
+                sums=sums,
+            )
 
         self._receive = receive
         torch.autograd.grad(losses.sum(), [self._probe], allow_unused=True)
         return sums
 
     def _add_weighted(
-        self, layer: TrainedLayer, call: Call, *, weights: Tensor, sums: list[Tensor]
+        self,
+        layer: TrainedLayer,
+        call: Call,
+        *,
+        weights: Tensor,
+        sums: list[Tensor],
     ) -> None:
         """Adds the layer's weighted gradients, chunk by chunk.
 
@@ -341,7 +347,7 @@ class GhostGradients:
         try:
             with torch.enable_grad(), torch.autocast(call.backprops.device.type, enabled=False):
                 for rows in chunks(len(weights), 2 * FLOAT * numbers, self.max_temporary_bytes):
-                    part = _weighted(call, rows, weights=weights[rows])
+                    part = weighted(call, rows, weights=weights[rows])
                     output = torch.func.functional_call(layer.layer, values, (part.activations,))
                     gradients = torch.autograd.grad(output, trained, part.backprops)
                     for position, gradient in zip(
@@ -350,34 +356,3 @@ class GhostGradients:
                         sums[position] += gradient
         finally:
             self._inside = False
-
-
-def _weighted(call: Call, rows: slice, *, weights: Tensor) -> Call:
-    """Those rows in float32, backprops times their weights; rows of weight 0 are blanked."""
-    activations = call.activations[rows]
-    if activations.is_floating_point():
-        left_out = _per_row(weights == 0, like=activations)
-        activations = activations.float().masked_fill(left_out, 0.0)
-    backprops = call.backprops[rows].float() * _per_row(weights, like=call.backprops)
-    backprops.masked_fill_(_per_row(weights == 0, like=backprops), 0.0)
-    return Call(activations, backprops)
-
-
-def _per_row(values: Tensor, *, like: Tensor) -> Tensor:
-    """(B,) values in a shape that broadcasts over the rows of ``like``."""
-    return values.view(-1, *[1] * (like.dim() - 1))
-
-
-def _graph(losses: Tensor) -> Iterator[Any]:
-    """Every node of the autograd graph above ``losses``, leaves aside."""
-    seen = {losses.grad_fn}
-    stack = [losses.grad_fn]
-    while stack:
-        node = stack.pop()
-        assert node is not None
-        yield node
-        for parent, _ in node.next_functions:
-            if parent is None or parent in seen or hasattr(parent, "variable"):
-                continue
-            seen.add(parent)
-            stack.append(parent)

@@ -7,7 +7,7 @@ their per-sample gradients are formed. :data:`LAYERS` holds one row a type: a ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sapf_ray.errors import ConfigError
 from sapf_ray.grad_sample.norms import (
     FLOAT,
     MAX_TEMPORARY_BYTES,
@@ -48,7 +47,13 @@ class NormQuery:
 class SquaredNorms(Protocol):
     """How a row of :data:`LAYERS` computes its norms."""
 
-    def __call__(self, layer: nn.Module, calls: Sequence[Call], *, query: NormQuery) -> Tensor:
+    def __call__(
+        self,
+        layer: nn.Module,
+        calls: Sequence[Call],
+        *,
+        query: NormQuery,
+    ) -> Tensor:
         """(n,) float64 squared norm of each record's gradient, never too small.
 
         Args:
@@ -58,7 +63,12 @@ class SquaredNorms(Protocol):
         """
 
 
-def _linear(layer: nn.Module, calls: Sequence[Call], *, query: NormQuery) -> Tensor:
+def _linear(
+    layer: nn.Module,
+    calls: Sequence[Call],
+    *,
+    query: NormQuery,
+) -> Tensor:
     k = query.rows_per_record
     backprops = join_tokens(fold_tokens(call.backprops, k) for call in calls)
     total = backprops.new_zeros(len(backprops), dtype=torch.float64)
@@ -72,7 +82,12 @@ def _linear(layer: nn.Module, calls: Sequence[Call], *, query: NormQuery) -> Ten
     return total
 
 
-def _conv2d(layer: nn.Module, calls: Sequence[Call], *, query: NormQuery) -> Tensor:
+def _conv2d(
+    layer: nn.Module,
+    calls: Sequence[Call],
+    *,
+    query: NormQuery,
+) -> Tensor:
     assert isinstance(layer, nn.Conv2d)
     backprops = calls[0].backprops
     n = len(backprops) // query.rows_per_record
@@ -81,7 +96,12 @@ def _conv2d(layer: nn.Module, calls: Sequence[Call], *, query: NormQuery) -> Ten
         per_call = [call.backprops.flatten(2).sum(2, dtype=torch.float32) for call in calls]
         total += record_squared_norms(torch.stack(per_call).sum(0), query.rows_per_record)
     if "weight" in query.trained:
-        _add_kernel_norms(total, layer, calls=calls, query=query)
+        _add_kernel_norms(
+            total,
+            layer,
+            calls=calls,
+            query=query,
+        )
     return total
 
 
@@ -115,7 +135,12 @@ def _add_kernel_norms(
         )
         for block in chunks(channels, 1, width):
             activations = join_tokens(
-                patches(layer, call.activations[rows], channels=block, rows_per_record=k)
+                patches(
+                    layer,
+                    call.activations[rows],
+                    channels=block,
+                    rows_per_record=k,
+                )
                 for call in calls
             )
             squared = token_squared_norms(activations, backprops, max_temporary_bytes=cap)
@@ -123,13 +148,34 @@ def _add_kernel_norms(
             del activations  # before the next block's exists
 
 
-def channel_tokens(x: Tensor, groups: int, *, rows_per_record: int) -> Tensor:
+def channel_tokens(
+    x: Tensor,
+    groups: int,
+    *,
+    rows_per_record: int,
+) -> Tensor:
     """(n·K, groups·d, L) to (n·groups, K·L, d): each group of a record is a matrix of its own."""
     split = x.unflatten(1, (groups, -1)).unflatten(0, (-1, rows_per_record))  # n K groups d L
-    return split.permute(0, 2, 1, 4, 3).flatten(0, 1).flatten(1, 2)
+    return (
+        split.permute(
+            0,
+            2,
+            1,
+            4,
+            3,
+        )
+        .flatten(0, 1)
+        .flatten(1, 2)
+    )
 
 
-def patches(layer: nn.Conv2d, x: Tensor, *, channels: slice, rows_per_record: int) -> Tensor:
+def patches(
+    layer: nn.Conv2d,
+    x: Tensor,
+    *,
+    channels: slice,
+    rows_per_record: int,
+) -> Tensor:
     """Patches of a block of each group's input channels, as the convolution sees them.
 
     Args:
@@ -145,7 +191,12 @@ def patches(layer: nn.Conv2d, x: Tensor, *, channels: slice, rows_per_record: in
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     # padding by name ("same") can be uneven
     padded = F.pad(block, layer._reversed_padding_repeated_twice, mode=mode)
-    unfolded = F.unfold(padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
+    unfolded = F.unfold(
+        padded,
+        layer.kernel_size,
+        dilation=layer.dilation,
+        stride=layer.stride,
+    )
     return channel_tokens(unfolded, layer.groups, rows_per_record=rows_per_record)
 
 
@@ -185,7 +236,12 @@ def _affine(
     return torch.stack(squared).sum(0)
 
 
-def _group_norm(layer: nn.Module, calls: Sequence[Call], *, query: NormQuery) -> Tensor:
+def _group_norm(
+    layer: nn.Module,
+    calls: Sequence[Call],
+    *,
+    query: NormQuery,
+) -> Tensor:
     assert isinstance(layer, nn.GroupNorm)
     groups = layer.num_groups
     eps = layer.eps
@@ -197,7 +253,12 @@ def _group_norm(layer: nn.Module, calls: Sequence[Call], *, query: NormQuery) ->
     )
 
 
-def _layer_norm(layer: nn.Module, calls: Sequence[Call], *, query: NormQuery) -> Tensor:
+def _layer_norm(
+    layer: nn.Module,
+    calls: Sequence[Call],
+    *,
+    query: NormQuery,
+) -> Tensor:
     assert isinstance(layer, nn.LayerNorm)
     shape = list(layer.normalized_shape)
     eps = layer.eps
@@ -209,7 +270,12 @@ def _layer_norm(layer: nn.Module, calls: Sequence[Call], *, query: NormQuery) ->
     )
 
 
-def _embedding(layer: nn.Module, calls: Sequence[Call], *, query: NormQuery) -> Tensor:
+def _embedding(
+    layer: nn.Module,
+    calls: Sequence[Call],
+    *,
+    query: NormQuery,
+) -> Tensor:
     """Tokens with the same index share a row of the table.
 
     Each of them sees its row's whole sum, and counts for its part of it.
@@ -274,103 +340,3 @@ def layer_type(layer: nn.Module) -> LayerType | None:
         if isinstance(layer, kind) and type(layer).forward is kind.forward:
             return row
     return None
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class TrainedLayer:
-    """A layer that owns trained parameters.
-
-    Attributes:
-        name: Dotted name in the model.
-        layer: The layer itself.
-        type: Its row of :data:`LAYERS`.
-        parameters: Local name (``weight``, ``bias``) to position in the caller's parameters.
-    """
-
-    name: str
-    layer: nn.Module
-    type: LayerType
-    parameters: dict[str, int]
-
-    def squared_norms(
-        self, calls: Sequence[Call], *, rows_per_record: int, max_temporary_bytes: int
-    ) -> Tensor:
-        """(n,) squared norm of each record's gradient of this layer's trained parameters."""
-        query = NormQuery(
-            trained=self.parameters,
-            rows_per_record=rows_per_record,
-            max_temporary_bytes=max_temporary_bytes,
-        )
-        return self.type.squared_norms(self.layer, calls, query=query)
-
-
-def trained_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[TrainedLayer]:
-    """The layers of ``model`` that own ``parameters``.
-
-    Args:
-        model: The denoiser.
-        parameters: Name (for messages) to parameter of the model.
-
-    Raises:
-        ConfigError: A parameter is not in the model, is shared between layers, or belongs to a
-            layer without a row in :data:`LAYERS`; or the model has a layer that mixes the records
-            of a batch.
-    """
-    position = {id(p): i for i, p in enumerate(parameters.values())}
-    names = list(parameters)
-    owner: dict[int, str] = {}  # position to module name
-    layers = []
-    for name, module in model.named_modules():
-        _check_keeps_records_apart(name, module)
-        local = {n: position[id(p)] for n, p in module._parameters.items() if id(p) in position}
-        for i in local.values():
-            if i in owner:
-                raise _unsupported(
-                    names[i], f"is shared by modules {owner[i]!r} and {name!r}; leave it frozen"
-                )
-            owner[i] = name
-        if local:
-            row = _row(module, name, local=local, names=names)
-            layers.append(TrainedLayer(name=name, layer=module, type=row, parameters=local))
-    missing = [name for i, name in enumerate(names) if i not in owner]
-    if missing:
-        raise _unsupported(missing[0], f"must be a parameter of the {type(model).__name__}")
-    return layers
-
-
-def _check_keeps_records_apart(name: str, module: nn.Module) -> None:
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return
-    if module.training or not module.track_running_stats:
-        raise _unsupported(
-            name,
-            "is batch normalisation, which mixes the records of a batch; no record has its own "
-            "gradient",
-        )
-
-
-def _row(module: nn.Module, name: str, *, local: dict[str, int], names: list[str]) -> LayerType:
-    row = layer_type(module)
-    unknown = [n for n in local if row is None or n not in PARAMETERS]
-    limits = row.limits(module) if row else ""
-    if row is not None and not unknown and not limits:
-        return row
-    first = unknown[0] if unknown else next(iter(local))
-    where = f"belongs to module {name or '(the model itself)'!r} of type {type(module).__name__}"
-    kinds = ", ".join(kind.__name__ for kind in LAYERS)
-    why = limits or f"per-sample gradient norms exist for weight and bias of {kinds}"
-    raise _unsupported(names[local[first]], f"{where}; {why}; leave it frozen")
-
-
-def _unsupported(name: str, why: str) -> ConfigError:
-    return ConfigError("trained parameter", name, why)
-
-
-def check_supported(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Checks, before any data is read, that every parameter's per-sample norm can be computed.
-
-    Raises:
-        ConfigError: As :func:`trained_layers`; it names the parameter, its module and what is
-            supported.
-    """
-    trained_layers(model, parameters)

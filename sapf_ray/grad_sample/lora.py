@@ -63,7 +63,12 @@ class _LoraLinear:
         self.grad_sample: dict[nn.Parameter, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        return _LoraFunction.apply(x, self.a, self.b, self)
+        return _LoraFunction.apply(
+            x,
+            self.a,
+            self.b,
+            self,
+        )
 
     def merged_weight(self, dtype: torch.dtype) -> Tensor | None:
         """W + s B A, or None in a precision whose rounding of W would swallow a small update."""
@@ -71,7 +76,10 @@ class _LoraLinear:
         if weight.dtype != torch.float32 or dtype != torch.float32:
             return None
         update = torch.addmm(
-            weight.flatten(1), self.b.flatten(1), self.a.flatten(1), alpha=self.scale
+            weight.flatten(1),
+            self.b.flatten(1),
+            self.a.flatten(1),
+            alpha=self.scale,
         )
         return update.view(weight.shape)
 
@@ -84,7 +92,13 @@ class _LoraLinear:
         """(n, *shape) per-sample gradient, float32; forgotten here."""
         return self.grad_sample.pop(parameter)
 
-    def apply(self, x: Tensor, weight: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    def apply(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """The layer's map with another weight."""
         return F.linear(x, weight, bias)
 
@@ -104,7 +118,13 @@ class _LoraLinear:
         """(n, T, features)."""
         return fold_tokens(backprops, self.rows_per_record)
 
-    def input_gradient(self, x: Tensor, backprops: Tensor, *, weight: Tensor) -> Tensor:
+    def input_gradient(
+        self,
+        x: Tensor,
+        backprops: Tensor,
+        *,
+        weight: Tensor,
+    ) -> Tensor:
         """Gradient with respect to x of :meth:`apply`."""
         return backprops @ weight
 
@@ -112,8 +132,20 @@ class _LoraLinear:
 class _LoraConv2d(_LoraLinear):
     """One adapted convolution."""
 
-    def apply(self, x: Tensor, weight: Tensor, *, bias: Tensor | None = None) -> Tensor:
-        return F.conv2d(x, weight, bias, self.base.stride, self.base.padding)
+    def apply(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        return F.conv2d(
+            x,
+            weight,
+            bias,
+            self.base.stride,
+            self.base.padding,
+        )
 
     def times_b(self, features: Tensor) -> Tensor:
         return F.conv2d(features, self.b.to(features.dtype))
@@ -122,20 +154,41 @@ class _LoraConv2d(_LoraLinear):
         return F.conv2d(backprops, self.b.to(backprops.dtype).transpose(0, 1))
 
     def activation_tokens(self, x: Tensor) -> Tensor:
-        return patches(self.base, x, channels=slice(None), rows_per_record=self.rows_per_record)
+        return patches(
+            self.base,
+            x,
+            channels=slice(None),
+            rows_per_record=self.rows_per_record,
+        )
 
     def backprop_tokens(self, backprops: Tensor) -> Tensor:
         positions = backprops.float().flatten(2)
         return channel_tokens(positions, 1, rows_per_record=self.rows_per_record)
 
-    def input_gradient(self, x: Tensor, backprops: Tensor, *, weight: Tensor) -> Tensor:
-        return conv2d_input(x.shape, weight, backprops, self.base.stride, self.base.padding)
+    def input_gradient(
+        self,
+        x: Tensor,
+        backprops: Tensor,
+        *,
+        weight: Tensor,
+    ) -> Tensor:
+        return conv2d_input(
+            x.shape,
+            weight,
+            backprops,
+            self.base.stride,
+            self.base.padding,
+        )
 
 
 class _LoraFunction(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917  # positions are torch.apply's
-        ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: _LoraLinear
+        ctx: Any,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        layer: _LoraLinear,
     ) -> Tensor:
         ctx.layer = layer
         weight = layer.merged_weight(x.dtype)
@@ -187,7 +240,11 @@ class LoraGradients:
     per_record = True
 
     def __init__(
-        self, denoiser: nn.Module, parameters: Iterable[nn.Parameter], *, rows_per_record: int = 1
+        self,
+        denoiser: nn.Module,
+        parameters: Iterable[nn.Parameter],
+        *,
+        rows_per_record: int = 1,
     ) -> None:
         self.parameters = list(parameters)
         self._modules = [m for m in denoiser.modules() if isinstance(m, PeftLinear | PeftConv2d)]
@@ -226,7 +283,11 @@ class LoraGradients:
         return self.grad_sample(losses)[0].cpu().numpy().tobytes()
 
     def clipped_units(
-        self, losses: Tensor, clip: Callable[[Tensor], Tensor], *, grid: float
+        self,
+        losses: Tensor,
+        clip: Callable[[Tensor], Tensor],
+        *,
+        grid: float,
     ) -> list[Tensor]:
         """The exact sum of ``factor_i * gradient_i``, each rounded towards zero onto the grid.
 

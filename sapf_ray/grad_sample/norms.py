@@ -50,7 +50,12 @@ class Call(NamedTuple):
     backprops: Tensor
 
 
-def norm_route(tokens: int, d_in: int, *, d_out: int) -> Literal["gram", "instantiate"]:
+def norm_route(
+    tokens: int,
+    d_in: int,
+    *,
+    d_out: int,
+) -> Literal["gram", "instantiate"]:
     """The cheaper way to ‖gᵀa‖_F for a (T, d_in) and g (T, d_out).
 
     The Gram products cost T²(d_in + d_out) multiplications, the product itself T·d_in·d_out. Where
@@ -70,7 +75,11 @@ def norm_route(tokens: int, d_in: int, *, d_out: int) -> Literal["gram", "instan
     return "instantiate"
 
 
-def chunks(length: int, bytes_each: int, max_temporary_bytes: int) -> Iterator[slice]:
+def chunks(
+    length: int,
+    bytes_each: int,
+    max_temporary_bytes: int,
+) -> Iterator[slice]:
     """Slices of ``range(length)``, each of at most ``max_temporary_bytes``, at least one element.
 
     An empty range gives one empty slice.
@@ -120,7 +129,12 @@ def _gram_squared_norms(activations: Tensor, backprops: Tensor) -> Tensor:
     return total.clamp_min_(0).add_(bound, alpha=margin)
 
 
-def _chunk_squared_norms(activations: Tensor, backprops: Tensor, *, route: str) -> Tensor:
+def _chunk_squared_norms(
+    activations: Tensor,
+    backprops: Tensor,
+    *,
+    route: str,
+) -> Tensor:
     activations = activations.float()
     backprops = backprops.float()
     if route == "gram":
@@ -129,7 +143,10 @@ def _chunk_squared_norms(activations: Tensor, backprops: Tensor, *, route: str) 
 
 
 def token_squared_norms(
-    activations: Tensor, backprops: Tensor, *, max_temporary_bytes: int = MAX_TEMPORARY_BYTES
+    activations: Tensor,
+    backprops: Tensor,
+    *,
+    max_temporary_bytes: int = MAX_TEMPORARY_BYTES,
 ) -> Tensor:
     """‖g_bᵀ a_b‖_F² for each record b, never below the exact value but for rounding of the product.
 
@@ -155,7 +172,12 @@ def token_squared_norms(
     return torch.cat(norms)
 
 
-def _block_by_block(activations: Tensor, backprops: Tensor, *, max_temporary_bytes: int) -> Tensor:
+def _block_by_block(
+    activations: Tensor,
+    backprops: Tensor,
+    *,
+    max_temporary_bytes: int,
+) -> Tensor:
     """Where one record is too large: squared norms add up over blocks of the gradient."""
     n, tokens, d_in = activations.shape
     d_out = backprops.shape[2]

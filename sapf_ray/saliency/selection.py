@@ -23,7 +23,7 @@ from sapf_ray.grad_sample.capture import Pool, PoolCapture
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.conditioning import denoiser_of, to_denoiser
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
-from sapf_ray.models.device import pick_device
+from sapf_ray.models.device import fix_rounding, pick_device
 from sapf_ray.models.loading import kept_pipeline
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.models.public_model import PublicModel
@@ -161,6 +161,7 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
 @worktime.timed
 def _score_shard(work: Pass, records: np.ndarray) -> ExactSum:
     torch.set_num_threads(max(1, int(work.config.cpus_per_task)))
+    fix_rounding()
     pipe = kept_pipeline(work.model, pick_device(work.config.gpus_per_task))
     return score_records(pipe, records, work)
 

@@ -141,7 +141,7 @@ def test_a_train_worker_killed_in_mid_step_is_replaced_and_its_steps_are_replaye
         os.kill(train_ranks(session())[rank], 9)
 
     with once("step 7", in_step_7, strike):
-        finetune(job, storage, tmp_path / "adapter")
+        finetune(job, storage, adapter_dir=tmp_path / "adapter")
     state = latest_state(f"{storage}/finetune")
     assert state is not None and state.step == STEPS
     for name, value in expected.average.items():

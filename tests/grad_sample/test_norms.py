@@ -12,9 +12,7 @@ from sapf_ray.errors import ConfigError
 from sapf_ray.grad_sample.layers import (
     LAYERS,
     NormQuery,
-    check_supported,
     layer_type,
-    trained_layers,
 )
 from sapf_ray.grad_sample.norms import (
     MAX_TEMPORARY_BYTES,
@@ -23,6 +21,7 @@ from sapf_ray.grad_sample.norms import (
     squared_norms,
     token_squared_norms,
 )
+from sapf_ray.grad_sample.trained import check_supported, trained_layers
 from tests.allocations import Allocations, NoSync
 from tests.tiny import tiny_unet
 
