@@ -106,7 +106,7 @@ def _reachable(address: str) -> None:
     if "://" in address:
         raise ClusterError(
             f"{field}: Ray Client and job server addresses cannot carry a run, whose driver writes "
-            "the ledger where the workers can see it; use `ray job submit` (jobs/README.md), or "
+            "the ledger where the workers can see it; use `sapf submit` (jobs/README.md), or "
             "host:6379 from a machine of the cluster"
         )
     host, _, port = address.rpartition(":")

@@ -44,7 +44,7 @@ def test_an_address_where_nothing_answers_is_told_at_once(monkeypatch):
     assert "nothing answers there" in refused(free, monkeypatch)
     assert "nothing answers there" in refused("no-such-host.invalid:6379", monkeypatch)
     assert "nothing answers there" in refused("127.0.0.1:port", monkeypatch)
-    assert "ray job submit" in refused("ray://127.0.0.1:10001", monkeypatch)
+    assert "sapf submit" in refused("ray://127.0.0.1:10001", monkeypatch)
 
 
 def test_other_versions_on_the_cluster_are_named(monkeypatch):

@@ -104,7 +104,7 @@ def test_cluster_files_are_what_kuberay_and_ray_up_take():
         shared = [v for v in template["spec"]["volumes"] if v["name"] == "shared"]
         assert shared[0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     words = job["spec"]["entrypoint"].split()
-    assert words[:4] == ["python", "-m", "jobs.run", "run"] and relative_out(words[3:]) is None
+    assert words[:2] == ["sapf", "run"] and relative_out(words[1:]) is None
     assert cluster["spec"]["rayVersion"] in (CLUSTER / "Dockerfile").read_text()
 
     from ray.autoscaler._private.util import prepare_config, validate_config
