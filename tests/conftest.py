@@ -29,7 +29,12 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray of 2 cores for the whole session; quiet, without dashboard."""
     import ray
 
+    from sapf_ray.cluster import LOCAL_ENVIRONMENT
+
+    for name, value in LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     ray.init(
+        address="local",  # never a cluster that someone else started on this machine
         num_cpus=2,
         num_gpus=0,
         include_dashboard=False,

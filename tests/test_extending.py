@@ -6,6 +6,8 @@ The files stand in ``tests/plugins``; CONTRIBUTING.md points at them as its reci
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,34 +21,50 @@ from sapf_ray import registry
 from sapf_ray.config import (
     DataConfig,
     EvaluationConfig,
+    ModelConfig,
     RunConfig,
     from_dict,
     to_dict,
 )
 from sapf_ray.data import open_source
 from sapf_ray.data.base import SOURCES
-from sapf_ray.errors import ConfigError
+from sapf_ray.errors import ConfigError, DataError
+from sapf_ray.evaluation.classifiers import CLASSIFIERS
 from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.metrics import METRICS, from_real_images
 from sapf_ray.evaluation.protocol import evaluate
 from sapf_ray.finetune.adapter import add_adapter
 from sapf_ray.methods import METHODS, find_method
+from sapf_ray.models.families import FAMILIES
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.card import privacy_card
-from sapf_ray.privacy.events import exponential_event
+from sapf_ray.privacy.events import exponential_event, gaussian_event
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan, plan_events
 from sapf_ray.report.tables import ledger_table
+from sapf_ray.saliency.scores import SCORES, Public
+from sapf_ray.saliency.selection import Pass, score_records
 from sapf_ray.tune.summary import score_columns
 from tests.evaluation.test_protocol import write_digits
+from tests.tiny import save_latents
 
 MOST_LINES = 30
 PLUGINS = Path(__file__).parent / "plugins"
-TABLES: tuple[Any, ...] = (ACCOUNTANTS, METHODS, METRICS, SOURCES)
+TABLES: tuple[Any, ...] = (
+    ACCOUNTANTS,
+    CLASSIFIERS,
+    FAMILIES,
+    METHODS,
+    METRICS,
+    SCORES,
+    SOURCES,
+)
 
 
 @pytest.fixture
@@ -74,7 +92,8 @@ def test_a_plugin_is_one_short_file(path):
 
 
 def test_without_plugins_nothing_is_there():
-    assert not {"kid", "prv", "stripes", "ffa-lora"} & {name for t in TABLES for name in t}
+    added = {"kid", "prv", "stripes", "ffa-lora", "fisher", "magnitude", "logistic", "OwnPipeline"}
+    assert not added & {name for table in TABLES for name in table}
 
 
 @uses("metric")
@@ -153,6 +172,68 @@ def test_an_accountant_that_does_not_know_a_mechanism(plugin, tmp_path):
     ledger.record("selection", plan.selection.event(), "id", "selection")
     assert plan.selection.event() == exponential_event(25.0)
     assert printed(ledger).count("n/a") == 2  # the stage, and all together
+
+
+@uses("score")
+def test_a_score(plugin, tiny_pipeline, tmp_path):
+    cache = save_latents(tmp_path, tiny_pipeline, 12)
+    pipe = load_pipeline(str(tiny_pipeline))
+    config = of_overrides({"saliency.score": "fisher"}).saliency
+    work = Pass(
+        model=ModelConfig(path=str(tiny_pipeline)),
+        cache=cache,
+        config=config,
+        key=NoiseKey.create(1),
+    )
+    everyone = score_records(pipe, np.arange(12), work)
+    without_one = score_records(pipe, np.arange(11), work)
+    (both,), (less,) = everyone.values(), without_one.values()
+    assert both.shape == (24,) and 0 < float((both - less).norm()) <= config.clipping_norm
+    plan = make_plan(of_overrides({"saliency.score": "fisher", "privacy.accountant": "rdp"}), 1000)
+    assert plan.selection.event() == gaussian_event(25.0)
+
+
+@uses("data_free_score")
+def test_a_data_free_score(plugin, tiny_pipeline):
+    config = of_overrides({"saliency.score": "magnitude", "privacy.accountant": "rdp"})
+    assert make_plan(config, 1000).selection is None, "it costs nothing"
+    denoiser = load_pipeline(str(tiny_pipeline)).unet
+    pool = candidate_pool(denoiser)
+    public = Public(denoiser=denoiser, pool=pool, n=8, rounds=1, seed=0)
+    values = SCORES["magnitude"].data_free(public)
+    assert values.tolist() == [float(m.weight.abs().mean()) for m in pool.values()]
+
+
+@uses("classifier")
+def test_a_classifier(plugin, tmp_path, ray_cluster):
+    source = open_source(DataConfig())
+    write_digits(tmp_path, source, source.class_names, 16)
+    config = EvaluationConfig(epochs=20, batch_size=16, classifiers=["logistic"])
+    scores = evaluate_on_cluster(tmp_path, source, resolution=16, config=config, seed=0)
+    assert scores["accuracy"] == scores["accuracy_logistic"] > 0.3
+
+
+@pytest.fixture
+def own_model(tiny_pipeline, tmp_path) -> Path:
+    """The tiny pipeline under the name of a class of the user's own."""
+    path = tmp_path / "own"
+    shutil.copytree(tiny_pipeline, path)
+    index = json.loads((path / "model_index.json").read_text())
+    (path / "model_index.json").write_text(json.dumps({**index, "_class_name": "OwnPipeline"}))
+    return path
+
+
+def test_a_model_of_an_unknown_family_is_refused(own_model):
+    with pytest.raises(DataError, match="is a OwnPipeline; must be one of"):
+        PublicModel.open(ModelConfig(path=str(own_model)))
+
+
+@uses("model_family")
+def test_a_model_family(plugin, own_model, tiny_pipeline):
+    model = PublicModel.open(ModelConfig(path=str(own_model)))
+    pipe = load_pipeline(str(own_model))
+    assert type(pipe).__name__ == "OwnPipeline" and model.resolution == 8
+    assert list(model.pool("qkv")) == list(candidate_pool(pipe.unet))
 
 
 def printed(ledger: Ledger) -> str:

@@ -88,7 +88,8 @@ def test_the_drivers_memory_does_not_follow_the_number_of_shards(ray_cluster):
     kept: list = []
     twin = grown(lambda: kept.append(keep_all()))
     print(
-        f"driver grows by {few:.1f} MiB over 100 shards, {many:.1f} over {shards}, {twin:.1f} where it keeps them"
+        f"driver grows by {few:.1f} MiB over 100 shards, {many:.1f} over {shards}, "
+        f"{twin:.1f} where it keeps them"
     )
     assert torch.equal(scheduling.fan_out(50, size, task=task).units[0], torch.full((size,), 50))
     assert many - few < bound < twin

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sapf_ray.cli import main
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.errors import BudgetError, RunDirectoryError
 from sapf_ray.evaluation.metrics import known_scores
@@ -23,8 +24,12 @@ from sapf_ray.evolution import evolve as evolve_module
 from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.synthesis.writer import read_synthetic
+from tests.commands import call
 
 STEPS = 12
+BARE = ("--evaluation.enabled=false", "--tracking.enabled=false")
+# of what is started in a process of its own: a second worker costs its imports
+ONE_CORE = ("--cluster.num_cpus=1",)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,7 @@ def command(folder: Path, model: Path, out: Path, *extra: str) -> list[str]:
         "synthesis.n_images": 60,
         "synthesis.steps": 3,
         "synthesis.shard_size": 10,
+        "synthesis.num_actors": 1,
         "evaluation.epochs": 2,
         "cluster.num_cpus": 2,
         "out": out,
@@ -111,6 +117,14 @@ def releases(ledger: Path) -> list[str]:
 def plain_run(folder, tiny_pipeline, tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("plain") / "run"
     return out, finish(command(folder, tiny_pipeline, out))
+
+
+@pytest.fixture(scope="module")
+def bare_run(folder, tiny_pipeline, tmp_path_factory, ray_cluster) -> Path:
+    """A whole run without evaluation and tracking, in this process and its warm workers."""
+    out = tmp_path_factory.mktemp("bare") / "run"
+    assert main(command(folder, tiny_pipeline, out, *BARE)[3:]) == 0
+    return out
 
 
 def test_run_leaves_every_artifact_and_says_where(plain_run):
@@ -201,15 +215,17 @@ def test_tracking_holds_spend_scores_and_pictures(plain_run):
 
 
 def test_same_command_again_does_nothing_and_other_config_is_refused(
-    plain_run, folder, tiny_pipeline
+    plain_run, folder, tiny_pipeline, ray_cluster, capsys, monkeypatch
 ):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     out, _ = plain_run
     before = {
         p: p.stat().st_mtime_ns for p in (out / "synthetic").iterdir() if p.suffix == ".parquet"
     }
     metrics = json.loads((out / "metrics.json").read_text())
     seconds = metrics["seconds"]
-    finish(command(folder, tiny_pipeline, out))
+    words = command(folder, tiny_pipeline, out)
+    assert call(capsys, *words[3:])[0] == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before
     metrics_after = json.loads((out / "metrics.json").read_text())
     assert {"n_synthetic", "n_reference", "n_test", "synthesis_idle_share"} <= metrics_after.keys()
@@ -219,25 +235,21 @@ def test_same_command_again_does_nothing_and_other_config_is_refused(
         "what the first start took is not forgotten"
     )
     assert len(releases(out / "ledger.jsonl")) == STEPS + 2
-    other = subprocess.run(
-        command(folder, tiny_pipeline, out, "--saliency.ratio", "0.5"),
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    assert other.returncode == 2 and "saliency.ratio = 0.3, requested is 0.5" in other.stderr
-    assert other.stderr.count("\n") == 1
+    code, _, said = call(capsys, *words[3:], "--saliency.ratio", "0.5")
+    assert code == 2 and "saliency.ratio = 0.3, requested is 0.5" in said
+    assert said.count("\n") == 1
 
 
 def test_killed_in_every_stage_it_continues_and_never_understates(
-    plain_run, folder, tiny_pipeline, tmp_path
+    bare_run, folder, tiny_pipeline, tmp_path
 ):
     """The run that was killed four times spends what was planned and makes the very images of the
     one that was not.
     """
-    whole, _ = plain_run
+    whole = bare_run
     out = tmp_path / "run"
-    ledger, words = out / "ledger.jsonl", command(folder, tiny_pipeline, out)
+    ledger = out / "ledger.jsonl"
+    words = command(folder, tiny_pipeline, out, *BARE, *ONE_CORE)
     kill_when(words, lambda: (out / "private" / "latents").exists())
     kill_when(words, lambda: "selection" in releases(ledger))
     kill_when(words, lambda: "finetune/step/6" in releases(ledger))
@@ -275,7 +287,14 @@ def test_ctrl_c_in_training_says_how_to_continue(folder, tiny_pipeline, tmp_path
     """Ray Train takes SIGINT for itself and exits with 0 unless kept off the main thread."""
     out = tmp_path / "run"
     words = command(
-        folder, tiny_pipeline, out, "--finetune.steps", "5000", "--tracking.enabled", "false"
+        folder,
+        tiny_pipeline,
+        out,
+        "--finetune.steps",
+        "5000",
+        "--saliency.ratio=1",
+        *BARE,
+        *ONE_CORE,
     )
     process = subprocess.Popen(
         words,
@@ -297,57 +316,44 @@ def test_ctrl_c_in_training_says_how_to_continue(folder, tiny_pipeline, tmp_path
 
 
 def test_two_workers_give_the_same_adapter_to_the_last_bit(
-    plain_run, folder, tiny_pipeline, tmp_path
+    bare_run, folder, tiny_pipeline, tmp_path, capsys
 ):
     from safetensors.numpy import load_file
 
-    whole, _ = plain_run
+    whole = bare_run
     out = tmp_path / "run"
-    finish(
-        command(
-            folder,
-            tiny_pipeline,
-            out,
-            "--finetune.num_workers",
-            "2",
-            "--tracking.enabled",
-            "false",
-        )
-    )
+    words = command(folder, tiny_pipeline, out, *BARE, "--finetune.num_workers", "2")
+    assert call(capsys, *words[3:])[0] == 0
     name = "adapter/pytorch_lora_weights.safetensors"
     one, two = load_file(whole / name), load_file(out / name)
+    assert one.keys() == two.keys()
     assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert "accuracy" not in json.loads((out / "metrics.json").read_text())
 
 
-def test_tracking_server_down_is_told_before_anything_is_spent(folder, tiny_pipeline, tmp_path):
+def test_tracking_server_down_is_told_before_anything_is_spent(
+    folder, tiny_pipeline, tmp_path, ray_cluster, capsys
+):
     out = tmp_path / "run"
-    done = subprocess.run(
-        command(folder, tiny_pipeline, out, "--tracking.uri", "http://127.0.0.1:9"),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=120,
-    )
-    assert (
-        done.returncode == 2
-        and "http://127.0.0.1:9" in done.stderr
-        and done.stderr.count("\n") == 1
-    )
+    words = command(folder, tiny_pipeline, out, "--tracking.uri", "http://127.0.0.1:9")
+    code, _, said = call(capsys, *words[3:])
+    assert code == 2
+    assert "http://127.0.0.1:9" in said
+    assert said.count("\n") == 1
     assert not (out / "ledger.jsonl").exists()
 
 
-def test_unreadable_image_is_told_before_anything_is_spent(folder, tiny_pipeline, tmp_path):
+def test_unreadable_image_is_told_before_anything_is_spent(
+    folder, tiny_pipeline, tmp_path, ray_cluster, capsys
+):
     broken = tmp_path / "images"
     shutil.copytree(folder, broken)
     (broken / "dark_cell" / "3.png").write_bytes(b"not a picture")
-    done = subprocess.run(
-        command(broken, tiny_pipeline, tmp_path / "run"),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=120,
-    )
-    assert done.returncode == 2 and "3.png" in done.stderr and done.stderr.count("\n") == 1
+    words = command(broken, tiny_pipeline, tmp_path / "run", *BARE)
+    code, _, said = call(capsys, *words[3:])
+    assert code == 2
+    assert "3.png" in said
+    assert said.count("\n") == 1
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
 
 

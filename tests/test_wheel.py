@@ -25,16 +25,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "sapf_ray", "tune_spaces")
 TINY = {
     "data.source": "digits",
-    "data.n_records": "64",
-    "saliency.shard_size": "64",
+    "saliency.sample_rate": "0.05",
     "finetune.steps": "2",
     "finetune.batch_size": "8",
     "finetune.micro_batch_size": "8",
+    "finetune.num_workers": "1",
     "synthesis.n_images": "10",
     "synthesis.steps": "2",
     "evaluation.enabled": "false",
     "tracking.enabled": "false",
-    "cluster.num_cpus": "2",
+    "synthesis.num_actors": "1",
+    "cluster.num_cpus": "1",
 }
 
 

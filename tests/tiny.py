@@ -34,7 +34,7 @@ def tiny_unet() -> UNet2DConditionModel:
 
 
 def save_tiny_pipeline(directory: Path, prediction_type: str = "epsilon") -> Path:
-    """Writes the pipeline as a diffusers directory: 8x8 images, 4x4x4 latents, 24 q/k/v matrices."""
+    """Writes a diffusers directory: 8x8 images, 4x4x4 latents, 24 q/k/v matrices."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
         in_channels=3,

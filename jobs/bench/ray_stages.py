@@ -278,7 +278,8 @@ def workers2(bench: Bench) -> tuple[dict[str, Spread], dict[str, Any]]:
     """
     figures: dict[str, Spread] = {"workers2_machine_ceiling": machine_ceiling(bench)}
     bench.log(
-        f"  two processes that share nothing: {figures['workers2_machine_ceiling']['median']:.2f} times one"
+        "  two processes that share nothing: "
+        f"{figures['workers2_machine_ceiling']['median']:.2f} times one"
     )
     absolute: dict[str, Any] = {}
     for name, stage in STAGES.items():

@@ -126,7 +126,7 @@ def run(
 ) -> dict[str, Spread]:
     """Milliseconds per shard of the selection and per chunk of the synthesis.
 
-    Measured on one local Ray of two cores, once its worker processes are up and have their libraries.
+    Measured on one local Ray of two cores, once its workers are up and have their libraries.
     """
     shards, chunks = QUICK if quick else (SHARDS, CHUNKS)
     log(f"scheduling: {shards} empty shards, {chunks} empty chunks, {CPUS} cores")

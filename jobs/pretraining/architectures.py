@@ -1,4 +1,4 @@
-"""The architectures of the bundled public models, untrained; torch's global generator seeds them."""
+"""Architectures of the bundled public models, untrained; torch's global generator seeds them."""
 
 from __future__ import annotations
 

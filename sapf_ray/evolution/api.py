@@ -27,7 +27,7 @@ from sapf_ray.synthesis.sampler import decode_images, denoise, initial_noise, sa
 
 
 class Api(Protocol):
-    """A public generator. Must pickle; must give sample i from (label i, seed i, parent i) alone."""
+    """A public generator. Must pickle; sample i must follow from (label, seed, parent) i alone."""
 
     def random(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """Fresh samples (n, ...) of the given classes, int64 (n,), from seeds in [0, 2**63)."""

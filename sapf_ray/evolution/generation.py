@@ -146,7 +146,7 @@ def _embed_shard(work: Work, generation: Generation, shard: int) -> None:
 
 
 def make_samples(work: Work, generation: Generation, previous: Generation | None) -> Iterator[None]:
-    """Makes the missing shards; yields once for each shard of the generation, done before or now."""
+    """Makes the missing shards; yields once for each shard, whether done before or now."""
     shared, task = ray.put(work), task_options(_make_shard, "vary", config=work.config)
     yield from _missing(
         generation,

@@ -114,8 +114,8 @@ def count_votes(
     """Votes of each candidate, by Euclidean distance; equal candidates' votes go to the first of
     them.
 
-    Distances are in float64 and equal candidates are compared once, so a vote does not depend on the
-    rounding of a matrix product, which differs from one batch shape to another.
+    Distances are in float64 and equal candidates are compared once, so a vote does not depend on
+    the rounding of a matrix product, which differs from one batch shape to another.
 
     Args:
         candidates: (m, d) float32; candidate i is of class i mod ``n_classes``.

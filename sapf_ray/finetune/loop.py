@@ -216,7 +216,7 @@ def train(
 
 @dataclass(kw_only=True)
 class _Objective:
-    """The denoising loss of records, as training and the search for its micro-batch size call it."""
+    """Denoising loss of records, as training and the search for its micro-batch size call it."""
 
     job: FinetuneJob
     denoiser: nn.Module

@@ -7,8 +7,8 @@ pays and draws the noise once, and the noisy sum, divided by the *expected* batc
 rank's gradient.
 
 Opacus's ``DistributedDPOptimizer`` was the base of this class. Its float sums per parameter cannot
-hold exact ones, and its clipping, noise, reduction, scaling and step were all replaced, so there was
-nothing left to inherit; it remains the reference in tests and benchmark.
+hold exact ones, and its clipping, noise, reduction, scaling and step were all replaced, so there
+was nothing left to inherit; it remains the reference in tests and benchmark.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Privacy: plan, accountants, ledger, secret streams, sampling, clipping and noise, privacy card."""
+"""Privacy: plan, accountants, ledger, secret streams, sampling, clipping, noise, privacy card."""

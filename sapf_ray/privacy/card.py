@@ -192,7 +192,8 @@ def _events(events: list[LedgerEvent]) -> str:
         f"{text}| stage | mechanism | charged | replays |\n|---|---|---|---|\n"
         + "\n".join(lines)
         + "\n\n*Noise* is the standard deviation of the Gaussian noise over the most that one "
-        "image can contribute; *Poisson sample* is the probability with which each image, independently, "
+        "image can contribute; *Poisson sample* is the probability with which each image, "
+        "independently, "
         "takes part in one release (all images take part where it is absent). A *replay* repeats, "
         "after an interruption, the release of exactly the same sum with exactly the same noise, "
         "and reveals nothing new: the noise is derived from the sum, so any other sum would have "

@@ -41,8 +41,8 @@ def norms_upward(rows: Tensor, order: float = 2.0) -> Tensor:
 
     A float32 entry's square is exact in float64. A sum of d non-negative terms, in any order, loses
     at most the factor (1 - 2**-53)**d, at d <= 2**32 more than 1 - 2**-21; so the root loses at
-    most 2**-22 (1 + 2**-21), and the last factor of 1 + 2**-21 makes up for that, for the root's own
-    rounding and for its own.
+    most 2**-22 (1 + 2**-21), and the last factor of 1 + 2**-21 makes up for that, for the root's
+    own rounding and for its own.
 
     Args:
         rows: (n, ...) float32 or float64.

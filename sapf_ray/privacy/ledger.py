@@ -171,7 +171,8 @@ class Ledger:
         """
         if self.schema != SCHEMA:
             raise RunDirectoryError(
-                f"{self.path}: was written by an earlier version of sapf, its results stay readable, "
+                f"{self.path}: was written by an earlier version of sapf, its results stay "
+                "readable, "
                 "it cannot be continued; start a new run in another directory"
             )
 
@@ -363,5 +364,6 @@ class Ledger:
             return LedgerEvent.from_dict(json.loads(line), self.schema)
         except (ValueError, TypeError) as error:
             raise RunDirectoryError(
-                f"{self.path}, line {self._lines + 1}: damaged; spent budget may be hidden, restore the file"
+                f"{self.path}, line {self._lines + 1}: damaged; spent budget may be hidden, "
+                "restore the file"
             ) from error

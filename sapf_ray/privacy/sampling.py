@@ -6,7 +6,8 @@ shuffled epochs are other mechanisms with other guarantees.
 
 Example::
 
-    batch = poisson_sample(n_records=1_297, sample_rate=256 / 1_297, stream=key.stream("sample", step))
+    stream = key.stream("sample", step)
+    batch = poisson_sample(n_records=1_297, sample_rate=256 / 1_297, stream=stream)
     mine = shard(batch, rank, world_size)      # may be empty: the rank takes the step all the same
 
 References:

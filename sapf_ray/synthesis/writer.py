@@ -238,8 +238,8 @@ configs:
 
 ## Contents
 
-Parquet shards with the columns `image` (PNG), `label`, `prompt` and `seed`. Labels are uniform over the
-classes; they say nothing about how often a class occurs in the sensitive data.
+Parquet shards with the columns `image` (PNG), `label`, `prompt` and `seed`. Labels are uniform over
+the classes; they say nothing about how often a class occurs in the sensitive data.
 
 | label | class | prompt | images |
 |---|---|---|---|

@@ -122,7 +122,8 @@ def test_300000_records_of_96_pixels_do_not_fill_the_driver(ray_cluster, tiny_pi
     watcher.join()
     grown = (most - before) / MIB
     print(
-        f"driver: {grown:.0f} MiB more of its own, {resident / MIB:.0f} MiB resident with mapped files; 8.3 GB of images"
+        f"driver: {grown:.0f} MiB more of its own, {resident / MIB:.0f} MiB resident with "
+        "mapped files; 8.3 GB of images"
     )
     moments = np.load(Path(cache.directory) / "moments.npy", mmap_mode="r")
     assert moments.shape == (300_000, 8, 12, 12)

@@ -1,4 +1,4 @@
-"""Private Evolution in the plane: stand-ins for every replaceable part, to be computed in the head."""
+"""Private Evolution in the plane: stand-ins for every part, to be computed in the head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding and killing the processes of a Ray that this test process, or a command it started, owns."""
+"""Finding and killing processes of a Ray that this test, or a command it started, owns."""
 
 from __future__ import annotations
 

@@ -361,7 +361,7 @@ def ghost_step(case: Case, parameters: dict[str, nn.Parameter]) -> None:
 
 @pytest.mark.parametrize("choice", ["all", "attention", "cross-attention q", "biases"])
 def test_memory_is_that_of_an_ordinary_step(choice):
-    """Peak of live bytes within 1.5x of the non-private step, and never a tensor of batch x matrix."""
+    """Peak of live bytes within 1.5x of the non-private step; no tensor of batch x matrix."""
     n = 32
     peaks = []
     for step in (ordinary_step, ghost_step):

@@ -1,4 +1,4 @@
-"""LoRA's per-sample gradients against peft's own forward, one record at a time, and against Opacus."""
+"""LoRA's per-sample gradients against peft's own forward, record by record, and Opacus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One draw of the right size per release; the same check rejects missing, weak and repeated noise."""
+"""One draw of the right size per release; missing, weak and repeated noise is rejected."""
 
 from __future__ import annotations
 

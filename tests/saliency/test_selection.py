@@ -87,7 +87,7 @@ def test_the_sum_depends_on_the_records_alone(tiny_pipeline, cache, tmp_path, sc
 
 
 def test_noise_has_the_planned_scale_and_is_drawn_once(ray_cluster, tiny_pipeline, cache, tmp_path):
-    """Difference to the exact sum, over releases with different keys: chi-square at the 1e-6 level."""
+    """Difference to the exact sum, over releases with other keys: chi-square at the 1e-6 level."""
     pipe = load_pipeline(str(tiny_pipeline))
     differences = []
     for seed in range(6):
@@ -127,7 +127,7 @@ def test_event_is_on_disk_before_noise_exists(
 def test_second_selection_with_other_noise_is_stopped_by_the_budget(
     ray_cluster, tiny_pipeline, cache, tmp_path
 ):
-    """The plan spends all but a little on selection, so a second one with a new key cannot be paid."""
+    """The plan spends nearly all on selection, so a second one with a new key cannot be paid."""
     config, releaser = setup(tmp_path / "a", noise_multiplier=0.5)
     model = opened(tiny_pipeline)
     first = select(model, cache, config=config, releaser=releaser)
