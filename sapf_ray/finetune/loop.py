@@ -34,6 +34,7 @@ from sapf_ray.finetune.micro_batch import (
     MicroBatches,
     arrange,
     find_micro_batch,
+    fit_threads,
     keep,
     kept,
 )
@@ -294,19 +295,18 @@ def _micro_batches(
     path = Path(job.ledger).with_name(MICRO_BATCH_FILE)
     first = dist.get_rank() == 0
     known = _from_rank_zero(kept(path, job.config.micro_batch_size) if first else None)
-    if known is None:
-        size = job.config.micro_batch_size or _common_size(objective, gradients)
-        with _random_values(factors):
-            found = arrange(
-                size,
-                lambda n: gradients.probe(objective.random_losses(n)),
-                per_record=gradients.per_record,
-            )
-        known = _from_rank_zero(found)  # ranks may differ in threads
-        if first:
-            keep(path, known)
-    if known.threads is not None:
-        torch.set_num_threads(known.threads)
+    size = None if known else job.config.micro_batch_size or _common_size(objective, gradients)
+
+    def bits(n: int) -> bytes:
+        return gradients.probe(objective.random_losses(n))
+
+    with _random_values(factors):
+        if size is not None:
+            found = arrange(size, bits, per_record=gradients.per_record) if first else None
+            known = _from_rank_zero(found)
+        fit_threads(known, bits)
+    if size is not None and first:
+        keep(path, known)
     return known
 
 

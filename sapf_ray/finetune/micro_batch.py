@@ -14,14 +14,17 @@ few, and the same for any number of workers:
 
 What the first start found is kept in the run directory (:data:`MICRO_BATCH_FILE`), so every later
 one does the same. ``finetune.micro_batch_size`` wins.
+The probe's hash is kept too: workers with another number of threads, whose kernels round otherwise,
+go back to the first start's number.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +49,15 @@ class MicroBatches:
         size: Records of a full micro-batch.
         multiple: A shorter one is padded to a multiple of this; 1 pads nothing.
         whole: Micro-batches are dealt to the workers, rather than records.
-        threads: Number of torch threads, where results depend on it; None where they do not.
+        threads: Number of torch threads of the first start's workers.
+        probe: Hash of the probe's gradients with that many.
     """
 
     size: int
     multiple: int
     whole: bool = False
-    threads: int | None = None
+    threads: int = 1
+    probe: str = ""
 
     def split(
         self, sampled: np.ndarray, rank: int, *, world: int
@@ -114,21 +119,31 @@ def arrange(size: int, bits: Callable[[int], bytes], *, per_record: bool) -> Mic
         shapes = {MULTIPLE, 2 * MULTIPLE, size // 2 // MULTIPLE * MULTIPLE} - {0}
         if all(bits(rows) == full for rows in shapes if rows < size):
             multiple = MULTIPLE
-    smallest = multiple if per_record else size
-    threads = torch.get_num_threads()
-    matter = False
-    try:
-        for other in {1, 2} - {threads}:
-            torch.set_num_threads(other)
-            matter |= any(bits(rows) != full for rows in {smallest, size})
-    finally:
-        torch.set_num_threads(threads)
-    return MicroBatches(
+    found = MicroBatches(
         size=size,
         multiple=multiple,
         whole=not per_record,
-        threads=threads if matter else None,
+        threads=torch.get_num_threads(),
     )
+    return replace(found, probe=_probe(found, bits))
+
+
+def fit_threads(micro_batches: MicroBatches, bits: Callable[[int], bytes]) -> None:
+    """Goes back to the first start's number of threads where the present one rounds differently.
+
+    Args:
+        micro_batches: What the first start found.
+        bits: As :func:`arrange` takes it.
+    """
+    if torch.get_num_threads() == micro_batches.threads:
+        return
+    if _probe(micro_batches, bits) != micro_batches.probe:
+        torch.set_num_threads(micro_batches.threads)
+
+
+def _probe(micro_batches: MicroBatches, bits: Callable[[int], bytes]) -> str:
+    smallest = micro_batches.size if micro_batches.whole else micro_batches.multiple
+    return hashlib.sha256(bits(smallest) + bits(micro_batches.size)).hexdigest()
 
 
 def find_micro_batch(run: Callable[[int], object], limit: int, *, device: str) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sapf_ray.finetune.micro_batch import MicroBatches, arrange, keep, kept
+from sapf_ray.finetune.micro_batch import MicroBatches, arrange, fit_threads, keep, kept
 
 
 def dealt(micro_batches: MicroBatches, sampled: np.ndarray, world: int) -> list[list[int]]:
@@ -46,15 +46,27 @@ def test_shapes_that_round_alike_save_padding():
     assert arrange(64, by_shape, per_record=False).multiple == 1
 
 
-def test_threads_are_pinned_only_where_they_matter():
+@pytest.fixture
+def threads():
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch.get_num_threads
+    torch.set_num_threads(before)
 
+
+def test_threads_of_the_first_start_return_only_where_they_matter(threads):
     def by_threads(n: int) -> bytes:
         return str(torch.get_num_threads()).encode()
 
-    assert arrange(8, by_threads, per_record=True).threads == before
-    assert arrange(8, lambda n: b"same", per_record=True).threads is None
-    assert torch.get_num_threads() == before
+    found = arrange(8, by_threads, per_record=True)
+    fit_threads(found, by_threads)
+    assert threads() == found.threads == 1
+    torch.set_num_threads(2)
+    fit_threads(found, by_threads)
+    assert threads() == 1
+    torch.set_num_threads(2)
+    fit_threads(arrange(8, lambda n: b"same", per_record=True), lambda n: b"same")
+    assert threads() == 2
 
 
 def test_what_was_found_is_kept_unless_another_size_is_requested(tmp_path):
