@@ -6,8 +6,10 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from sapf_ray.config.kinds import NameIn, OpenShare
+from sapf_ray.config.kinds import FromList, NameIn, OpenShare
 from sapf_ray.config.section import require, section
+
+PixelValue = Annotated[float, Interval(ge=-(2**31), le=2**32)]
 
 
 @section("data")
@@ -26,6 +28,8 @@ class DataConfig:
             {name} is the class name.
         test_fraction: Share held out as test set by image_folder and parquet where no split is
             given.
+        pixel_range: Values shown black and white, two numbers (0,4095 for 12 bits), for images of
+            more than 8 bits a channel in image_folder and parquet; must be public knowledge.
     """
 
     source: Annotated[str, NameIn("data.source")] = "digits"
@@ -33,6 +37,7 @@ class DataConfig:
     n_records: Annotated[int, Interval(ge=3)] | None = None
     prompt_template: str = "An image of {name}"
     test_fraction: OpenShare = 0.2
+    pixel_range: Annotated[tuple[PixelValue, ...], FromList] | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -40,4 +45,11 @@ class DataConfig:
             "data.prompt_template",
             self.prompt_template,
             "must contain {name}",
+        )
+        limits = self.pixel_range
+        require(
+            limits is None or (len(limits) == 2 and limits[0] < limits[1]),
+            "data.pixel_range",
+            limits,
+            "must be two numbers, black below white, e.g. 0,4095",
         )

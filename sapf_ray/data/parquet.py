@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from sapf_ray.data.base import Split
 from sapf_ray.data.catalog import DATA_SETS
-from sapf_ray.data.decoding import decode
+from sapf_ray.data.decoding import PixelRange, decode
 from sapf_ray.data.files import SPLITS, Stamp, split_of
 from sapf_ray.errors import DataError, reason
 
@@ -256,12 +256,14 @@ class RowGroup:
         number: Which of the file's row groups.
         start: Row of the file at which the group begins.
         column: Leaf column of the images' content.
+        pixel_range: Values shown black and white, for pixels of more than 8 bits.
     """
 
     path: Path
     number: int
     start: int
     column: str
+    pixel_range: PixelRange | None = None
 
     def decode(self, rows: np.ndarray, resolution: int) -> Iterator[np.ndarray]:
         """Ascending rows of the group; errors count rows from the start of the file."""
@@ -304,4 +306,4 @@ class RowGroup:
                 f"{name}: no image bytes; the file names images that lie elsewhere, "
                 "embed them first"
             )
-        return decode(content, resolution, name=name)
+        return decode(content, resolution, name=name, pixel_range=self.pixel_range)

@@ -18,19 +18,18 @@ import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import ImageSource, Split, check_indices, register
-from sapf_ray.data.decoding import UNREADABLE, decode, unreadable_message
+from sapf_ray.data.decoding import PixelRange, check_depth, decode, opened, to_rgb
+from sapf_ray.data.formats import endings_text, readable_endings
 from sapf_ray.data.files import SPLITS, prompts_of, split_of
 from sapf_ray.errors import ConfigError, DataError
-
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 _JPEG_END = b"\xff\xd9"
 _FILES_PER_TASK = 256
@@ -50,6 +49,7 @@ class ImageFolder(ImageSource):
 
     def __init__(self, config: DataConfig) -> None:
         self.root = _root(config)
+        self._pixel_range = config.pixel_range
         listing = _list(self.root, config.test_fraction)
         self.class_names = listing.class_names
         self._paths = listing.paths
@@ -87,7 +87,9 @@ class ImageFolder(ImageSource):
         indices = check_indices(indices, len(paths), split=split)
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
         for row, index in enumerate(indices):
-            images[row] = decode(self.root / paths[index], resolution)
+            images[row] = decode(
+                self.root / paths[index], resolution, pixel_range=self._pixel_range
+            )
         return images, self.labels(split)[indices]
 
     def labels(self, split: Split) -> np.ndarray:
@@ -101,6 +103,8 @@ class ImageFolder(ImageSource):
                 stat = (self.root / path).stat()
                 line = f"{split}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
                 digest.update(line.encode())
+        if self._pixel_range is not None:
+            digest.update(f"pixel_range\0{self._pixel_range}".encode())
         return digest.hexdigest()
 
     def verify(self) -> None:
@@ -109,7 +113,7 @@ class ImageFolder(ImageSource):
         starts = range(0, len(paths), _FILES_PER_TASK)
         parts = [paths[start : start + _FILES_PER_TASK] for start in starts]
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(_faults, parts))
+            found = list(pool.map(partial(_faults, pixel_range=self._pixel_range), parts))
         faults = [fault for part in found for fault in part]
         if not faults:
             return
@@ -215,31 +219,33 @@ def _images(folder: Path) -> list[Path]:
     """The images of a class, at least one."""
     found = [path for path in folder.rglob("*") if _is_image(path)]
     if not found:
-        endings = " ".join(sorted(EXTENSIONS))
-        raise DataError(f"{folder}: class without images; expected files ending in {endings}")
+        raise DataError(
+            f"{folder}: class without images; expected files ending in {endings_text()}"
+        )
     return sorted(found)
 
 
 def _is_image(path: Path) -> bool:
-    if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
+    if path.name.startswith(".") or path.suffix.lower() not in readable_endings():
         return False
     return path.is_file()
 
 
-def _faults(paths: list[Path]) -> list[str]:
-    return [fault for fault in map(_fault, paths) if fault]
+def _faults(paths: list[Path], *, pixel_range: PixelRange | None) -> list[str]:
+    return [fault for path in paths if (fault := _fault(path, pixel_range))]
 
 
-def _fault(path: Path) -> str | None:
+def _fault(path: Path, pixel_range: PixelRange | None) -> str | None:
     """What is wrong with an image file, or None."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
+            check_depth(image, pixel_range)
             if image.format == "PNG":
                 image.verify()  # walks the chunks and their checksums
             elif image.format != "JPEG" or not _ends_as_jpeg(path):
-                image.load()
-    except UNREADABLE as error:
-        return unreadable_message(str(path), error)
+                to_rgb(image, pixel_range)
+    except DataError as error:
+        return str(error)
     return None
 
 

@@ -65,6 +65,7 @@ class Parquet(ImageSource):
     def __init__(self, config: DataConfig) -> None:
         self.root = required_path(config, self.row)
         self._files = find_files(self.root)
+        self._pixel_range = config.pixel_range
         self._test_fraction = None if self._files["test"] else config.test_fraction
         self._groups = {
             split: tuple(group_rows(path) for path in paths) for split, paths in self._files.items()
@@ -106,6 +107,8 @@ class Parquet(ImageSource):
             for path, groups in zip(self._files[split], self._groups[split], strict=True):
                 line = f"{split}\0{path.name}\0{stamp(path)}\0{groups.tolist()}\n"
                 digest.update(line.encode())
+        if self._pixel_range is not None:
+            digest.update(f"pixel_range\0{self._pixel_range}".encode())
         return digest.hexdigest()
 
     def verify(self) -> None:
@@ -185,5 +188,6 @@ class Parquet(ImageSource):
                     number=int(group),
                     start=start,
                     column=self._columns.image,
+                    pixel_range=self._pixel_range,
                 )
                 yield from row_group.decode(members - start, resolution)

@@ -83,9 +83,9 @@ def test_only_the_requested_row_groups_are_read(tmp_path, monkeypatch):
         read.append((group.path.name[:11], group.number))
         return decode_group(group, *args)
 
-    def noting_image(*args, name):
+    def noting_image(*args, name, **options):
         decoded.append(name)
-        return decode(*args, name=name)
+        return decode(*args, name=name, **options)
 
     monkeypatch.setattr(parquet.RowGroup, "decode", noting_group)
     monkeypatch.setattr(parquet, "decode", noting_image)

@@ -119,7 +119,8 @@ class TestImageFolder:
         else:
             picture().convert(mode).save(path)
         assert Image.open(path).mode == mode
-        source = open_source(folder_config(tmp_path))
+        deep = {"pixel_range": (0, 65535)} if mode == "I;16" else {}
+        source = open_source(folder_config(tmp_path, **deep))
         source.verify()
         image = source.read("train", np.array([0]), resolution=10)[0][0]
         assert image.shape == (10, 10, 3)
