@@ -60,7 +60,8 @@ def bad(kind: Kind) -> object:
         outside = (kind.interval.ge or 0) - 1 if kind.interval.ge is not None else 1.5
         return [outside] if kind.many else outside
     if kind.base is float:
-        return kind.interval.gt if kind.interval.gt is not None else kind.interval.ge - 1
+        outside = kind.interval.gt if kind.interval.gt is not None else kind.interval.ge - 1
+        return [outside] if kind.many else outside
     return [3] if kind.many else 3
 
 

@@ -27,8 +27,8 @@ import numpy as np
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import ImageSource, Split, check_indices, register
 from sapf_ray.data.decoding import PixelRange, check_depth, decode, opened, to_rgb
-from sapf_ray.data.formats import endings_text, readable_endings
 from sapf_ray.data.files import SPLITS, prompts_of, split_of
+from sapf_ray.data.formats import endings_text, readable_endings
 from sapf_ray.errors import ConfigError, DataError
 
 _JPEG_END = b"\xff\xd9"
