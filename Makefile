@@ -8,13 +8,16 @@ CONSTRAINTS := $(wildcard constraints-$(TAG).txt)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# two processes: tests that share one Ray, and all others; `make test PARALLEL=` runs them in one
+PARALLEL ?= -n 2 --dist loadgroup
+
 .PHONY: run test test-all lint bench pretrain clean
 
 run: $(STAMP)
 	$(BIN)/sapf run --preset digits --out $(OUT)
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -q -m "not long"
+	$(BIN)/python -m pytest -q -m "not long" $(PARALLEL)
 
 test-all: $(STAMP) lint
 	$(BIN)/python -m pytest -q

@@ -24,6 +24,19 @@ from tests.tiny import save_tiny_pipeline
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under ``-n 2 --dist loadgroup``: one process has all that shares the session's Ray.
+
+    So there is one such Ray, whose workers stay warm. A file's tests stay together, for they share
+    what its fixtures made.
+    """
+    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "ray" if item.path in on_ray else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray of 2 cores for the whole session; quiet, without dashboard."""
