@@ -186,11 +186,6 @@ class RunContext:
         )
 
     @functools.cached_property
-    def noise_id(self) -> str:
-        """Public fingerprint of the bound key."""
-        return self.key.stream_id("run")
-
-    @functools.cached_property
     def latents(self) -> Path:
         """Folder of the encoded images, of their own for each data set and model."""
         shared = self.config.cluster.latents_dir

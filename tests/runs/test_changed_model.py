@@ -18,6 +18,7 @@ from tests.test_pipeline import (  # noqa: F401  the fixture is used by its name
     releases,
 )
 
+FAST = ["--evaluation.enabled", "false", "--synthesis.n_images", "10", "--synthesis.steps", "1"]
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -38,7 +39,7 @@ def test_a_repeated_selection_is_free_only_with_the_same_weights(
 ):
     """The selection is made twice: its result was lost with the first start."""
     model, out = shutil.copytree(tiny_pipeline, tmp_path / "model"), tmp_path / "run"
-    words = command(folder, model, out)
+    words = command(folder, model, out, *FAST)
     kill_when(words, lambda: any("finetune" in name for name in releases(out / "ledger.jsonl")))
     (out / "selection.json").unlink()
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
