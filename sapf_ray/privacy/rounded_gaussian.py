@@ -13,8 +13,9 @@ which 10**8 values add up to more than 1. So the rounded Gaussian itself is draw
   probability is proportional to p(cell), whatever the strips are. Zero, which has both signs, is
   accepted half as often.
 - r is computed in float64 and decides only where it can: where u's first bits fall beside r's, up
-  to the error of r, 128 further bits are drawn and r is computed to 60 digits. So the decision, and
-  with it every drawn value, is the same on every machine.
+  to the error of r, 128 further bits are drawn and r is computed to 60 digits. So no decision
+  depends on how a machine rounds an exponential. It costs about 50 ns a value on one core, most of
+  it SHAKE-256.
 
 What is left of an error: the tail beyond 12 sigma, of mass 2**-107.8, is cut off, and r is compared
 at 128 + 10 bits or more. A value's law is within :data:`TAIL` of the ideal one in total variation.
