@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
-        group = "ray" if item.path in on_ray else str(item.path)
+        group = "ray" if item.path in on_ray else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
 
 
