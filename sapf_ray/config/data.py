@@ -28,6 +28,8 @@ class DataConfig:
             {name} is the class name.
         test_fraction: Share held out as test set by image_folder and parquet where no split is
             given.
+        class_names: Names of all classes of image_folder and parquet, in the order of their labels;
+            a class may then be without images, and images of other classes are left out.
         pixel_range: Values shown black and white, two numbers (0,4095 for 12 bits), for images of
             more than 8 bits a channel in image_folder and parquet; must be public knowledge.
     """
@@ -37,6 +39,7 @@ class DataConfig:
     n_records: Annotated[int, Interval(ge=3)] | None = None
     prompt_template: str = "An image of {name}"
     test_fraction: OpenShare = 0.2
+    class_names: Annotated[tuple[str, ...], FromList] = ()
     pixel_range: Annotated[tuple[PixelValue, ...], FromList] | None = None
 
     def __post_init__(self) -> None:
@@ -45,6 +48,13 @@ class DataConfig:
             "data.prompt_template",
             self.prompt_template,
             "must contain {name}",
+        )
+        names = self.class_names
+        require(
+            len(names) != 1 and len(set(names)) == len(names) and all(names),
+            "data.class_names",
+            list(names),
+            "must be two or more different names",
         )
         limits = self.pixel_range
         require(

@@ -86,6 +86,10 @@ class ImageSource(ABC):
             DataError: At least one record cannot be read; names the first.
         """
 
+    def notes(self) -> tuple[str, ...]:
+        """What listing left out, one line each; for the terminal only, as it tells of the data."""
+        return ()
+
 
 SOURCES: Registry[Callable[[DataConfig], ImageSource]] = Registry(
     "data.source", folder="sapf_ray.data.sources"

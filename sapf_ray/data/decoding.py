@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sapf_ray.data.formats import readable_formats
+from sapf_ray.data.walking import shown
 from sapf_ray.errors import DataError, reason
 
 # Large scans are wanted; what is larger still is refused as an error. Here rather than where files
@@ -74,7 +75,7 @@ def opened(file: Path | bytes, *, name: str | None = None) -> Iterator[Image.Ima
     except DataError:
         raise
     except Exception as error:  # Pillow's plug-ins raise anything on damaged files
-        message = unreadable_message(name or str(file), error)
+        message = unreadable_message(name or shown(str(file)), error)
         raise DataError(message) from error
 
 
@@ -219,9 +220,13 @@ def _is_negative(image: Image.Image) -> bool:
 
 def unreadable_message(name: str, error: Exception) -> str:
     """The one line that names an image and says why it cannot be read."""
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, UnidentifiedImageError):
+        why = "cannot identify image file"
+    elif isinstance(error, OSError) and error.strerror:
+        why = error.strerror
+    elif isinstance(error, Image.DecompressionBombError):
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         why = f"more than {most:,} pixels; scale it down"
     else:
-        why = reason(error).replace(f" '{name}'", "")
+        why = reason(error)
     return f"{name}: cannot be read as an image ({why})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -130,9 +131,11 @@ def check_labels(
 def split_of(name: str, test_fraction: float) -> Split:
     """Split of a record where none is given: by a hash of its own name.
 
-    Adding or removing one record moves no other between the splits.
+    Adding or removing one record moves no other between the splits, and neither does a copy to a
+    system that writes accents otherwise (NFD).
     """
-    digest = hashlib.sha256(name.encode()).digest()
+    composed = unicodedata.normalize("NFC", name)
+    digest = hashlib.sha256(composed.encode(errors="surrogateescape")).digest()
     draw = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if draw < test_fraction else "train"
 

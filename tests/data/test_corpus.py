@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from sapf_ray.config import DataConfig
 from sapf_ray.data import open_source
 from sapf_ray.errors import SapfError
 from tests.data import corpus
+from tests.data.folders import FOLDER_CASES
 
 
 def one_line(error: BaseException) -> str:
@@ -38,6 +41,34 @@ def test_an_odd_image(case, tmp_path, capfd):
         assert image[:, :4].mean() < 45 and image[:, -4:].mean() > 160, image[6, :, 0]
     shown = capfd.readouterr()
     assert "Traceback" not in shown.err + shown.out
+
+
+@pytest.mark.parametrize("case", FOLDER_CASES, ids=lambda case: case.name)
+def test_an_odd_folder(case, tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    case.build(root)
+    path = str(root / case.inside)
+    config = DataConfig(source="image_folder", path=path, **case.settings)
+    if case.words:
+        with pytest.raises(SapfError) as caught:
+            open_source(config).verify()
+        message = one_line(caught.value)
+        assert all(word in message for word in case.words), message
+        return
+    source = open_source(config)
+    source.verify()
+    assert source.class_names == case.classes
+    sizes = (source.n_train, source.n_test)
+    assert (sizes if len(case.sizes) == 2 else (sum(sizes),)) == case.sizes
+    notes = "; ".join(source.notes())
+    assert case.note in notes and bool(notes) == bool(case.note), notes
+    notes.encode()
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.fingerprint() == source.fingerprint()
+    images, labels = copy.read("train", np.arange(source.n_train), resolution=6)
+    assert images[:, :, :2].mean() < 45 and images[:, :, -2:].mean() > 160
+    assert set(labels.tolist()) <= set(range(len(case.classes)))
 
 
 def test_the_corpus_is_large():

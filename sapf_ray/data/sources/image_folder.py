@@ -1,9 +1,14 @@
 """A folder of images, one sub-folder per class, images of any size.
 
-Two layouts::
+Layouts::
 
     root/cat/1.png  root/dog/7.jpg  …                    split by a hash of the relative path
     root/train/cat/1.png  …  root/test/cat/9.png  …      the split is given
+
+or a list of the files, ``metadata.csv`` or ``.jsonl`` (``file_name,label[,split]``) in the folder
+or in its split folders, or any CSV as ``data.path``. Splits may be called as people call them
+(Train, training, val, valid, validation, testing); without a test set the validation set serves as
+one. Hidden folders and what systems leave behind are no images; links are followed.
 
 With the hash, which split an image belongs to depends on its own path only. Adding or removing one
 image moves no other image between the splits, so that neighbouring data sets of the folder are
@@ -17,7 +22,6 @@ import hashlib
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +31,9 @@ import numpy as np
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import ImageSource, Split, check_indices, register
 from sapf_ray.data.decoding import PixelRange, check_depth, decode, opened, to_rgb
-from sapf_ray.data.files import SPLITS, prompts_of, split_of
-from sapf_ray.data.formats import endings_text, readable_endings
+from sapf_ray.data.file_lists import LIST_ENDINGS
+from sapf_ray.data.files import prompts_of, stamp
+from sapf_ray.data.layouts import list_records
 from sapf_ray.errors import ConfigError, DataError
 
 _JPEG_END = b"\xff\xd9"
@@ -50,7 +55,10 @@ class ImageFolder(ImageSource):
     def __init__(self, config: DataConfig) -> None:
         self.root = _root(config)
         self._pixel_range = config.pixel_range
-        listing = _list(self.root, config.test_fraction)
+        listing = list_records(self.root, config)
+        if self.root.is_file():
+            self.root = self.root.parent
+        self._notes = tuple(listing.notes)
         self.class_names = listing.class_names
         self._paths = listing.paths
         self._labels = {
@@ -65,14 +73,14 @@ class ImageFolder(ImageSource):
         # about 0.4 MB.
         packed = {}
         for split, paths in self._paths.items():
-            names = "\0".join(paths)
-            packed[split] = zlib.compress(names.encode())
+            names = os.fsencode("\0".join(paths))
+            packed[split] = zlib.compress(names)
         return {**self.__dict__, "_paths": packed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         unpacked = {}
         for split, packed in state["_paths"].items():
-            names = zlib.decompress(packed).decode()
+            names = os.fsdecode(zlib.decompress(packed))
             unpacked[split] = names.split("\0")
         self.__dict__.update(state, _paths=unpacked)
 
@@ -100,12 +108,14 @@ class ImageFolder(ImageSource):
         digest = hashlib.sha256("\0".join(self.class_names).encode())
         for split, paths in self._paths.items():
             for path in paths:
-                stat = (self.root / path).stat()
-                line = f"{split}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-                digest.update(line.encode())
+                line = f"{split}\0{path}\0{_stamp_text(self.root / path)}\n"
+                digest.update(os.fsencode(line))
         if self._pixel_range is not None:
             digest.update(f"pixel_range\0{self._pixel_range}".encode())
         return digest.hexdigest()
+
+    def notes(self) -> tuple[str, ...]:
+        return self._notes
 
     def verify(self) -> None:
         """Checks headers and checksums; decodes only what its format gives no cheaper check for."""
@@ -129,106 +139,19 @@ def _root(config: DataConfig) -> Path:
     root = Path(config.path).expanduser()
     if not root.exists():
         raise DataError(f"data.path = {config.path!r}: no such directory")
-    if not root.is_dir():
+    if not root.is_dir() and root.suffix.lower() not in LIST_ENDINGS:
         raise DataError(
             f"data.path = {config.path!r}: not a directory; give the folder of the class folders"
         )
     return root.resolve()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Listing:
-    """Class names, and per split the sorted paths relative to the root and their labels."""
-
-    class_names: tuple[str, ...]
-    paths: dict[str, list[str]]
-    labels: dict[str, list[int]]
-
-    def add(
-        self,
-        path: str,
-        label: int,
-        *,
-        split: str,
-    ) -> None:
-        self.paths[split].append(path)
-        self.labels[split].append(label)
-
-
-def _list(root: Path, test_fraction: float) -> _Listing:
-    parents = {split: root / split for split in SPLITS}
-    given = all(parent.is_dir() and _folders(parent) for parent in parents.values())
-    if not given:
-        parents = dict.fromkeys(SPLITS, root)
-    classes = _classes(root, parents["train"])
-    if given:
-        _check_same_classes(root, train=classes, test=_folders(parents["test"]))
-
-    listing = _Listing(
-        class_names=tuple(classes),
-        paths={split: [] for split in SPLITS},
-        labels={split: [] for split in SPLITS},
-    )
-    for parent in dict.fromkeys(parents.values()):
-        for label, name in enumerate(classes):
-            for file in _images(parent / name):
-                relative = file.relative_to(root).as_posix()
-                split = parent.name if given else split_of(relative, test_fraction)
-                listing.add(relative, label, split=split)
-    for split, members in listing.paths.items():
-        if not members:
-            raise DataError(
-                f"{root}: too few images, none falls into the {split} split at "
-                f"data.test_fraction = {test_fraction}"
-            )
-    return listing
-
-
-def _classes(root: Path, parent: Path) -> list[str]:
-    """Names of the class folders, at least two."""
-    classes = _folders(parent)
-    if not classes:
-        raise DataError(f"{root}: no class sub-folders; expected one folder of images per class")
-    if len(classes) == 1:
-        raise DataError(
-            f"{parent}: only one class ({classes[0]}); at least two sub-folders are needed"
-        )
-    return classes
-
-
-def _check_same_classes(
-    root: Path,
-    *,
-    train: list[str],
-    test: list[str],
-) -> None:
-    differing = set(train) ^ set(test)
-    if differing:
-        names = ", ".join(sorted(differing))
-        raise DataError(
-            f"{root}: train/ and test/ must hold the same classes; only one has {names}"
-        )
-
-
-def _folders(parent: Path) -> list[str]:
-    names = [place.name for place in parent.iterdir() if place.is_dir()]
-    return sorted(name for name in names if not name.startswith("."))
-
-
-def _images(folder: Path) -> list[Path]:
-    """The images of a class, at least one."""
-    found = [path for path in folder.rglob("*") if _is_image(path)]
-    if not found:
-        raise DataError(
-            f"{folder}: class without images; expected files ending in {endings_text()}"
-        )
-    return sorted(found)
-
-
-def _is_image(path: Path) -> bool:
-    if path.name.startswith(".") or path.suffix.lower() not in readable_endings():
-        return False
-    return path.is_file()
+def _stamp_text(path: Path) -> str:
+    try:
+        size, time = stamp(path)
+    except DataError:
+        return "gone"  # as a link to nothing is; verify names it
+    return f"{size}\0{time}"
 
 
 def _faults(paths: list[Path], *, pixel_range: PixelRange | None) -> list[str]:

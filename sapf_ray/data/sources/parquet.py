@@ -71,7 +71,9 @@ class Parquet(ImageSource):
             split: tuple(group_rows(path) for path in paths) for split, paths in self._files.items()
         }
         self._columns = self._common_columns()
-        self.class_names = self._columns.class_names or self._numbered_classes()
+        self.class_names = (
+            config.class_names or self._columns.class_names or self._numbered_classes()
+        )
         if len(self.class_names) < 2:
             first = self._files["train"][0]
             raise DataError(f"{first}: only one class; at least two are needed")
