@@ -36,8 +36,20 @@ def _run(namespace: argparse.Namespace, console: Console) -> None:
         runlog.shown() if namespace.verbose else contextlib.nullcontext(),
         progress_bars(console) as on_progress,
     ):
-        result = run(config, namespace.out, on_progress=on_progress, since=worktime.process_start())
+        result = run(
+            config,
+            namespace.out,
+            on_progress=on_progress,
+            on_note=lambda line, secret: _note(console, line, secret=secret),
+            since=worktime.process_start(),
+        )
     console.print(result_table(result))
+
+
+def _note(console: Console, line: str, *, secret: bool) -> None:
+    """A line about the data; what tells of single records is shown on a terminal, never logged."""
+    if console.is_terminal or not secret:
+        console.print(f"sapf: note: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _plan(namespace: argparse.Namespace, console: Console) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig
-from sapf_ray.data.base import ImageSource
+from sapf_ray.data.base import SKIPPED, ImageSource
 from sapf_ray.files import only_one, write_array
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.device import pick_device
@@ -82,7 +82,10 @@ def _encode_shard(
             pixels = torch.from_numpy(batch).to(device, pipe.vae.dtype).permute(0, 3, 1, 2)
             posterior = pipe.vae.encode(pixels / 127.5 - 1).latent_dist
             moments.append(posterior.parameters.float().cpu().numpy())
-    return np.concatenate(moments), labels
+    encoded = np.concatenate(moments)
+    # a gradient that is not a number is clipped to zero: the record contributes nothing
+    encoded[labels == SKIPPED] = np.nan
+    return encoded, labels.clip(min=0)
 
 
 @ray.remote(max_retries=3)

@@ -17,7 +17,7 @@ from typing import Any
 
 from sapf_ray import cluster
 from sapf_ray.config import RunConfig, config_hash
-from sapf_ray.data.base import ImageSource, open_source
+from sapf_ray.data.base import ImageSource, Split, open_source
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.metrics import from_real_images, known_scores
 from sapf_ray.evaluation.protocol import check_evaluation
@@ -41,6 +41,10 @@ from sapf_ray.saliency.shared import shared_selection
 from sapf_ray.stages import Stage
 from sapf_ray.synthesis.launcher import synthesize
 
+Note = Callable[[str, bool], None]  # a line about the data; whether it is for the terminal only
+
+SKIPPED_FILE = "skipped.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -57,6 +61,7 @@ def run(
     out: str,
     *,
     on_progress: Progress | None = None,
+    on_note: Note | None = None,
     since: float | None = None,
 ) -> Result:
     """Runs or continues one experiment in directory ``out``.
@@ -65,6 +70,7 @@ def run(
         config: The whole experiment.
         out: Run directory; created, or one that an earlier start of the same config left.
         on_progress: Called with (stage, done, total).
+        on_note: Called with each line about the data, and whether it is for the terminal only.
         since: ``time.time()`` from which on time counts as the run's, now unless given; see
             :meth:`sapf_ray.runs.clock.Clock.cost`.
 
@@ -89,8 +95,7 @@ def run(
         with cluster.session(config.cluster):
             cluster.check(config)
             cluster.check_shared(context.directory.root)
-            source.verify()
-            result = algorithm(context)
+            result = algorithm(context, on_note)
         # once more, with what came after the last stage
         result.metrics["orchestration"] = context.clock.cost()
         write_json(context.directory.metrics, result.metrics)
@@ -118,10 +123,11 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
     check_evaluation(config.evaluation)
 
 
-def algorithm(run: RunContext) -> Result:
-    """All stages, in the paper's order."""
+def algorithm(run: RunContext, on_note: Note | None = None) -> Result:
+    """All stages, in the paper's order; what they will read is looked at once the plan stands."""
     PLAN(run)
     learned = [step for step in LEARN if step.is_due(run)]
+    inspect(run, splits_to_read(run.config, learns=bool(learned)), on_note=on_note)
     if learned:
         _ = run.releaser  # refuses a lost key or other images before any of them is read
         for step in learned:
@@ -131,6 +137,43 @@ def algorithm(run: RunContext) -> Result:
     for step in RELEASE:
         step(run)
     return conclude(run)
+
+
+def splits_to_read(config: RunConfig, *, learns: bool) -> list[Split]:
+    """Splits of the sensitive images that a start of a run reads."""
+    evaluation = config.evaluation
+    splits: list[Split] = []
+    if learns or (evaluation.enabled and evaluation.fid_reference == "train"):
+        splits.append("train")
+    if evaluation.enabled:
+        splits.append("test")
+    return splits
+
+
+def inspect(run: RunContext, splits: list[Split], *, on_note: Note | None = None) -> None:
+    """Looks for records that cannot be read before any budget is spent.
+
+    Raises:
+        DataError: There is one, and ``data.on_error`` is ``stop``.
+    """
+    found = run.source.inspect(splits)
+    if on_note is not None:
+        for line in run.source.notes():
+            on_note(line, False)
+        for line in found.report():
+            on_note(line, True)
+    if run.config.data.on_error == "stop":
+        found.stop()
+        return
+    earlier = skipped_records(run)
+    counts = {split: len(faults) for split, faults in found.faults.items()}
+    write_json(run.directory.root / SKIPPED_FILE, {**earlier, **counts})
+
+
+def skipped_records(run: RunContext) -> dict[str, int]:
+    """Number of records that could not be read, by split, for the privacy card."""
+    path = run.directory.root / SKIPPED_FILE
+    return run.directory.read_json(path) if path.exists() else {}
 
 
 # The stages -------------------------------------------------------------------------------------
@@ -386,6 +429,7 @@ def conclude(run: RunContext) -> Result:
         data_name=run.source.name,
         scores=from_real_images(metrics),
         shared_selection=directory.read_json(directory.selection).get("shared", False),
+        skipped=skipped_records(run),
     )
     write_atomic(directory.card, card)
     if run.storage is not None:

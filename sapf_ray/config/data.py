@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Interval
 
@@ -30,6 +30,8 @@ class DataConfig:
             given.
         class_names: Names of all classes of image_folder and parquet, in the order of their labels;
             a class may then be without images, and images of other classes are left out.
+        on_error: stop at images that cannot be read, or skip them (image_folder only): they then
+            contribute nothing, N stays the listed number, and the card states how many they are.
         pixel_range: Values shown black and white, two numbers (0,4095 for 12 bits), for images of
             more than 8 bits a channel in image_folder and parquet; must be public knowledge.
     """
@@ -40,6 +42,7 @@ class DataConfig:
     prompt_template: str = "An image of {name}"
     test_fraction: OpenShare = 0.2
     class_names: Annotated[tuple[str, ...], FromList] = ()
+    on_error: Literal["stop", "skip"] = "stop"
     pixel_range: Annotated[tuple[PixelValue, ...], FromList] | None = None
 
     def __post_init__(self) -> None:

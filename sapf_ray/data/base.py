@@ -18,16 +18,20 @@ order to read its own shard; nothing is kept decoded.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from sapf_ray.config import DataConfig
+from sapf_ray.data.findings import Findings, Split
 from sapf_ray.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np  # the table of sources is listed without it
 
-Split = Literal["train", "test"]
+SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
+
+SKIPPED = -1
+"""Label of a record that cannot be read, where ``data.on_error`` is ``skip``."""
 
 
 class ImageSource(ABC):
@@ -63,7 +67,8 @@ class ImageSource(ABC):
             resolution: Side R of the returned images in pixels.
 
         Returns:
-            Images uint8 (n, R, R, 3) and labels int64 (n,), in the order of ``indices``.
+            Images uint8 (n, R, R, 3) and labels int64 (n,), in the order of ``indices``; with
+            ``data.on_error = skip`` a record that cannot be read has the label ``SKIPPED``.
 
         Raises:
             DataError: An image cannot be read; names its path.
@@ -79,16 +84,37 @@ class ImageSource(ABC):
         """Hex digest that changes when the records do: whether a run can be resumed."""
 
     @abstractmethod
-    def verify(self) -> None:
+    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
         """Looks for damaged records before any budget is spent.
+
+        Args:
+            splits: The splits that the run will read; no other is touched.
 
         Raises:
             DataError: At least one record cannot be read; names the first.
         """
 
+    def inspect(self, splits: Sequence[Split] = SPLITS) -> Findings:
+        """As :meth:`verify`; a source that finds all faults at once returns them instead.
+
+        Raises:
+            DataError: A record cannot be read, and the source does not go on to the next.
+        """
+        self.verify(splits)
+        return Findings(faults={})
+
     def notes(self) -> tuple[str, ...]:
         """What listing left out, one line each; for the terminal only, as it tells of the data."""
         return ()
+
+    def read_whole(self, split: Split, *, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+        """All records of a split that can be read, as :meth:`read` returns them."""
+        import numpy as np
+
+        n = self.n_train if split == "train" else self.n_test
+        images, labels = self.read(split, np.arange(n), resolution=resolution)
+        kept = labels != SKIPPED
+        return (images, labels) if kept.all() else (images[kept], labels[kept])
 
 
 SOURCES: Registry[Callable[[DataConfig], ImageSource]] = Registry(

@@ -11,18 +11,17 @@ import hashlib
 import os
 import unicodedata
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data.base import ImageSource, Split, check_indices
+from sapf_ray.data.base import SPLITS, ImageSource, Split, check_indices
 from sapf_ray.data.catalog import KnownSet
 from sapf_ray.data.decoding import decode
 from sapf_ray.errors import ConfigError, DataError
@@ -32,8 +31,6 @@ VERIFY_SAMPLE = 1024
 
 The others are checked for presence and size only.
 """
-
-SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 Stamp = tuple[int, int]
 
@@ -225,14 +222,14 @@ class ImageFiles(ImageSource):
                 digest.update(line.encode())
         return digest.hexdigest()
 
-    def verify(self) -> None:
+    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
         """Every image must be there and not empty; 1,024 per split are decoded, evenly spread.
 
         Each directory is listed once per split. An unreadable image outside the sample is found,
         and named, by ``read``.
         """
         index = self._unchanged_index()
-        for split in SPLITS:
+        for split in splits:
             paths = index.paths[split]
             self._refuse_empty(paths)
             self._refuse_unreadable(paths)

@@ -122,7 +122,7 @@ class Inputs:
 
     def _real(self, split: Split, n: int) -> Labelled:
         if split not in self._kept:
-            self._kept[split] = self.source.read(split, np.arange(n), resolution=self.resolution)
+            self._kept[split] = self.source.read_whole(split, resolution=self.resolution)
         return self._kept[split]
 
     def __reduce__(self) -> tuple[object, ...]:

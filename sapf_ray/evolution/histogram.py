@@ -23,7 +23,7 @@ import torch
 
 from sapf_ray import cluster
 from sapf_ray.config import EvolutionConfig
-from sapf_ray.data.base import ImageSource
+from sapf_ray.data.base import SKIPPED, ImageSource
 from sapf_ray.errors import DataError
 from sapf_ray.evolution.embedding import Embedding
 from sapf_ray.evolution.generation import task_options
@@ -120,12 +120,12 @@ def count_votes(
     Args:
         candidates: (m, d) float32; candidate i is of class i mod ``n_classes``.
         embeddings: (n, d) float32 of the records.
-        labels: (n,) int64 in [0, n_classes).
+        labels: (n,) int64 in [0, n_classes), or ``SKIPPED``: that record has no vote.
 
     Returns:
-        int64 (m,), summing to n.
+        int64 (m,), summing to the number of records with a vote.
     """
-    if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
+    if len(labels) and not SKIPPED <= labels.min() <= labels.max() < n_classes:
         raise DataError(f"a record's label lies outside [0, {n_classes})")
     votes = np.zeros(len(candidates), np.int64)
     candidates = candidates + np.float32(0)  # -0.0 becomes 0.0: equal rows have equal bytes

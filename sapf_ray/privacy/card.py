@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sapf_ray.config import RunConfig
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
@@ -41,6 +41,7 @@ def privacy_card(
     diagnostics: Sequence[str] = (),
     reproducible: bool | None = None,
     shared_selection: bool = False,
+    skipped: Mapping[str, int] | None = None,
 ) -> str:
     """Markdown text of the card.
 
@@ -56,6 +57,7 @@ def privacy_card(
             noise.
         reproducible: Whether noise came from a known seed; by default as ``config.privacy`` says.
         shared_selection: Whether other runs use this run's selection release, too.
+        skipped: Number of records that could not be read, by split, where they are skipped.
     """
     if reproducible is None:
         reproducible = config.privacy.reproducible_seed is not None
@@ -72,10 +74,24 @@ def privacy_card(
         _public(config),
         _not_private(config, scores=scores, diagnostics=diagnostics),
         _randomness(config, reproducible=reproducible),
+        _skipped(skipped or {}, plan),
         _limits(shared_selection),
     ]
     sections = [section for section in sections if section]
     return "\n\n".join(sections) + "\n"
+
+
+def _skipped(skipped: Mapping[str, int], plan: PrivacyPlan) -> str:
+    if not skipped:
+        return ""
+    counts = ", ".join(f"{n:,} of the {split} split" for split, n in skipped.items())
+    return (
+        f"## Records that could not be read\n\nSkipped (`data.on_error: skip`): {counts}. Such a "
+        "record contributes nothing to any sum, so adding or removing it changes nothing, and "
+        f"N = {plan.n_records:,} is the number listed, damaged records among them. The counts are "
+        "exact and depend on the data: ε does not cover them. Delete this section before the card "
+        "is published if they must stay secret."
+    )
 
 
 def privacy_note(plan: PrivacyPlan, spent: float) -> str:

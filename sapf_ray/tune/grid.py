@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from rich.console import Console
 from rich.table import Table
@@ -322,8 +321,8 @@ def _real_data_accuracy(config: RunConfig) -> float:
 
     source = open_source(config.data)
     resolution = PublicModel.open(config.model).resolution
-    train = source.read("train", np.arange(source.n_train), resolution=resolution)
-    test = source.read("test", np.arange(source.n_test), resolution=resolution)
+    train = source.read_whole("train", resolution=resolution)
+    test = source.read_whole("test", resolution=resolution)
     return mean_accuracy(
         train,
         test,

@@ -41,7 +41,7 @@ class Generated(ImageSource):
     def fingerprint(self):
         return str(self.n_train)
 
-    def verify(self):
+    def verify(self, splits=()):
         pass
 
 

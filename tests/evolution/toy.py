@@ -79,7 +79,7 @@ class PointSource(ImageSource):
     def fingerprint(self) -> str:
         return "points"
 
-    def verify(self) -> None:
+    def verify(self, splits=()) -> None:
         pass
 
 

@@ -10,6 +10,7 @@ validation images are WILDS ``val``, hospital 1. Neither validation set is used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data.base import Split, register
+from sapf_ray.data.base import SPLITS, Split, register
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.files import (
     FileIndex,
@@ -68,10 +69,10 @@ class Camelyon(ImageFiles):
         (metadata,) = self.lists
         return _index(metadata, stamp(metadata))
 
-    def verify(self) -> None:
+    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
         (metadata,) = self.lists
         self.check_published_sizes(len(_metadata(metadata)), N_PUBLISHED)
-        super().verify()
+        super().verify(splits)
 
 
 @lru_cache(maxsize=2)

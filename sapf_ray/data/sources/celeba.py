@@ -17,6 +17,7 @@ everywhere. The paper's 256 pixels are an enlargement.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data.base import Split, register
+from sapf_ray.data.base import SPLITS, Split, register
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.files import FileIndex, ImageFiles, Stamp, first_existing, required_path, stamp
 from sapf_ray.errors import DataError
@@ -68,11 +69,11 @@ class CelebA(ImageFiles):
         stamps = tuple(stamp(path) for path in self.lists)
         return _index(self.folder, self.lists, _stamps=stamps)
 
-    def verify(self) -> None:
+    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
         _, partition = self.lists
         names, _ = _table(partition, None)
         self.check_published_sizes(len(names), N_PUBLISHED)
-        super().verify()
+        super().verify(splits)
 
     def _list(self, name: str, *, folder: str) -> Path:
         places = (f"{name}.txt", f"{folder}/{name}.txt", f"{name}.csv")

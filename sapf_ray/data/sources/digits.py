@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data.base import ImageSource, Split, check_indices, register
+from sapf_ray.data.base import SPLITS, ImageSource, Split, check_indices, register
 from sapf_ray.data.catalog import DATA_SETS, DIGITS_TEST, DIGITS_TRAIN
 
 SPLIT_SEED = 20240601  # fixes which digits are test records; never changes
@@ -56,7 +57,7 @@ class Digits(ImageSource):
         content = pixels.tobytes() + labels.tobytes()
         return hashlib.sha256(content).hexdigest()
 
-    def verify(self) -> None:
+    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
         """Nothing to look for: the records come with scikit-learn."""
 
     def _records(self, split: Split) -> np.ndarray:

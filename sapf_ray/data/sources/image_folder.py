@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,10 +30,11 @@ from typing import Any
 import numpy as np
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data.base import ImageSource, Split, check_indices, register
+from sapf_ray.data.base import SKIPPED, SPLITS, ImageSource, Split, check_indices, register
 from sapf_ray.data.decoding import PixelRange, check_depth, decode, opened, to_rgb
 from sapf_ray.data.file_lists import LIST_ENDINGS
 from sapf_ray.data.files import prompts_of, stamp
+from sapf_ray.data.findings import Findings, count_duplicates
 from sapf_ray.data.layouts import list_records
 from sapf_ray.errors import ConfigError, DataError
 
@@ -55,6 +57,7 @@ class ImageFolder(ImageSource):
     def __init__(self, config: DataConfig) -> None:
         self.root = _root(config)
         self._pixel_range = config.pixel_range
+        self._skips = config.on_error == "skip"
         listing = list_records(self.root, config)
         if self.root.is_file():
             self.root = self.root.parent
@@ -94,11 +97,18 @@ class ImageFolder(ImageSource):
         paths = self._paths[split]
         indices = check_indices(indices, len(paths), split=split)
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
+        labels = self.labels(split)[indices]
         for row, index in enumerate(indices):
-            images[row] = decode(
-                self.root / paths[index], resolution, pixel_range=self._pixel_range
-            )
-        return images, self.labels(split)[indices]
+            try:
+                images[row] = decode(
+                    self.root / paths[index], resolution, pixel_range=self._pixel_range
+                )
+            except DataError:
+                if not self._skips:
+                    raise
+                images[row] = 0
+                labels[row] = SKIPPED
+        return images, labels
 
     def labels(self, split: Split) -> np.ndarray:
         return self._labels[split].astype(np.int64)
@@ -112,23 +122,34 @@ class ImageFolder(ImageSource):
                 digest.update(os.fsencode(line))
         if self._pixel_range is not None:
             digest.update(f"pixel_range\0{self._pixel_range}".encode())
+        if self._skips:
+            digest.update(b"on_error\0skip")
         return digest.hexdigest()
 
     def notes(self) -> tuple[str, ...]:
         return self._notes
 
-    def verify(self) -> None:
+    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
         """Checks headers and checksums; decodes only what its format gives no cheaper check for."""
-        paths = [self.root / path for split in self._paths.values() for path in split]
-        starts = range(0, len(paths), _FILES_PER_TASK)
-        parts = [paths[start : start + _FILES_PER_TASK] for start in starts]
-        with ThreadPoolExecutor() as pool:
-            found = list(pool.map(partial(_faults, pixel_range=self._pixel_range), parts))
-        faults = [fault for part in found for fault in part]
-        if not faults:
-            return
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise DataError(faults[0] + more)
+        found = self.inspect(splits)
+        if not self._skips:
+            found.stop()
+
+    def inspect(self, splits: Sequence[Split] = SPLITS) -> Findings:
+        """All faults; decodes every image where they are skipped, so that all are counted."""
+        check = partial(_faults, pixel_range=self._pixel_range, whole=self._skips)
+        faults: dict[Split, tuple[str, ...]] = {}
+        read = []
+        for split in splits:
+            paths = [self.root / path for path in self._paths[split]]
+            starts = range(0, len(paths), _FILES_PER_TASK)
+            parts = [paths[start : start + _FILES_PER_TASK] for start in starts]
+            with ThreadPoolExecutor() as pool:
+                faults[split] = tuple(fault for part in pool.map(check, parts) for fault in part)
+            if faults[split] and len(faults[split]) == len(paths):
+                raise DataError(f"{faults[split][0]}; and no other image of the {split} split can")
+            read += paths
+        return Findings(faults=faults, duplicates=count_duplicates(read))
 
 
 def _root(config: DataConfig) -> Path:
@@ -154,13 +175,17 @@ def _stamp_text(path: Path) -> str:
     return f"{size}\0{time}"
 
 
-def _faults(paths: list[Path], *, pixel_range: PixelRange | None) -> list[str]:
-    return [fault for path in paths if (fault := _fault(path, pixel_range))]
+def _faults(paths: list[Path], *, pixel_range: PixelRange | None, whole: bool) -> list[str]:
+    found = [_fault(path, pixel_range, whole=whole) for path in paths]
+    return [fault for fault in found if fault]
 
 
-def _fault(path: Path, pixel_range: PixelRange | None) -> str | None:
+def _fault(path: Path, pixel_range: PixelRange | None, *, whole: bool) -> str | None:
     """What is wrong with an image file, or None."""
     try:
+        if whole:
+            decode(path, 8, pixel_range=pixel_range)
+            return None
         with opened(path) as image:
             check_depth(image, pixel_range)
             if image.format == "PNG":

@@ -12,16 +12,17 @@ Another MedMNIST set is a subclass of :class:`MedMnist` with a row and a name of
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data.base import ImageSource, Split, check_indices, register
+from sapf_ray.data.base import SPLITS, ImageSource, Split, check_indices, register
 from sapf_ray.data.catalog import DATA_SETS, KnownSet
 from sapf_ray.data.decoding import decode_pixels
-from sapf_ray.data.files import SPLITS, Stamp, check_labels, first_existing, required_path, stamp
+from sapf_ray.data.files import Stamp, check_labels, first_existing, required_path, stamp
 from sapf_ray.data.npz import NpzImages, check_npz, npz_checksums, npz_images, npz_vector
 from sapf_ray.errors import DataError
 
@@ -77,7 +78,7 @@ class MedMnist(ImageSource):
         checksums = repr(npz_checksums(self.file))
         return hashlib.sha256(checksums.encode()).hexdigest()
 
-    def verify(self) -> None:
+    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
         """Inflates training and test images once, keeping nothing, against their CRC-32.
 
         A file with the published number of training images must have the published number of test
@@ -88,7 +89,7 @@ class MedMnist(ImageSource):
                 f"{self.file}: {self.n_test} test images, published are {self.row.n_test}; "
                 f"{self.row.obtain}"
             )
-        check_npz(self.file, tuple(f"{split}_images" for split in SPLITS))
+        check_npz(self.file, tuple(f"{split}_images" for split in splits))
 
     def _images(self, split: Split) -> NpzImages:
         return npz_images(self.file, f"{split}_images", _stamp=stamp(self.file))

@@ -19,15 +19,14 @@ at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data.base import ImageSource, Split, check_indices, register
+from sapf_ray.data.base import SPLITS, ImageSource, Split, check_indices, register
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.files import (
-    SPLITS,
     check_labels,
     evenly_spread,
     prompts_of,
@@ -113,12 +112,12 @@ class Parquet(ImageSource):
             digest.update(f"pixel_range\0{self._pixel_range}".encode())
         return digest.hexdigest()
 
-    def verify(self) -> None:
+    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
         """Decodes an evenly spread sample of 1,024 images per split.
 
         A damaged image outside it is found, and named, by ``read``.
         """
-        for split in SPLITS:
+        for split in splits:
             sizes = np.concatenate([np.empty(0, np.int64), *self._groups[split]])
             starts = np.cumsum(sizes) - sizes
             for group in evenly_spread(len(sizes), VERIFY_GROUPS):
