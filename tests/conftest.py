@@ -23,6 +23,9 @@ from tests.tiny import save_tiny_pipeline
 # machine.
 torch.set_num_threads(1)
 
+# --doctest-modules would import them, and each adds its row to a table of the whole process
+collect_ignore = ["plugins"]
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
