@@ -124,10 +124,12 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
 
 
 def algorithm(run: RunContext, on_note: Note | None = None) -> Result:
-    """All stages, in the paper's order; what they will read is looked at once the plan stands."""
-    PLAN(run)
+    """All stages, in the paper's order; faults of what they will read stop a run before its ledger
+    is begun.
+    """
     learned = [step for step in LEARN if step.is_due(run)]
     inspect(run, splits_to_read(run.config, learns=bool(learned)), on_note=on_note)
+    PLAN(run)
     if learned:
         _ = run.releaser  # refuses a lost key or other images before any of them is read
         for step in learned:
