@@ -10,9 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.test_extending import own_model
 
 __all__ = ["own_model"]  # a fixture
+
+pytestmark = pytest.mark.long
 
 
 def ran(out: Path, plugins: Sequence[str], **options: Any) -> dict[str, Any]:
