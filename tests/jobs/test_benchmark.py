@@ -64,7 +64,8 @@ def test_a_group_writes_finite_figures_and_contenders_agree(tmp_path):
     for name in names:
         for value in results[f"tiny/{name}"].values():
             assert math.isfinite(value) and value > 0
-    assert results["agreement"]["selection/tiny/opacus_hooks"]["max_relative"] < 1e-4
+    # ours lies on a grid of 2**-20: that is 1.6e-4 of the smallest matrix's sum here
+    assert results["agreement"]["selection/tiny/opacus_hooks"]["max_relative"] < 3e-4
     ours = results["absolute"]["selection/tiny/ours"]
     assert (
         ours["images_per_s"] > 0

@@ -1,0 +1,233 @@
+"""The stages of a run, each a function of its :class:`~sapf_ray.runs.context.RunContext`.
+
+:mod:`sapf_ray.pipeline` puts them in order and says when each is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sapf_ray.config import config_hash
+from sapf_ray.evaluation.launcher import evaluate_on_cluster
+from sapf_ray.evaluation.metrics import known_scores
+from sapf_ray.evolution.dataset import is_written, write_data_set
+from sapf_ray.evolution.evolve import Evolution, make_parts
+from sapf_ray.files import write_json
+from sapf_ray.finetune.launcher import finetune
+from sapf_ray.finetune.loop import FinetuneJob
+from sapf_ray.latents import LatentCache, build_latent_cache
+from sapf_ray.pictures import save_sample_grid
+from sapf_ray.privacy.card import privacy_note
+from sapf_ray.privacy.release import Releaser
+from sapf_ray.runs.context import RunContext
+from sapf_ray.saliency.selection import Selection, select
+from sapf_ray.saliency.shared import shared_selection
+from sapf_ray.stages import Stage
+from sapf_ray.synthesis.launcher import synthesize
+
+Note = Callable[[str, bool], None]  # a line about the data; whether it is for the terminal only
+
+SKIPPED_FILE = "skipped.json"
+
+
+# The stages -------------------------------------------------------------------------------------
+
+
+def plan(run: RunContext) -> None:
+    """Writes the plan and begins the ledger: before any sensitive image is read."""
+    _ = run.ledger, run.meter  # begun now
+    run.tracker.log_plan(run.plan)
+
+
+def latents(run: RunContext) -> None:
+    """Encodes the sensitive images with the public VAE, once."""
+    saliency = run.config.saliency
+    build_latent_cache(
+        run.latents,
+        run.source,
+        model=run.config.model,
+        shard_size=saliency.shard_size,
+        cpus=saliency.cpus_per_task,
+        gpus=saliency.gpus_per_task,
+        on_progress=run.report(Stage.LATENTS),
+    )
+
+
+def selection(run: RunContext) -> None:
+    """Selects the matrices to train, under DP: one release, or one that several runs share."""
+
+    def make(releaser: Releaser) -> Selection:
+        return select(
+            run.model,
+            LatentCache(str(run.latents)),
+            config=run.config.saliency,
+            releaser=releaser,
+            seed=run.config.seed,
+            on_progress=run.report(Stage.SELECTION),
+        )
+
+    root = run.config.cluster.selection_dir
+    if root is None or run.plan.selection is None or run.releaser.has_paid(Stage.SELECTION):
+        selected = make(run.releaser)
+    else:
+        selected = shared_selection(
+            Path(root), run.config, data=run.data_fingerprint, releaser=run.releaser, make=make
+        )
+    write_json(run.directory.selection, selected.to_dict())
+
+
+def fine_tuning(run: RunContext) -> None:
+    """Trains the adapter of the selected matrices by DP-SGD."""
+    job = FinetuneJob(
+        model=run.config.model,
+        matrices=run.directory.read_json(run.directory.selection)["matrices"],
+        cache=LatentCache(str(run.latents)),
+        plan=run.plan,
+        config=run.config.finetune,
+        key=run.key,
+        ledger=str(run.directory.ledger.resolve()),
+        seed=run.config.seed,
+    )
+    finetune(
+        job,
+        run.checkpoints,
+        adapter_dir=run.directory.adapter,
+        on_progress=run.report(Stage.FINETUNE),
+    )
+
+
+def evolution(run: RunContext) -> None:
+    """Private Evolution in place of training: reads sensitive images, writes the data set."""
+    config = run.config
+    source = run.source
+    evolution = Evolution(
+        parts=make_parts(
+            config.evolution, config.synthesis, model=config.model, prompts=source.prompts
+        ),
+        source=source,
+        resolution=run.model.resolution,
+        config=config.evolution,
+        sampling=config.synthesis,
+        releaser=run.releaser,
+        directory=run.directory.generations,
+        private_directory=run.directory.private / "records",
+        seed=config.seed,
+    )
+    last = evolution.run(run.report(Stage.EVOLUTION))
+    write_data_set(
+        last,
+        run.directory.synthetic,
+        class_names=source.class_names,
+        prompts=source.prompts,
+        spec=config_hash(config),
+        privacy_note=privacy_note(run.plan, run.spent),
+        seed=config.seed,
+        shard_size=config.synthesis.shard_size,
+    )
+
+
+def synthesis(run: RunContext) -> None:
+    """Samples the synthetic data set from the public model and the adapter."""
+    made = synthesize(
+        run.directory.synthetic,
+        run.model,
+        adapter_dir=run.directory.adapter if trains(run) else None,
+        class_names=run.source.class_names,
+        prompts=run.source.prompts,
+        config=run.config.synthesis,
+        seed=run.config.seed,
+        privacy_note=privacy_note(run.plan, run.spent),
+        on_progress=run.report(Stage.SYNTHESIS),
+    )
+    if made.idle_share is not None:
+        run.scores["synthesis_idle_share"] = round(made.idle_share, 4)
+
+
+def pictures(run: RunContext) -> None:
+    """A grid of synthetic images."""
+    save_sample_grid(
+        run.directory.synthetic, run.source.class_names, path=run.directory.sample_grid
+    )
+
+
+def evaluation(run: RunContext) -> None:
+    """Scores the data set against real images: a non-private measurement of research runs."""
+    scores = evaluate_on_cluster(
+        run.directory.synthetic,
+        run.source,
+        resolution=run.model.resolution,
+        config=run.config.evaluation,
+        seed=run.config.seed,
+        known=earlier_scores(run),
+    )
+    run.scores.update(scores)
+
+
+# Which stages a run needs, and which of them an earlier start has finished -----------------------
+
+
+def trains(run: RunContext) -> bool:
+    """Whether an adapter is trained."""
+    return run.plan.finetune is not None
+
+
+def evolves(run: RunContext) -> bool:
+    """Whether images evolve instead."""
+    return run.plan.evolution is not None
+
+
+def is_trained(run: RunContext) -> bool:
+    """Whether the adapter is there; latents and selection are then not needed any more."""
+    return run.directory.adapter.exists()
+
+
+def is_selected(run: RunContext) -> bool:
+    """Whether the selection is there."""
+    return is_trained(run) or run.directory.selection.exists()
+
+
+def is_evolved(run: RunContext) -> bool:
+    """Whether the evolved data set is there, whole."""
+    return is_written(
+        run.directory.synthetic,
+        run.config.synthesis.n_images,
+        n_classes=len(run.source.class_names),
+        spec=config_hash(run.config),
+        seed=run.config.seed,
+        shard_size=run.config.synthesis.shard_size,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage and when it runs.
+
+    Attributes:
+        stage: Its name.
+        make: The stage itself, a function of the run.
+        needed: Whether this kind of run has the stage.
+        done: Whether an earlier start finished it.
+    """
+
+    stage: Stage
+    make: Callable[[RunContext], None]
+    needed: Callable[[RunContext], bool] = lambda run: True
+    done: Callable[[RunContext], bool] = lambda run: False
+
+    def is_due(self, run: RunContext) -> bool:
+        """Whether the stage is still to be run."""
+        return self.needed(run) and not self.done(run)
+
+    def __call__(self, run: RunContext) -> None:
+        if self.is_due(run):
+            with run.clock(self.stage):
+                self.make(run)
+
+
+def earlier_scores(run: RunContext) -> dict[str, float]:
+    """Scores that an earlier start of the run left."""
+    if not run.directory.metrics.exists():
+        return {}
+    return known_scores(run.directory.read_json(run.directory.metrics))
