@@ -20,7 +20,7 @@ from sapf_ray import cluster
 from sapf_ray.errors import BudgetError, ClusterError, SapfError, reason
 from sapf_ray.files import below
 from sapf_ray.finetune.checkpoints import check_paid, latest_state, repair_snapshot
-from sapf_ray.finetune.loop import FinetuneJob, write_adapter
+from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.finetune.restarts import RestartEvents
 from sapf_ray.finetune.worker import run_worker
 from sapf_ray.runs import runlog, worktime
@@ -64,7 +64,12 @@ def finetune(
     callbacks: list[Any] = [] if place is None else [RestartEvents(place, job.config.max_failures)]
     trainer = TorchTrainer(
         run_worker,  # type: ignore[arg-type]  # annotated for functions that return nothing
-        train_loop_config={"job": cloudpickle.dumps(job), "cpus": cpus, "storage": checkpoints},
+        train_loop_config={
+            "job": cloudpickle.dumps(job),
+            "cpus": cpus,
+            "storage": checkpoints,
+            "adapter": str(adapter_dir.resolve()),
+        },
         torch_config=TorchConfig(backend="nccl" if job.config.gpus_per_worker > 0 else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=job.config.num_workers,
@@ -91,24 +96,11 @@ def finetune(
                 f"fine-tuning lost Ray's controller ({reason(error)}); nothing is "
                 "lost, the same command goes on"
             ) from error
-    task = _write_adapter.options(name="adapter", num_cpus=1.0)
-    cluster.result(task.remote(job, checkpoints, adapter_dir.resolve()))
-
-
-@ray.remote(max_retries=3)
-@worktime.timed
-def _write_adapter(job: FinetuneJob, checkpoints: str, directory: Path) -> None:
-    """Writes the adapter out of the last checkpoint; a task, so that the driver loads no weights.
-
-    Raises:
-        SapfError: The last checkpoint cannot be read.
-    """
-    state = latest_state(checkpoints)
-    if state is None or state.step < job.config.steps:
+    if not adapter_dir.exists():
         raise SapfError(
-            f"{checkpoints}: the last checkpoint cannot be read; the same command makes it again"
+            f"{adapter_dir}: was not written by the training worker; the run directory must be on "
+            "storage that all nodes mount at the same path; the same command writes it again"
         )
-    write_adapter(job, state, directory=directory)
 
 
 def _fit(trainer: TorchTrainer, want: cluster.Want) -> list[worktime.Interval]:

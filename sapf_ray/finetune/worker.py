@@ -12,7 +12,8 @@ def run_worker(parameters: dict) -> list[tuple[float, float]]:
 
     Args:
         parameters: ``job``, a pickled :class:`sapf_ray.finetune.loop.FinetuneJob`; ``cpus``, the
-            worker's cores; ``storage``, path or URI of this Ray Train run.
+            worker's cores; ``storage``, path or URI of this Ray Train run;
+            ``adapter``, the folder that rank 0 writes at the end.
 
     Returns:
         When it was at work; Ray Train hands on rank 0's.
@@ -28,7 +29,7 @@ def run_worker(parameters: dict) -> list[tuple[float, float]]:
     from ray.train.collective import broadcast_from_rank_zero
 
     from sapf_ray.finetune.checkpoints import STATE_FILE, load_state, newest
-    from sapf_ray.finetune.loop import TrainState, train
+    from sapf_ray.finetune.loop import TrainState, train, write_adapter
     from sapf_ray.models.device import pick_device
     from sapf_ray.runs.worktime import Laps
 
@@ -54,5 +55,7 @@ def run_worker(parameters: dict) -> list[tuple[float, float]]:
                 ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
 
     laps = Laps()
-    train(job, resume, on_checkpoint)
+    state = train(job, resume, on_checkpoint)
+    if first:  # here, where libraries are loaded already; the driver loads no weights
+        write_adapter(job, state, directory=Path(parameters["adapter"]))
     return laps.end()
