@@ -43,7 +43,13 @@ def nested(flat: dict) -> dict:
     return sections
 
 
-@pytest.mark.parametrize(("score", "adapter"), [("per_sample_norm", "lora"), ("synflow", "direct")])
+@pytest.mark.parametrize(
+    ("score", "adapter"),
+    [
+        ("per_sample_norm", "lora"),
+        pytest.param("synflow", "direct", marks=pytest.mark.long),
+    ],
+)
 def test_the_driver_loads_no_weights(
     ray_cluster, tiny_pipeline, tmp_path, monkeypatch, score, adapter
 ):
