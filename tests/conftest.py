@@ -32,13 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under ``-n 2 --dist loadgroup``: one process has all that shares the session's Ray.
 
     So there is one such Ray, whose workers stay warm. A file's tests stay together, for they share
-    what its fixtures made. The file of whole runs takes nearly as long as all others on Ray, so the
-    other process has it, with a Ray of its own.
+    what its fixtures made. ``test_pipeline`` takes as long as all others that make whole runs, so
+    the other process has it, with a Ray of its own.
     """
     on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
-        shares_ray = item.path in on_ray and item.path.name != "test_pipeline.py"
-        group = "ray" if shares_ray else item.path.stem
+        first = item.path in on_ray or item.path.stem in ("test_changed_model", "test_wheel")
+        group = "ray" if first and item.path.stem != "test_pipeline" else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
 
 
