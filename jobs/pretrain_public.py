@@ -29,6 +29,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from jobs.pretraining.architectures import build_dit, build_pipeline, build_unet, text_pipeline
 from jobs.pretraining.publishing import card, count, publish, save_features, save_pipeline
+from jobs.pretraining.recognition import accuracy_of, recognition
 from jobs.pretraining.training import (
     Trace,
     draw_labels,
@@ -39,9 +40,8 @@ from jobs.pretraining.training import (
     train_vae,
 )
 from sapf_ray.glyphs import CHARACTERS, PRETRAIN_FONTS, GlyphCorpus, prompt_for
-from sapf_ray.models.conditioning import denoiser_of, encode_conditions, has_labels, null_condition
+from sapf_ray.models.conditioning import denoiser_of, has_labels
 from sapf_ray.models.glyph_features import GlyphFeatures, load_glyph_features
-from sapf_ray.synthesis.sampler import sample_images
 
 log = logging.getLogger("pretrain_public")
 
@@ -147,35 +147,6 @@ def trained_part(pipe: Any, shared: tuple[str, ...]) -> tuple[nn.Module, Predict
     return trained, predict
 
 
-def recognition(
-    pipe: Any,
-    net: GlyphFeatures,
-    *,
-    seed: int,
-    per_digit: int = 20,
-) -> dict[str, float]:
-    """Share of generated digits that the classifier, choosing among digits, reads as requested."""
-    labels = torch.arange(10).repeat_interleave(per_digit)
-    prompts = [prompt_for(str(digit)) for digit in range(10)]
-    conditions = encode_conditions(pipe, prompts)[labels]
-    rates = {}
-    for guidance in (1.0, 2.0):
-        images = sample_images(
-            pipe,
-            conditions,
-            null=null_condition(pipe),
-            seeds=range(seed, seed + len(labels)),
-            steps=20,
-            guidance_scale=guidance,
-        )
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-        with torch.no_grad():
-            logits = net.eval()(pixels)
-        rates[f"guidance {guidance:g}"] = _accuracy(logits[:, :10], labels)
-    log.info("recognised as the requested digit: %s", rates)
-    return rates
-
-
 def held_out_accuracy(
     net: GlyphFeatures,
     corpus: GlyphCorpus,
@@ -191,14 +162,9 @@ def held_out_accuracy(
         logits = torch.cat([net.eval()(to_rgb(part)) for part in images.split(500)])
     digits = labels < 10
     return {
-        "62 classes": _accuracy(logits, labels),
-        "digits": _accuracy(logits[digits, :10], labels[digits]),
+        "62 classes": accuracy_of(logits, labels),
+        "digits": accuracy_of(logits[digits, :10], labels[digits]),
     }
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    right = logits.argmax(1) == labels
-    return round(float(right.float().mean()), 3)
 
 
 def pretrain(

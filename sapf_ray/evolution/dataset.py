@@ -23,16 +23,21 @@ from sapf_ray.synthesis.writer import (
 def is_written(
     out_dir: Path | str, n_images: int, *, n_classes: int, spec: str, seed: int, shard_size: int
 ) -> bool:
-    """Whether :func:`write_data_set` of the same arguments has come to its end there, and all is
-    still whole.
+    """Whether :func:`write_data_set` finished there with these arguments, and all is still whole.
+
+    Args:
+        out_dir: Directory of the data set.
+        n_images: Number of images.
+        n_classes: Number of classes.
+        spec: Hash of the configuration.
+        seed: Seed of the images.
+        shard_size: Images per Parquet file.
     """
-    out, plan = (
-        Path(out_dir),
-        SamplingPlan(n_images=n_images, n_classes=n_classes, shard_size=shard_size, seed=seed),
-    )
-    return (out / MANIFEST).exists() and all(
-        is_complete(out, plan, shard=shard, spec=spec) for shard in plan.shards
-    )
+    out = Path(out_dir)
+    plan = SamplingPlan(n_images=n_images, n_classes=n_classes, shard_size=shard_size, seed=seed)
+    if not (out / MANIFEST).exists():
+        return False
+    return all(is_complete(out, plan, shard=shard, spec=spec) for shard in plan.shards)
 
 
 @worktime.working()
