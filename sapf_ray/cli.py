@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -203,6 +203,8 @@ def _show(
         console.print(table())
 
 
+INTERRUPTED = 130  # exit code, as shells have it
+
 _COMMANDS = {
     "run": _run,
     "plan": _plan,
@@ -239,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(
             f"\nsapf: interrupted; nothing is lost. The same command continues: {command_line}\n"
         )
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -253,5 +255,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def entry() -> NoReturn:
+    """The ``sapf`` command: :func:`main`, as a process of its own."""
+    code = main()
+    if code == INTERRUPTED:
+        # A thread of an interrupted stage may still be inside Ray's native code, which crashes where
+        # Python tears Ray down under it. What Ray started here ends with this process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()
