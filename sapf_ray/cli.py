@@ -259,8 +259,8 @@ def entry() -> NoReturn:
     """The ``sapf`` command: :func:`main`, as a process of its own."""
     code = main()
     if code == INTERRUPTED:
-        # A thread of an interrupted stage may still be inside Ray's native code, which crashes where
-        # Python tears Ray down under it. What Ray started here ends with this process.
+        # A thread of an interrupted stage may still be inside Ray's native code, which can crash
+        # while Python tears Ray down. What Ray started here ends with this process.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
