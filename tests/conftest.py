@@ -14,10 +14,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.tiny import save_tiny_pipeline
+from tests.whole_run import ONE_CORE, command, finish
 
 # Tensors here are tiny: a second thread costs more in waiting than it brings, much more on a busy
 # machine.
@@ -32,13 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under ``-n 2 --dist loadgroup``: one process has all that shares the session's Ray.
 
     So there is one such Ray, whose workers stay warm. A file's tests stay together, for they share
-    what its fixtures made. ``test_pipeline`` takes as long as all others that make whole runs, so
-    the other process has it, with a Ray of its own.
+    what its fixtures made. What interrupts whole runs takes as long as all others on Ray, so the
+    other process has it, with a Ray of its own.
     """
     on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
-        first = item.path in on_ray or item.path.stem in ("test_changed_model", "test_wheel")
-        group = "ray" if first and item.path.stem != "test_pipeline" else item.path.stem
+        group = item.path.stem
+        if group in ("test_pipeline", "test_interrupted"):
+            group = "whole_runs"
+        elif item.path in on_ray or group == "test_wheel":
+            group = "ray"
         item.add_marker(pytest.mark.xdist_group(group))
 
 
@@ -68,3 +74,25 @@ def ray_cluster() -> Iterator[None]:
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a diffusers pipeline with random weights: 8x8 images, 4x4x4 latents."""
     return save_tiny_pipeline(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of PNGs, 20x28 pixels: another size than the model's."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(("dark_cell", "bright_cell")):
+        (root / name).mkdir()
+        for i in range(40):
+            pixels = generator.integers(0, 100, (28, 20, 3)) + 150 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def plain_run(
+    folder: Path, tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A whole run with evaluation and tracking: its directory, and what it printed."""
+    out = tmp_path_factory.mktemp("plain") / "run"
+    return out, finish(command(folder, tiny_pipeline, out, *ONE_CORE))

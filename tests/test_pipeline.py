@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-from PIL import Image
 
-from sapf_ray.cli import main
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.errors import BudgetError, RunDirectoryError
 from sapf_ray.evaluation.metrics import known_scores
@@ -27,111 +17,7 @@ from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.synthesis.writer import read_synthetic
 from tests.commands import call
-
-STEPS = 12
-BARE = ("--evaluation.enabled=false", "--tracking.enabled=false")
-# of what is started in a process of its own: a second worker costs its imports
-ONE_CORE = ("--cluster.num_cpus=1",)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Two classes of PNGs, 20x28 pixels: another size than the model's."""
-    root = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for label, name in enumerate(("dark_cell", "bright_cell")):
-        (root / name).mkdir()
-        for i in range(40):
-            pixels = generator.integers(0, 100, (28, 20, 3)) + 150 * label
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
-    return root
-
-
-def command(folder: Path, model: Path, out: Path, *extra: str) -> list[str]:
-    options = {
-        "data.source": "image_folder",
-        "data.path": folder,
-        "model.path": model,
-        "privacy.epsilon": 8,
-        "privacy.accountant": "rdp",
-        "privacy.reproducible_seed": 5,
-        "saliency.shard_size": 20,
-        "finetune.batch_size": 16,
-        "finetune.steps": STEPS,
-        "finetune.checkpoint_every": 4,
-        "finetune.micro_batch_size": 8,
-        "finetune.cpus_per_worker": 1,
-        "synthesis.n_images": 60,
-        "synthesis.steps": 3,
-        "synthesis.shard_size": 10,
-        "synthesis.num_actors": 1,
-        "evaluation.epochs": 2,
-        "cluster.num_cpus": 2,
-        "out": out,
-    }
-    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "sapf_ray.cli", "run", *flags, *extra]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "160"} | {
-        "MLFLOW_TRACKING_URI": ""
-    }
-
-
-def finish(words: list[str]) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def kill_when(words: list[str], reached: Callable[[], bool]) -> None:
-    """Starts the command and SIGKILLs it as soon as ``reached``, with all of its processes: an
-    orphaned worker would train on until Ray misses its driver.
-    """
-    process = subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
-    )
-    deadline = time.monotonic() + 240
-    while not reached():
-        assert process.poll() is None, (
-            f"ended before it could be killed: {process.stderr.read()[-2000:]}"
-        )
-        assert time.monotonic() < deadline, "never got there"
-        time.sleep(0.02)
-    parent = psutil.Process(process.pid)
-    for victim in [*parent.children(recursive=True), parent]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victim.kill()
-    process.wait()
-
-
-def log_of(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "run.log.jsonl").read_text().splitlines()]
-
-
-def releases(ledger: Path) -> list[str]:
-    if not ledger.exists():
-        return []
-    return [
-        json.loads(line).get("release", "")
-        for line in ledger.read_text().splitlines(keepends=True)
-        if line.endswith("\n")
-    ]
-
-
-@pytest.fixture(scope="module")
-def plain_run(folder, tiny_pipeline, tmp_path_factory) -> tuple[Path, str]:
-    out = tmp_path_factory.mktemp("plain") / "run"
-    return out, finish(command(folder, tiny_pipeline, out))
-
-
-@pytest.fixture(scope="module")
-def bare_run(folder, tiny_pipeline, tmp_path_factory, ray_cluster) -> Path:
-    """A whole run without evaluation and tracking, in this process and its warm workers."""
-    out = tmp_path_factory.mktemp("bare") / "run"
-    assert main(command(folder, tiny_pipeline, out, *BARE)[3:]) == 0
-    return out
+from tests.whole_run import BARE, STEPS, command, log_of, releases
 
 
 def test_run_leaves_every_artifact_and_says_where(plain_run):
@@ -245,97 +131,6 @@ def test_same_command_again_does_nothing_and_other_config_is_refused(
     code, _, said = call(capsys, *words[3:], "--saliency.ratio", "0.5")
     assert code == 2 and "saliency.ratio = 0.3, requested is 0.5" in said
     assert said.count("\n") == 1
-
-
-def test_killed_in_every_stage_it_continues_and_never_understates(
-    bare_run, folder, tiny_pipeline, tmp_path
-):
-    """The run that was killed four times spends what was planned and makes the very images of the
-    one that was not.
-    """
-    whole = bare_run
-    out = tmp_path / "run"
-    ledger = out / "ledger.jsonl"
-    words = command(folder, tiny_pipeline, out, *BARE, *ONE_CORE)
-    kill_when(words, lambda: (out / "private" / "latents").exists())
-    kill_when(words, lambda: "selection" in releases(ledger))
-    kill_when(words, lambda: "finetune/step/4" in releases(ledger))
-    kill_when(words, lambda: len(list((out / "synthetic").glob("*.parquet"))) > 0)
-    finish(words)
-    events = log_of(out)  # whole lines, though the driver was killed four times
-    starts = [line["event"] for line in events if line["event"].startswith("run_")]
-    assert starts == ["run_started", *["run_resumed"] * 4, "run_ended"]
-    assert len({line["run"] for line in events}) == 1
-    (step,) = [
-        line["step"]
-        for line in events
-        if line["event"] == "stage_resumed" and line["stage"] == "finetune"
-    ]
-    assert step % 4 == 0 and step > 0
-    opened = Ledger.open(ledger)
-    assert opened.epsilon_spent() == pytest.approx(
-        Ledger.open(whole / "ledger.jsonl").epsilon_spent()
-    )
-    paid = [e.release for e in opened.events() if not e.replay]
-    assert sorted(paid) == sorted(releases(whole / "ledger.jsonl")[1:])
-    selections = [json.loads((run / "selection.json").read_text()) for run in (out, whole)]
-    for selection in selections:
-        del selection["event"][
-            "replay"
-        ]  # it was one where the kill came between the ledger's line and this file
-    assert selections[0] == selections[1]
-    for killed, alone in zip(
-        read_synthetic(out / "synthetic"), read_synthetic(whole / "synthetic"), strict=True
-    ):
-        assert np.array_equal(killed, alone)
-
-
-def test_ctrl_c_in_training_says_how_to_continue(folder, tiny_pipeline, tmp_path):
-    """Ray Train takes SIGINT for itself and exits with 0 unless kept off the main thread."""
-    out = tmp_path / "run"
-    words = command(
-        folder,
-        tiny_pipeline,
-        out,
-        "--finetune.steps",
-        "5000",
-        "--saliency.ratio=1",
-        *BARE,
-        *ONE_CORE,
-    )
-    process = subprocess.Popen(
-        words,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        # a suite started in the background hands down an ignored SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 240
-    while "finetune/step/1" not in releases(out / "ledger.jsonl"):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=240)  # only against a hang
-    assert process.returncode == 130
-    assert "The same command continues: sapf run" in said and "Traceback" not in said
-
-
-def test_two_workers_give_the_same_adapter_to_the_last_bit(
-    bare_run, folder, tiny_pipeline, tmp_path, capsys
-):
-    from safetensors.numpy import load_file
-
-    whole = bare_run
-    out = tmp_path / "run"
-    words = command(folder, tiny_pipeline, out, *BARE, "--finetune.num_workers", "2")
-    assert call(capsys, *words[3:])[0] == 0
-    name = "adapter/pytorch_lora_weights.safetensors"
-    one, two = load_file(whole / name), load_file(out / name)
-    assert one.keys() == two.keys()
-    assert all(np.array_equal(one[name], two[name]) for name in one)
-    assert "accuracy" not in json.loads((out / "metrics.json").read_text())
 
 
 def test_tracking_server_down_is_told_before_anything_is_spent(

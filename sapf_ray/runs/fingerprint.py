@@ -8,6 +8,7 @@ fingerprint, and a run in which any part of it differs has other noise and other
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -24,7 +25,8 @@ def run_fingerprint(
     """The public parts that a run's key is bound to, as JSON.
 
     Args:
-        config: The whole experiment; what only says where and how it runs is left out.
+        config: The whole experiment; what only says where and how it runs is left out, and so is
+            what follows from the releases: the same releases serve any sampling and evaluation.
         plan: The privacy plan.
         data: Fingerprint of the sensitive images.
         weights: Hash over the content of the public model's files.
@@ -32,11 +34,19 @@ def run_fingerprint(
     return {
         "data": data,
         "plan": plan.to_dict(),
-        "config": config_hash(config),
+        "config": config_hash(config, *_releasing_sections(plan)),
         "weights": weights,
         "dtype": config.model.dtype,
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _releasing_sections(plan: PrivacyPlan) -> list[str]:
+    """Sections of the config that what is summed depends on."""
+    after = {"evaluation", "tracking"}
+    if plan.evolution is None:
+        after.add("synthesis")
+    return [section.name for section in fields(RunConfig) if section.name not in after]
 
 
 def _version(package: str) -> str:
