@@ -50,6 +50,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
         key: Config key that takes a name of the table, for error messages.
         rows: Built-in rows, or strings "module:attribute" of where they are.
         folder: Dotted name of a package inside ``sapf_ray`` whose every file is a row.
+        refused: Names that users look for and that cannot be rows → why, for error messages.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class Registry(Mapping[str, Row], Generic[Row]):
         rows: Mapping[str, Row | str] | None = None,
         *,
         folder: str | None = None,
+        refused: Mapping[str, str] | None = None,
     ) -> None:
         self.key = key
+        self.refused = dict(refused or {})
         self._rows: dict[str, Row | str] = dict(rows or {})
         for name in _files(folder) if folder else ():
             self._rows[name] = f"{folder}.{name}:"
@@ -131,6 +134,11 @@ TABLES: dict[str, str] = {
 def names(key: str) -> tuple[str, ...]:
     """Names that a config key takes, those of loaded plugins included."""
     return tuple(_table(key))
+
+
+def refusal(key: str, name: str) -> str:
+    """Why a config key does not take a name that users look for; empty where nothing is known."""
+    return getattr(_table(key), "refused", {}).get(name, "")
 
 
 def row(key: str, name: str) -> Any:

@@ -17,23 +17,23 @@ class DataConfig:
     """The sensitive images.
 
     Args:
-        source: digits (scikit-learn, embedded), stand_in (public twin of digits), cifar10,
-            octmnist, celeba, camelyon (the published files), image_folder (one sub-folder per
-            class) or parquet (as Hugging Face datasets writes it).
+        source: digits (scikit-learn, embedded), stand_in (public twin of digits), a published set
+            as its publisher's files hold it (cifar10, mnist, octmnist, celeba, …), or images of
+            your own: image_folder (one sub-folder per class), parquet, arrow, webdataset or npz.
         path: Directory or file of the source, see ``sapf datasets``; not used by digits and
             stand_in.
         n_records: N, number of training records, for planning without data; a run takes N from the
             data.
-        prompt_template: Prompt for sources without prompts of their own (image_folder, parquet);
-            {name} is the class name.
-        test_fraction: Share held out as test set by image_folder and parquet where no split is
-            given.
-        class_names: Names of all classes of image_folder and parquet, in the order of their labels;
-            a class may then be without images, and images of other classes are left out.
-        on_error: stop at images that cannot be read, or skip them (image_folder only): they then
-            contribute nothing, N stays the listed number, and the card states how many they are.
+        prompt_template: Prompt for images of your own; {name} is the class name.
+        test_fraction: Share held out as test set where no split is given (images of your own,
+            eurosat).
+        class_names: Names of all classes of images of your own, in the order of their labels; a
+            class may then be without images, and images of other classes are left out.
+        on_error: stop at images that cannot be read, or skip them, where a source keeps each image
+            by itself: they then contribute nothing, N stays the listed number, and the card states
+            how many they are.
         pixel_range: Values shown black and white, two numbers (0,4095 for 12 bits), for images of
-            more than 8 bits a channel in image_folder and parquet; must be public knowledge.
+            your own of more than 8 bits a channel; must be public knowledge.
     """
 
     source: Annotated[str, NameIn("data.source")] = "digits"

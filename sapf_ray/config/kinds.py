@@ -43,6 +43,10 @@ class NameIn:
         """Names that are allowed now, those of loaded plugins included."""
         return registry.names(self.key)
 
+    def refusal(self, name: str) -> str:
+        """Why a name that users look for is not among them."""
+        return registry.refusal(self.key, name)
+
     def __get_pydantic_core_schema__(
         self, source: Any, handler: Callable[[Any], core_schema.CoreSchema]
     ) -> core_schema.CoreSchema:
@@ -75,6 +79,7 @@ class Kind:
         interval: Range of a number.
         choices: Allowed words of a str, requested anew each time, for tables are open; None where
             any text is allowed.
+        refusal: Why a certain word is not among them; empty where there is no more to say.
         optional: Whether null is allowed.
         many: Whether the field takes a list of such values.
     """
@@ -82,13 +87,15 @@ class Kind:
     base: type
     interval: Interval = dataclasses.field(default_factory=Interval)
     choices: Callable[[], tuple[str, ...]] | None = None
+    refusal: Callable[[str], str] | None = None
     optional: bool = False
     many: bool = False
 
     def must_be(self, value: Any = None) -> str:
         """What is allowed, as the last part of an error about ``value``."""
         if self.choices is not None:
-            return "must be one of " + ", ".join(self.choices())
+            why = self.refusal(value) if self.refusal and isinstance(value, str) else ""
+            return why or "must be one of " + ", ".join(self.choices())
         if self.base is bool:
             return "must be true or false"
         if self.base is int:
@@ -148,7 +155,7 @@ def kind_of(annotation: Any) -> Kind:
             if isinstance(mark, Interval):
                 kind = dataclasses.replace(kind, interval=mark)
             if isinstance(mark, NameIn):
-                kind = dataclasses.replace(kind, choices=mark.names)
+                kind = dataclasses.replace(kind, choices=mark.names, refusal=mark.refusal)
         return kind
     if origin is tuple:
         return dataclasses.replace(kind_of(arguments[0]), many=True)

@@ -22,7 +22,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from sapf_ray.config import DataConfig
+from sapf_ray.data.catalog import DATA_SETS, SHARED_READERS
 from sapf_ray.data.findings import Findings, Split
+from sapf_ray.data.known_set import OPTIONAL
+from sapf_ray.data.medmnist_sets import NOT_OFFERED
+from sapf_ray.errors import ConfigError
 from sapf_ray.registry import Registry
 
 if TYPE_CHECKING:
@@ -43,8 +47,10 @@ class ImageSource(ABC):
         prompts: One prompt per class, in the same order.
         n_train: Training records, the N of the privacy analysis.
         n_test: Test records.
+        can_skip: Whether a record that cannot be read can be left out (``data.on_error``).
     """
 
+    can_skip = False
     name: str
     class_names: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -104,7 +110,7 @@ class ImageSource(ABC):
         return Findings(faults={})
 
     def notes(self) -> tuple[str, ...]:
-        """What listing left out, one line each; for the terminal only, as it tells of the data."""
+        """What listing left out, one line each, with numbers; names no file."""
         return ()
 
     def read_whole(self, split: Split, *, resolution: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +124,7 @@ class ImageSource(ABC):
 
 
 SOURCES: Registry[Callable[[DataConfig], ImageSource]] = Registry(
-    "data.source", folder="sapf_ray.data.sources"
+    "data.source", SHARED_READERS, folder="sapf_ray.data.sources", refused=NOT_OFFERED
 )
 """Source name → constructor. A new source is one file that adds itself with :func:`register`."""
 
@@ -144,7 +150,33 @@ def open_source(config: DataConfig) -> ImageSource:
         ConfigError: Unknown source, or an option the source needs is missing.
         DataError: The source's files are missing or not laid out as expected.
     """
-    return SOURCES[config.source](config)
+    constructor = SOURCES[config.source]
+    _check_options(config)
+    source = constructor(config)
+    if config.on_error == "skip" and not source.can_skip:
+        raise ConfigError("data.on_error", "skip", f"must be stop for {config.source}")
+    return source
+
+
+def _check_options(config: DataConfig) -> None:
+    """Refuses what a known source would not heed, before anything is read."""
+    row = DATA_SETS.get(config.source)
+    if row is None:
+        return
+    for key, nothing in OPTIONAL.items():
+        value = getattr(config, key)
+        if value == nothing or key in row.options:
+            continue
+        allowed = f"is not for data.source = {row.name}; {_WHY[key]}"
+        shown = list(value) if isinstance(value, tuple) else value
+        raise ConfigError(f"data.{key}", shown, allowed)
+
+
+_WHY = {
+    "class_names": "its classes are known, leave it out",
+    "on_error": "its images lie in one array, which is whole or not: must be stop",
+    "pixel_range": "its pixels have 8 bits, leave it out",
+}
 
 
 def check_indices(

@@ -12,74 +12,65 @@ images are used nowhere, neither in training nor in evaluation.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-
-@dataclass(frozen=True, kw_only=True)
-class KnownSet:
-    """One row; every field is public.
-
-    Attributes:
-        name: Value of ``data.source``.
-        title: Name in prose.
-        url: Official page where the set is obtained; empty where nothing has to be obtained.
-        path: What ``data.path`` must point to; empty where it is not used.
-        licence: Terms of use as the publisher states them; they bind the user, not this program.
-        class_names: One per label; empty where the user's own files decide.
-        prompts: One per label, in the same order.
-        n_train: Number of published training images, None where the user's own files decide;
-            likewise the next three.
-        n_val: Number of validation images, which stay unused.
-        n_test: Number of test images.
-        resolution: Side in pixels at which the paper uses the set.
-        notes: How the records are split, and what else is worth knowing.
-    """
-
-    name: str
-    title: str
-    url: str = ""
-    path: str = ""
-    licence: str = ""
-    class_names: tuple[str, ...] = ()
-    prompts: tuple[str, ...] = ()
-    n_train: int | None = None
-    n_val: int | None = None
-    n_test: int | None = None
-    resolution: int | None = None
-    notes: str = ""
-
-    @property
-    def obtain(self) -> str:
-        """Half a sentence for error messages."""
-        return f"{self.title} is obtained from {self.url}"
-
-    @property
-    def obtain_hint(self) -> str:
-        """The end of an error message; empty where nothing has to be obtained."""
-        return f"; {self.obtain}" if self.url else ""
-
+from sapf_ray.data.class_lists import (
+    CIFAR10,
+    CIFAR100,
+    CIFAR100_COARSE,
+    DIGITS,
+    EUROSAT,
+    FASHION_MNIST,
+)
+from sapf_ray.data.known_set import OWN, KnownSet, article
+from sapf_ray.data.medmnist_sets import MEDMNIST
 
 DIGITS_TRAIN = 1_297
 DIGITS_TEST = 500
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_CIFAR10 = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
+_DIGIT_PROMPTS = tuple(f"An image of the digit {name}" for name in DIGITS)
+
+
+def _prompts(names: tuple[str, ...], template: str = "An image of {name}") -> tuple[str, ...]:
+    """One prompt per class: the name in words, with its article."""
+    words = [article(name.replace("_", " ")) for name in names]
+    return tuple(template.replace("{name}", word) for word in words)
+
+
+def _in_words(names: tuple[str, ...], template: str = "An image of {name}") -> tuple[str, ...]:
+    """One prompt per class: the name in words."""
+    return tuple(template.replace("{name}", name.replace("_", " ")) for name in names)
+
+
+_FASHION_PROMPTS = _in_words(
+    (
+        "a t-shirt",
+        "trousers",
+        "a pullover",
+        "a dress",
+        "a coat",
+        "a sandal",
+        "a shirt",
+        "a sneaker",
+        "a bag",
+        "an ankle boot",
+    )
 )
-_DIGIT_PROMPTS = tuple(f"An image of the digit {name}" for name in _DIGITS)
-_CIFAR10_PROMPTS = tuple(
-    f"An image of an {name}" if name[0] in "aeiou" else f"An image of a {name}" for name in _CIFAR10
+_EUROSAT_PROMPTS = _in_words(
+    (
+        "annual crop land",
+        "forest",
+        "herbaceous vegetation",
+        "highway",
+        "industrial buildings",
+        "pasture",
+        "permanent crop land",
+        "residential buildings",
+        "river",
+        "sea or lake",
+    ),
+    "A satellite image of {name}",
 )
-_OCT = "An optical coherence tomography (OCT) image for retinal disease"
 
 DATA_SETS: dict[str, KnownSet] = {
     row.name: row
@@ -89,7 +80,7 @@ DATA_SETS: dict[str, KnownSet] = {
             title="scikit-learn digits",
             url="https://doi.org/10.24432/C50P49",
             licence="CC BY 4.0 (UCI, Alpaydin and Kaynak)",
-            class_names=_DIGITS,
+            class_names=DIGITS,
             prompts=_DIGIT_PROMPTS,
             n_train=DIGITS_TRAIN,
             n_val=0,
@@ -101,7 +92,7 @@ DATA_SETS: dict[str, KnownSet] = {
             name="stand_in",
             title="Rendered digits",
             licence="public: drawn from fonts",
-            class_names=_DIGITS,
+            class_names=DIGITS,
             prompts=_DIGIT_PROMPTS,
             n_train=DIGITS_TRAIN,
             n_val=0,
@@ -115,8 +106,8 @@ DATA_SETS: dict[str, KnownSet] = {
             url="https://www.cs.toronto.edu/~kriz/cifar.html",
             path="cifar-10-batches-py/ or the folder above it",
             licence="none stated; cite Krizhevsky 2009",
-            class_names=_CIFAR10,
-            prompts=_CIFAR10_PROMPTS,
+            class_names=CIFAR10,
+            prompts=_prompts(CIFAR10),
             n_train=45_000,
             n_val=5_000,
             n_test=10_000,
@@ -124,23 +115,75 @@ DATA_SETS: dict[str, KnownSet] = {
             notes="Train: the first 45,000 of the 50,000 in published order.",
         ),
         KnownSet(
-            name="octmnist",
-            title="OCTMNIST (MedMNIST+)",
-            url="https://zenodo.org/records/10519652",
-            path="octmnist_128.npz (also _224, _64 and octmnist.npz) or its folder",
-            licence="CC BY 4.0",
-            class_names=(
-                "choroidal neovascularization",
-                "diabetic macular edema",
-                "drusen",
-                "normal",
-            ),
-            prompts=tuple(f"{_OCT} {i}" for i in range(1, 5)),
-            n_train=97_477,
-            n_val=10_832,
-            n_test=1_000,
-            resolution=128,
+            name="cifar100",
+            title="CIFAR-100",
+            url="https://www.cs.toronto.edu/~kriz/cifar.html",
+            path="cifar-100-python/ or the folder above it",
+            licence="none stated; cite Krizhevsky 2009",
+            class_names=CIFAR100,
+            prompts=_prompts(CIFAR100),
+            n_train=50_000,
+            n_val=0,
+            n_test=10_000,
+            resolution=32,
+            notes="Published split, fine labels.",
+        ),
+        KnownSet(
+            name="cifar100_coarse",
+            title="CIFAR-100, coarse labels",
+            url="https://www.cs.toronto.edu/~kriz/cifar.html",
+            path="cifar-100-python/ or the folder above it",
+            licence="none stated; cite Krizhevsky 2009",
+            class_names=CIFAR100_COARSE,
+            prompts=_in_words(CIFAR100_COARSE),
+            n_train=50_000,
+            n_val=0,
+            n_test=10_000,
+            resolution=32,
+            notes="Published split, the 20 superclasses.",
+        ),
+        KnownSet(
+            name="mnist",
+            title="MNIST",
+            url="http://yann.lecun.com/exdb/mnist",
+            path="folder of train-images-idx3-ubyte, train-labels-idx1-ubyte and the two of t10k, "
+            "packed (.gz) or not, or the folder above MNIST/raw",
+            licence="CC BY-SA 3.0",
+            class_names=DIGITS,
+            prompts=_DIGIT_PROMPTS,
+            n_train=60_000,
+            n_val=0,
+            n_test=10_000,
+            resolution=28,
             notes="Published split.",
+        ),
+        KnownSet(
+            name="fashion_mnist",
+            title="Fashion-MNIST",
+            url="https://github.com/zalandoresearch/fashion-mnist",
+            path="as for mnist, or the folder above FashionMNIST/raw",
+            licence="MIT",
+            class_names=FASHION_MNIST,
+            prompts=_FASHION_PROMPTS,
+            n_train=60_000,
+            n_val=0,
+            n_test=10_000,
+            resolution=28,
+            notes="Published split.",
+        ),
+        *MEDMNIST.values(),
+        KnownSet(
+            name="eurosat",
+            title="EuroSAT (RGB)",
+            url="https://zenodo.org/records/7711810",
+            path="EuroSAT_RGB/ (or 2750/), the folder above it, or EuroSAT_RGB.zip",
+            licence="MIT",
+            class_names=EUROSAT,
+            prompts=_EUROSAT_PROMPTS,
+            n_val=0,
+            resolution=64,
+            notes="27,000 images; no published split: by a hash of class and file name.",
+            options=("on_error", "test_fraction"),
         ),
         KnownSet(
             name="celeba",
@@ -157,6 +200,7 @@ DATA_SETS: dict[str, KnownSet] = {
             resolution=256,
             notes="Published partition; label: attribute Male. Several images show one person: "
             "the guarantee is per image.",
+            options=("on_error",),
         ),
         KnownSet(
             name="camelyon",
@@ -173,23 +217,60 @@ DATA_SETS: dict[str, KnownSet] = {
             notes="WILDS official split: train hospitals 0, 3, 4; val hospital 1; test "
             "hospital 2; its 33,560 in-distribution validation images stay unused. Many images "
             "show one patient: the guarantee is per image.",
+            options=("on_error",),
         ),
         KnownSet(
             name="image_folder",
             title="Your own image folder",
             path="folder with one sub-folder per class",
             notes="train/ and test/ where given, else split by a hash of the file's path.",
+            options=OWN,
         ),
         KnownSet(
             name="parquet",
             title="Your own Parquet files",
             path="folder of train-*.parquet and test-*.parquet",
+            options=OWN,
             notes="As Hugging Face datasets and `sapf run` write them; without test files, "
             "split by a hash of the image's path.",
+        ),
+        KnownSet(
+            name="webdataset",
+            title="Your own WebDataset shards",
+            path="folder of train-*.tar and test-*.tar, or a pattern such as shards/*-train-*.tar",
+            notes="A sample is 0001.jpg with 0001.cls, .json (label) or .txt; classnames.txt names "
+            "the numbers. Without test shards, split by a hash of the key.",
+            options=OWN,
+        ),
+        KnownSet(
+            name="arrow",
+            title="Your own Hugging Face data set on disk",
+            path="folder that save_to_disk wrote: dataset_dict.json with train/ and test/, or "
+            "state.json, dataset_info.json and data-*.arrow",
+            notes="Read through pyarrow, memory-mapped. Without a test or validation set, split by "
+            "a hash of the images' paths.",
+            options=OWN,
+        ),
+        KnownSet(
+            name="npz",
+            title="Your own .npz file",
+            path=".npz file with train_images, train_labels, test_images, test_labels (or x_train, "
+            "y_train, …; or images, labels, ids), or folder of train.npz and test.npz",
+            notes="uint8, or other numbers with data.pixel_range; an array class_names names "
+            "integer labels. With ids, split by their hash. Nothing is unpickled.",
+            options=tuple(key for key in OWN if key != "on_error"),
         ),
     )
 }
 """Source name → row, in the order in which a listing shows them."""
+
+_SHARED = {
+    "sapf_ray.data.sources._cifar": ("cifar10", "cifar100", "cifar100_coarse"),
+    "sapf_ray.data.sources._idx": ("mnist", "fashion_mnist"),
+    "sapf_ray.data.sources._medmnist": tuple(MEDMNIST),
+}
+SHARED_READERS = {name: f"{module}:" for module, names in _SHARED.items() for name in names}
+"""Source name → module that enters it, where several sets are read alike."""
 
 
 def datasets_json() -> list[dict[str, Any]]:

@@ -21,7 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sapf_ray.data.dicom import dicom_image, is_dicom
 from sapf_ray.data.formats import readable_formats
+from sapf_ray.data.pixels import PixelRange, grey_levels
 from sapf_ray.data.walking import shown
 from sapf_ray.errors import DataError, reason
 
@@ -29,8 +31,6 @@ from sapf_ray.errors import DataError, reason
 # are opened, since threads share the filters.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-PixelRange = tuple[float, ...]  # the values that are shown black and white
 
 FULL_16_BITS: PixelRange = (0.0, 65535.0)
 
@@ -57,6 +57,11 @@ def decode(
     Raises:
         DataError: Not an image, truncated or gone, or its pixels need a range; names it.
     """
+    if is_dicom(file):
+        shown_name = name or shown(str(file))
+        return _square(
+            dicom_image(file, shown_name, pixel_range=pixel_range).convert("RGB"), resolution
+        )
     with opened(file, name=name) as image:
         return _square(to_rgb(image, pixel_range), resolution)
 
@@ -104,19 +109,6 @@ def decode_pixels(pixels: np.ndarray, resolution: int) -> np.ndarray:
     """Pixels uint8 (H, W) or (H, W, 3) as uint8 (R, R, 3)."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return _square(image.convert("RGB"), resolution)
-
-
-def grey_levels(values: np.ndarray, pixel_range: PixelRange) -> np.ndarray:
-    """Values of any type as uint8 of the same shape: the range's ends become 0 and 255.
-
-    Raises:
-        ValueError: A value is NaN.
-    """
-    low, high = pixel_range
-    share = (values.astype(np.float64) - low) / (high - low)
-    if np.isnan(share).any():
-        raise ValueError("has pixels that are no number (NaN)")
-    return (share.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _square(image: Image.Image, resolution: int) -> np.ndarray:

@@ -27,10 +27,14 @@ class Findings:
     Attributes:
         faults: Per split, one line for each record that cannot be read.
         duplicates: Number of files whose content another one has, too.
+        several_frames: Number of files with several frames, of which the first is read.
+        named: Further lines that name files.
     """
 
     faults: Mapping[Split, tuple[str, ...]]
     duplicates: int = 0
+    several_frames: int = 0
+    named: tuple[str, ...] = ()
 
     @property
     def n_faults(self) -> int:
@@ -62,7 +66,9 @@ class Findings:
                 f"{self.duplicates:,} files repeat another one; who is in the set k times is "
                 "protected at k times ε"
             )
-        return lines
+        if self.several_frames:
+            lines.append(f"{self.several_frames:,} files have several frames; the first is read")
+        return lines + list(self.named)
 
 
 def count_duplicates(paths: Iterable[Path]) -> int:

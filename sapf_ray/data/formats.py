@@ -12,6 +12,9 @@ from functools import lru_cache
 
 from PIL import Image, ImageFile
 
+DICOM_ENDINGS = frozenset({".dcm", ".dicom"})
+"""Endings of files that pydicom reads."""
+
 _NOT_READ = {
     "EPS": "would be drawn by Ghostscript, a program that the file then controls",
     "MPEG": "is identified by Pillow, but not decoded",
@@ -32,6 +35,12 @@ def readable_endings() -> frozenset[str]:
     formats = {*readable_formats(), "MPO"}  # which Pillow opens as JPEG
     endings = Image.registered_extensions().items()
     return frozenset(ending for ending, name in endings if name in formats)
+
+
+@lru_cache(maxsize=1)
+def image_endings() -> frozenset[str]:
+    """Endings of all files that are images."""
+    return readable_endings() | DICOM_ENDINGS
 
 
 def endings_text() -> str:

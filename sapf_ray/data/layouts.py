@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sapf_ray.config import DataConfig
+from sapf_ray.data.base import SPLITS
+from sapf_ray.data.classes import sorted_names
 from sapf_ray.data.file_lists import Row, find_lists, read_list
-from sapf_ray.data.files import SPLITS, split_of
+from sapf_ray.data.files import split_of
 from sapf_ray.data.formats import endings_text
 from sapf_ray.data.walking import LeftOut, as_text, folders, images, shown
 from sapf_ray.errors import DataError
 
-_ROLES = {
+ROLES = {  # what people call a split -> what it is
     "train": "train",
     "training": "train",
     "test": "test",
@@ -35,13 +37,15 @@ class Listing:
         class_names: One per label.
         paths: Per split, paths relative to the root.
         labels: Per split, labels in the same order.
-        notes: One line for each kind of thing that was left out.
+        notes: One line for each kind of thing that was left out; names no file.
+        named: Lines that name files.
     """
 
     class_names: tuple[str, ...]
     paths: dict[str, list[str]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     labels: dict[str, list[int]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     notes: list[str] = field(default_factory=list)
+    named: list[str] = field(default_factory=list)
 
     def add(
         self,
@@ -124,6 +128,7 @@ def _from_folders(root: Path, config: DataConfig) -> Listing:
     if unlisted:
         listing.notes.append(f"{unlisted:,} images lie in folders that data.class_names lacks")
     listing.notes.extend(left_out.notes())
+    listing.named.extend(left_out.named())
     return listing
 
 
@@ -154,7 +159,7 @@ def _parents(root: Path) -> _Parents:
 
 
 def _role(folder: Path) -> str | None:
-    return _ROLES.get(folder.name.casefold())
+    return ROLES.get(folder.name.casefold())
 
 
 def _classes(parent: Path) -> dict[str, list[Path]]:
@@ -193,7 +198,7 @@ def _check_same_classes(root: Path, *, train: set[str], test: set[str]) -> None:
 def _from_rows(root: Path, rows: list[Row], *, config: DataConfig) -> Listing:
     """Records of a list; its rows are the records, whatever lies in the folder beside them."""
     home = root if root.is_dir() else root.parent
-    classes = config.class_names or _sorted_labels({row.label for row in rows})
+    classes = config.class_names or sorted_names({row.label for row in rows})
     if len(classes) < 2:
         raise DataError(f"{shown(rows[0].where)}: only one class ({classes[0]}); two are needed")
     numbers = {as_text(name): label for label, name in enumerate(classes)}
@@ -241,11 +246,4 @@ def _row_role(row: Row, home: Path) -> str | None:
     """What the row, or the folder of its list or file, says of the split."""
     inside = row.file.is_relative_to(home)
     folder = row.file.relative_to(home).parts[0] if inside else ""
-    return _ROLES.get((row.split or folder).casefold())
-
-
-def _sorted_labels(labels: set[str]) -> tuple[str, ...]:
-    """Numbers by value, words by alphabet."""
-    if all(label.isdecimal() for label in labels):
-        return tuple(sorted(labels, key=int))
-    return tuple(sorted(labels))
+    return ROLES.get((row.split or folder).casefold())

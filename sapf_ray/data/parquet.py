@@ -5,44 +5,27 @@ What they must look like, :mod:`sapf_ray.data.sources.parquet` says.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sapf_ray.data.base import Split
+from sapf_ray.data.base import SPLITS, Split
 from sapf_ray.data.catalog import DATA_SETS
-from sapf_ray.data.decoding import PixelRange, decode
-from sapf_ray.data.files import SPLITS, Stamp, split_of
+from sapf_ray.data.columns import Columns, features_of, find_columns, hashed_records, image_bytes
+from sapf_ray.data.decoding import decode
+from sapf_ray.data.files import Stamp
+from sapf_ray.data.pixels import PixelRange
+from sapf_ray.data.record_source import Decoded, attempt
 from sapf_ray.errors import DataError, reason
 
 _ROWS_AT_A_TIME = 64
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")
-_NAMES = {"Image": ("image", "img"), "ClassLabel": ("label",)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParquetColumns:
-    """What a file's metadata says of its columns.
-
-    Attributes:
-        image: Leaf column of the images' content.
-        path: Leaf column of the images' paths, None where there is none.
-        label: The label column.
-        class_names: Names of the classes; none where the metadata have none.
-    """
-
-    image: str
-    path: str | None
-    label: str
-    class_names: tuple[str, ...]
 
 
 def find_files(root: Path) -> dict[Split, tuple[Path, ...]]:
@@ -117,7 +100,7 @@ def group_rows(path: Path) -> np.ndarray:
     return np.array(counts, np.int64)
 
 
-def read_columns(path: Path) -> ParquetColumns:
+def read_columns(path: Path) -> Columns:
     """The columns of a file and its class names.
 
     Raises:
@@ -125,77 +108,7 @@ def read_columns(path: Path) -> ParquetColumns:
     """
     with _open(path) as file:
         schema = file.schema_arrow
-    features = _features(schema, path)
-    image = _column(path, schema, features=features, kind="Image")
-    label = _column(path, schema, features=features, kind="ClassLabel")
-    parts = _image_parts(path, schema.field(image))
-    label_type = schema.field(label).type
-    if not pa.types.is_integer(label_type):
-        raise DataError(f"{path}: column {label} must be integers, is {label_type}")
-    names = features.get(label, {}).get("names") or []
-    if not isinstance(names, list):
-        raise DataError(f"{path}: class names in the metadata must be a list")
-    return ParquetColumns(
-        image=f"{image}.bytes" if parts else image,
-        path=f"{image}.path" if "path" in parts else None,
-        label=label,
-        class_names=tuple(map(str, names)),
-    )
-
-
-def _image_parts(path: Path, field: pa.Field) -> list[str]:
-    """Names within the struct of an image column; none if it is binary."""
-    parts = []
-    content = field.type
-    if pa.types.is_struct(content):
-        parts = [content.field(i).name for i in range(content.num_fields)]
-    if "bytes" in parts:
-        content = content.field("bytes").type
-    if pa.types.is_binary(content) or pa.types.is_large_binary(content):
-        return parts
-    raise DataError(
-        f"{path}: column {field.name} must be binary, or a struct with the images' bytes, "
-        f"is {field.type}"
-    )
-
-
-def _features(schema: pa.Schema, path: Path) -> dict[str, Any]:
-    """Column name → feature, as ``datasets`` notes them."""
-    raw = (schema.metadata or {}).get(b"huggingface")
-    if raw is None:
-        return {}
-    try:
-        features = json.loads(raw)["info"]["features"]
-        return {name: row for name, row in features.items() if isinstance(row, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: metadata key huggingface is not as datasets writes it ({reason(error)})"
-        ) from error
-
-
-def _column(
-    path: Path,
-    schema: pa.Schema,
-    *,
-    features: dict[str, Any],
-    kind: str,
-) -> str:
-    """The column of a kind: marked as such in the metadata, or called as usual."""
-    marked = []
-    for name, feature in features.items():
-        if name in schema.names and feature.get("_type") == kind:
-            marked.append(name)
-    candidates = marked or schema.names
-    for name in _NAMES[kind]:
-        if name in candidates:
-            return name
-    if len(marked) == 1:
-        return marked[0]
-    expected = f"called {' or '.join(_NAMES[kind])}"
-    if marked:
-        expected = f"one of {', '.join(marked)} called {_NAMES[kind][0]}"
-    present = ", ".join(schema.names)
-    raise DataError(f"{path}: columns are {present}; expected a {kind} column {expected}")
+    return find_columns(schema, features_of(schema, path), where=path)
 
 
 def _read_column(path: Path, leaf: str) -> pa.ChunkedArray:
@@ -228,7 +141,7 @@ def read_labels(
 def hashed_rows(
     paths: tuple[Path, ...],
     *,
-    columns: ParquetColumns,
+    columns: Columns,
     test_fraction: float,
     _stamps: tuple[Stamp, ...],
 ) -> dict[Split, np.ndarray]:
@@ -238,13 +151,12 @@ def hashed_rows(
         for path in paths:
             column = _read_column(path, columns.path).combine_chunks()
             names += column.field("path").to_pylist()
-    if not names or None in names or len(set(names)) != len(names):
-        raise DataError(
-            f"{paths[0].parent}: no test files, and images have no path of their own to split "
-            "them by; expected files called test-*.parquet or a sub-folder test/"
-        )
-    splits = np.array([split_of(str(name), test_fraction) for name in names])
-    return {split: np.flatnonzero(splits == split) for split in SPLITS}
+    return hashed_records(
+        names,
+        test_fraction,
+        where=paths[0].parent,
+        expected="files called test-*.parquet or a sub-folder test/",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,9 +177,17 @@ class RowGroup:
     column: str
     pixel_range: PixelRange | None = None
 
-    def decode(self, rows: np.ndarray, resolution: int) -> Iterator[np.ndarray]:
+    def decode(self, rows: np.ndarray, resolution: int) -> Iterator[Decoded]:
         """Ascending rows of the group; errors count rows from the start of the file."""
         wanted = rows.tolist()
+        try:
+            for row, content in self._contents(wanted):
+                yield attempt(partial(self._image, content, row, resolution=resolution))
+        except DataError as error:  # the file is damaged here: so are all rows that follow
+            yield from [error] * len(wanted)
+
+    def _contents(self, wanted: list[int]) -> Iterator[tuple[int, bytes | None]]:
+        """Rows with the bytes of their images; what is given is taken off the list."""
         with _open(self.path) as file:
             batches = file.iter_batches(
                 _ROWS_AT_A_TIME,
@@ -280,7 +200,7 @@ class RowGroup:
                 stop = start + len(content)
                 while wanted and wanted[0] < stop:
                     row = wanted.pop(0)
-                    yield self._image(content[row - start].as_py(), row, resolution=resolution)
+                    yield row, content[row - start].as_py()
                 start = stop
 
     def _next(self, batches: Iterator[pa.RecordBatch]) -> pa.Array:
@@ -301,9 +221,6 @@ class RowGroup:
         resolution: int,
     ) -> np.ndarray:
         name = f"{self.path}, row {self.start + row}"
-        if content is None:
-            raise DataError(
-                f"{name}: no image bytes; the file names images that lie elsewhere, "
-                "embed them first"
-            )
-        return decode(content, resolution, name=name, pixel_range=self.pixel_range)
+        return decode(
+            image_bytes(content, name), resolution, name=name, pixel_range=self.pixel_range
+        )

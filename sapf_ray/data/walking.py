@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sapf_ray.data.formats import readable_endings
+from sapf_ray.data.formats import image_endings
 from sapf_ray.errors import DataError
 
 _JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "@recycle", "lost+found"}
@@ -36,9 +36,13 @@ class LeftOut:
             most = [f"{n:,} {ending}" for ending, n in self.endings.most_common(5)]
             more = ", …" if len(self.endings) > 5 else ""
             n = self.endings.total()
-            yield f"{n:,} files are no images that Pillow reads: {', '.join(most)}{more}"
+            yield f"{n:,} files are no images: {', '.join(most)}{more}"
         if self.dangling:
-            yield f"{len(self.dangling):,} links lead to nothing, such as {shown(self.dangling[0])}"
+            yield f"{len(self.dangling):,} links lead to nothing"
+
+    def named(self) -> list[str]:
+        """Lines that name files: for the terminal only."""
+        return [f"{shown(path)}: a link to nothing" for path in self.dangling[:5]]
 
 
 def shown(path: Path | str) -> str:
@@ -91,7 +95,7 @@ def _images(folder: Path, left_out: LeftOut, *, above: frozenset[Inode]) -> Iter
                 yield from _images(path, left_out, above=inside)
             continue
         dangling = entry.is_symlink() and not os.path.exists(path)
-        if path.suffix.lower() in readable_endings() and (dangling or path.is_file()):
+        if path.suffix.lower() in image_endings() and (dangling or path.is_file()):
             yield path
         elif dangling:
             left_out.dangling.append(path)

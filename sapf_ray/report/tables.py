@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from sapf_ray.data.catalog import DATA_SETS, KnownSet
+from sapf_ray.data.catalog import DATA_SETS
+from sapf_ray.data.known_set import KnownSet
 from sapf_ray.methods import METHODS
 from sapf_ray.models.catalog import PUBLIC_MODELS
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS

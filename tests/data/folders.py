@@ -340,7 +340,7 @@ FOLDER_CASES = (
         name="dangling folder",
         build=_dangling("more"),
         sizes=(24,),
-        note="links lead to nothing, such as",
+        note="links lead to nothing",
     ),
     FolderCase(name="Latin-1 names", build=_named(b"caf\xe9.png"), sizes=(25,)),
     FolderCase(

@@ -23,14 +23,14 @@ from sapf_ray.config import DataConfig
 from sapf_ray.data.base import SPLITS, Split, register
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.files import (
-    FileIndex,
-    ImageFiles,
     Stamp,
     check_labels,
     first_existing,
     required_path,
     stamp,
 )
+from sapf_ray.data.findings import Findings
+from sapf_ray.data.image_files import FileIndex, ImageFiles
 from sapf_ray.errors import DataError, reason
 
 VAL_CENTER = 1
@@ -58,6 +58,7 @@ class Camelyon(ImageFiles):
 
     def __init__(self, config: DataConfig) -> None:
         self.root = required_path(config, self.row)
+        self.skips = config.on_error == "skip"
         if (self.root / _FOLDER).is_dir():
             self.root = self.root / _FOLDER
         metadata = first_existing(self.root, ("metadata.csv",), row=self.row)
@@ -69,10 +70,10 @@ class Camelyon(ImageFiles):
         (metadata,) = self.lists
         return _index(metadata, stamp(metadata))
 
-    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
+    def inspect(self, splits: Sequence[Split] = SPLITS) -> Findings:
         (metadata,) = self.lists
         self.check_published_sizes(len(_metadata(metadata)), N_PUBLISHED)
-        super().verify(splits)
+        return super().inspect(splits)
 
 
 @lru_cache(maxsize=2)

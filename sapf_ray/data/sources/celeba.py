@@ -28,7 +28,9 @@ import pyarrow as pa
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import SPLITS, Split, register
 from sapf_ray.data.catalog import DATA_SETS
-from sapf_ray.data.files import FileIndex, ImageFiles, Stamp, first_existing, required_path, stamp
+from sapf_ray.data.files import Stamp, first_existing, required_path, stamp
+from sapf_ray.data.findings import Findings
+from sapf_ray.data.image_files import FileIndex, ImageFiles
 from sapf_ray.errors import DataError
 
 ATTRIBUTE = "Male"
@@ -56,6 +58,7 @@ class CelebA(ImageFiles):
 
     def __init__(self, config: DataConfig) -> None:
         self.root = required_path(config, self.row)
+        self.skips = config.on_error == "skip"
         if (self.root / "celeba").is_dir():
             self.root = self.root / "celeba"
         folder = first_existing(self.root, _IMAGES, row=self.row)
@@ -69,11 +72,11 @@ class CelebA(ImageFiles):
         stamps = tuple(stamp(path) for path in self.lists)
         return _index(self.folder, self.lists, _stamps=stamps)
 
-    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
+    def inspect(self, splits: Sequence[Split] = SPLITS) -> Findings:
         _, partition = self.lists
         names, _ = _table(partition, None)
         self.check_published_sizes(len(names), N_PUBLISHED)
-        super().verify(splits)
+        return super().inspect(splits)
 
     def _list(self, name: str, *, folder: str) -> Path:
         places = (f"{name}.txt", f"{folder}/{name}.txt", f"{name}.csv")

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,12 +30,16 @@ from typing import Any
 import numpy as np
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data.base import SKIPPED, SPLITS, ImageSource, Split, check_indices, register
-from sapf_ray.data.decoding import PixelRange, check_depth, decode, opened, to_rgb
+from sapf_ray.data.base import SPLITS, Split, register
+from sapf_ray.data.decoding import check_depth, decode, opened, to_rgb
+from sapf_ray.data.dicom import is_dicom, n_frames
 from sapf_ray.data.file_lists import LIST_ENDINGS
 from sapf_ray.data.files import prompts_of, stamp
 from sapf_ray.data.findings import Findings, count_duplicates
 from sapf_ray.data.layouts import list_records
+from sapf_ray.data.pixels import PixelRange
+from sapf_ray.data.record_source import Decoded, RecordSource, attempt
+from sapf_ray.data.walking import shown
 from sapf_ray.errors import ConfigError, DataError
 
 _JPEG_END = b"\xff\xd9"
@@ -43,7 +47,7 @@ _FILES_PER_TASK = 256
 
 
 @register("image_folder")
-class ImageFolder(ImageSource):
+class ImageFolder(RecordSource):
     """Your own images, of any size.
 
     They become RGB (transparent ones over white), are resized by their shorter side and
@@ -57,11 +61,12 @@ class ImageFolder(ImageSource):
     def __init__(self, config: DataConfig) -> None:
         self.root = _root(config)
         self._pixel_range = config.pixel_range
-        self._skips = config.on_error == "skip"
+        self.skips = config.on_error == "skip"
         listing = list_records(self.root, config)
         if self.root.is_file():
             self.root = self.root.parent
         self._notes = tuple(listing.notes)
+        self._named = tuple(listing.named)
         self.class_names = listing.class_names
         self._paths = listing.paths
         self._labels = {
@@ -87,28 +92,16 @@ class ImageFolder(ImageSource):
             unpacked[split] = names.split("\0")
         self.__dict__.update(state, _paths=unpacked)
 
-    def read(
+    def decoded(
         self,
         split: Split,
-        indices: np.ndarray,
+        rows: np.ndarray,
         *,
         resolution: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        paths = self._paths[split]
-        indices = check_indices(indices, len(paths), split=split)
-        images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
-        labels = self.labels(split)[indices]
-        for row, index in enumerate(indices):
-            try:
-                images[row] = decode(
-                    self.root / paths[index], resolution, pixel_range=self._pixel_range
-                )
-            except DataError:
-                if not self._skips:
-                    raise
-                images[row] = 0
-                labels[row] = SKIPPED
-        return images, labels
+    ) -> Iterator[Decoded]:
+        for row in rows:
+            path = self.root / self._paths[split][row]
+            yield attempt(partial(decode, path, resolution, pixel_range=self._pixel_range))
 
     def labels(self, split: Split) -> np.ndarray:
         return self._labels[split].astype(np.int64)
@@ -122,22 +115,19 @@ class ImageFolder(ImageSource):
                 digest.update(os.fsencode(line))
         if self._pixel_range is not None:
             digest.update(f"pixel_range\0{self._pixel_range}".encode())
-        if self._skips:
+        if self.skips:
             digest.update(b"on_error\0skip")
         return digest.hexdigest()
 
     def notes(self) -> tuple[str, ...]:
         return self._notes
 
-    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
-        """Checks headers and checksums; decodes only what its format gives no cheaper check for."""
-        found = self.inspect(splits)
-        if not self._skips:
-            found.stop()
-
     def inspect(self, splits: Sequence[Split] = SPLITS) -> Findings:
-        """All faults; decodes every image where they are skipped, so that all are counted."""
-        check = partial(_faults, pixel_range=self._pixel_range, whole=self._skips)
+        """All faults: by headers and checksums, decoding only what has no cheaper check.
+
+        Where they are skipped, every image is decoded, so that all are counted.
+        """
+        check = partial(_faults, pixel_range=self._pixel_range, whole=self.skips)
         faults: dict[Split, tuple[str, ...]] = {}
         read = []
         for split in splits:
@@ -149,7 +139,12 @@ class ImageFolder(ImageSource):
             if faults[split] and len(faults[split]) == len(paths):
                 raise DataError(f"{faults[split][0]}; and no other image of the {split} split can")
             read += paths
-        return Findings(faults=faults, duplicates=count_duplicates(read))
+        return Findings(
+            faults=faults,
+            duplicates=count_duplicates(read),
+            several_frames=sum(map(_has_frames, read)),
+            named=self._named,
+        )
 
 
 def _root(config: DataConfig) -> Path:
@@ -183,7 +178,7 @@ def _faults(paths: list[Path], *, pixel_range: PixelRange | None, whole: bool) -
 def _fault(path: Path, pixel_range: PixelRange | None, *, whole: bool) -> str | None:
     """What is wrong with an image file, or None."""
     try:
-        if whole:
+        if whole or is_dicom(path):
             decode(path, 8, pixel_range=pixel_range)
             return None
         with opened(path) as image:
@@ -195,6 +190,14 @@ def _fault(path: Path, pixel_range: PixelRange | None, *, whole: bool) -> str | 
     except DataError as error:
         return str(error)
     return None
+
+
+def _has_frames(path: Path) -> bool:
+    """Whether it is a DICOM file of several frames, of which the first is read."""
+    try:
+        return is_dicom(path) and n_frames(path, shown(str(path))) > 1
+    except DataError:
+        return False  # a fault, named as such
 
 
 def _ends_as_jpeg(path: Path) -> bool:

@@ -19,22 +19,16 @@ at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data.base import SPLITS, ImageSource, Split, check_indices, register
+from sapf_ray.data.base import SPLITS, Split, register
 from sapf_ray.data.catalog import DATA_SETS
-from sapf_ray.data.files import (
-    check_labels,
-    evenly_spread,
-    prompts_of,
-    required_path,
-    stamp,
-)
+from sapf_ray.data.columns import Columns
+from sapf_ray.data.files import evenly_spread, required_path, stamp
 from sapf_ray.data.parquet import (
-    ParquetColumns,
     RowGroup,
     find_files,
     group_rows,
@@ -42,6 +36,8 @@ from sapf_ray.data.parquet import (
     read_columns,
     read_labels,
 )
+from sapf_ray.data.record_source import Decoded, RecordSource
+from sapf_ray.data.table_source import TableLabels
 from sapf_ray.errors import DataError
 
 # ``verify`` decodes 32 rows of each of 32 row groups, both evenly spread.
@@ -50,7 +46,7 @@ VERIFY_ROWS = 32
 
 
 @register("parquet")
-class Parquet(ImageSource):
+class Parquet(TableLabels, RecordSource):
     """Images of any size in any format that Pillow reads, made square as an image folder's are.
 
     Raises:
@@ -63,6 +59,7 @@ class Parquet(ImageSource):
 
     def __init__(self, config: DataConfig) -> None:
         self.root = required_path(config, self.row)
+        self.skips = config.on_error == "skip"
         self._files = find_files(self.root)
         self._pixel_range = config.pixel_range
         self._test_fraction = None if self._files["test"] else config.test_fraction
@@ -70,36 +67,27 @@ class Parquet(ImageSource):
             split: tuple(group_rows(path) for path in paths) for split, paths in self._files.items()
         }
         self._columns = self._common_columns()
-        self.class_names = (
-            config.class_names or self._columns.class_names or self._numbered_classes()
-        )
-        if len(self.class_names) < 2:
-            first = self._files["train"][0]
-            raise DataError(f"{first}: only one class; at least two are needed")
-        self.prompts = prompts_of(self.class_names, config.prompt_template)
-        self.n_train = self._count("train")
-        self.n_test = self._count("test")
+        where = f"{self._files['train'][0]}: column {self._columns.label}"
+        self.open_classes(config, self._columns.class_names, where=where)
 
-    def read(
+    def decoded(
         self,
         split: Split,
-        indices: np.ndarray,
+        rows: np.ndarray,
         *,
         resolution: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        home, rows = self._rows(split)
-        indices = check_indices(indices, len(rows), split=split)
-        wanted, places = np.unique(rows[indices], return_inverse=True)
-        images = np.empty((len(wanted), resolution, resolution, 3), dtype=np.uint8)
-        for i, image in enumerate(self._decode(home, wanted, resolution=resolution)):
-            images[i] = image
-        return images[places], self.labels(split)[indices]
+    ) -> Iterator[Decoded]:
+        home, records = self.records(split)
+        return self._decode(home, records[rows], resolution=resolution)
 
-    def labels(self, split: Split) -> np.ndarray:
-        home, rows = self._rows(split)
-        labels = self._all_labels(home)[rows]
-        where = f"{self.root}: column {self._columns.label}"
-        return check_labels(labels, len(self.class_names), where=where)
+    def sample(self, split: Split) -> np.ndarray:
+        """Records in an evenly spread sample of rows, to decode few row groups."""
+        home, records = self.records(split)
+        sizes = np.concatenate([np.empty(0, np.int64), *self._groups[home]])
+        starts = np.cumsum(sizes) - sizes
+        groups = evenly_spread(len(sizes), VERIFY_GROUPS)
+        spread = [starts[g] + evenly_spread(int(sizes[g]), VERIFY_ROWS) for g in groups]
+        return np.flatnonzero(np.isin(records, np.concatenate(spread)))
 
     def fingerprint(self) -> str:
         """Over class names and every file's name, size, modification time and row groups."""
@@ -110,46 +98,16 @@ class Parquet(ImageSource):
                 digest.update(line.encode())
         if self._pixel_range is not None:
             digest.update(f"pixel_range\0{self._pixel_range}".encode())
+        if self.skips:
+            digest.update(b"on_error\0skip")
         return digest.hexdigest()
 
-    def verify(self, splits: Sequence[Split] = SPLITS) -> None:
-        """Decodes an evenly spread sample of 1,024 images per split.
+    def own_labels(self, home: Split) -> np.ndarray:
+        column = self._columns.label
+        labels = [read_labels(path, column, _stamp=stamp(path)) for path in self._files[home]]
+        return np.concatenate([np.empty(0, np.int64), *labels])
 
-        A damaged image outside it is found, and named, by ``read``.
-        """
-        for split in splits:
-            sizes = np.concatenate([np.empty(0, np.int64), *self._groups[split]])
-            starts = np.cumsum(sizes) - sizes
-            for group in evenly_spread(len(sizes), VERIFY_GROUPS):
-                sample = evenly_spread(int(sizes[group]), VERIFY_ROWS)
-                for _ in self._decode(split, starts[group] + sample, resolution=8):
-                    pass
-
-    def _common_columns(self) -> ParquetColumns:
-        """The columns and class names, which must be the same in all files."""
-        first = self._files["train"][0]
-        columns = read_columns(first)
-        for paths in self._files.values():
-            for path in paths:
-                if read_columns(path) != columns:
-                    raise DataError(
-                        f"{path}: other columns or class names than {first.name}; "
-                        "all files must have the same"
-                    )
-        return columns
-
-    def _numbered_classes(self) -> tuple[str, ...]:
-        highest = max(int(self._all_labels(split).max(initial=-1)) for split in SPLITS)
-        return tuple(str(label) for label in range(highest + 1))
-
-    def _count(self, split: Split) -> int:
-        n = len(self.labels(split))
-        if n == 0:
-            raise DataError(f"{self.root}: no records in the {split} split")
-        return n
-
-    def _rows(self, split: Split) -> tuple[Split, np.ndarray]:
-        """Under which name the files of a split are, and its rows in them, int64."""
+    def split_rows(self, split: Split) -> tuple[Split, np.ndarray]:
         if self._test_fraction is None:
             n_rows = sum(int(groups.sum()) for groups in self._groups[split])
             return split, np.arange(n_rows)
@@ -162,10 +120,18 @@ class Parquet(ImageSource):
         )
         return "train", rows[split]
 
-    def _all_labels(self, home: Split) -> np.ndarray:
-        column = self._columns.label
-        labels = [read_labels(path, column, _stamp=stamp(path)) for path in self._files[home]]
-        return np.concatenate([np.empty(0, np.int64), *labels])
+    def _common_columns(self) -> Columns:
+        """The columns and class names, which must be the same in all files."""
+        first = self._files["train"][0]
+        columns = read_columns(first)
+        for paths in self._files.values():
+            for path in paths:
+                if read_columns(path) != columns:
+                    raise DataError(
+                        f"{path}: other columns or class names than {first.name}; "
+                        "all files must have the same"
+                    )
+        return columns
 
     def _decode(
         self,
@@ -173,7 +139,7 @@ class Parquet(ImageSource):
         rows: np.ndarray,
         *,
         resolution: int,
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Decoded]:
         """The images of ascending, distinct rows."""
         file_start = 0
         for path, groups in zip(self._files[home], self._groups[home], strict=True):

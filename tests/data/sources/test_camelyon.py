@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from sapf_ray.data import files
+from sapf_ray.data import files, image_files
 from sapf_ray.data.sources import camelyon
 from tests.data.sources.published import (
     PATCHES,
@@ -40,7 +40,7 @@ def test_official_split_from_the_folder_or_the_one_above(root):
 
 
 def test_opening_opens_no_image_and_pickles_small(root, monkeypatch):
-    monkeypatch.setattr(files, "decode", lambda *a: pytest.fail("an image was decoded"))
+    monkeypatch.setattr(image_files, "decode", lambda *a: pytest.fail("an image was decoded"))
     source = open_named("camelyon", root)
     packed = pickle.dumps(source)
     assert len(packed) < 2000 and b"patient_004" not in packed
@@ -54,9 +54,9 @@ def test_each_directory_is_listed_once_per_split(root, monkeypatch):
     """Rows of one slide are scattered over the published table."""
     source = open_named("camelyon", root)
     listed = []
-    original = files._list
+    original = image_files._list
     monkeypatch.setattr(
-        files, "_list", lambda folder: listed.append(folder.name) or original(folder)
+        image_files, "_list", lambda folder: listed.append(folder.name) or original(folder)
     )
     source.verify()
     folders = [patch_path(PATCHES[i]).split("/")[1] for i in (*TRAIN_PATCHES, *TEST_PATCHES)]
@@ -65,7 +65,7 @@ def test_each_directory_is_listed_once_per_split(root, monkeypatch):
 
 def test_verify_opens_a_bounded_sample(root, monkeypatch):
     opened = []
-    monkeypatch.setattr(files, "_fault", lambda path: opened.append(path.name))
+    monkeypatch.setattr(image_files, "decode", lambda path, resolution: opened.append(path.name))
     monkeypatch.setattr(files.evenly_spread, "__defaults__", (2,))
     open_named("camelyon", root).verify()
     first_and_last = [rows[i] for rows in (TRAIN_PATCHES, TEST_PATCHES) for i in (0, -1)]

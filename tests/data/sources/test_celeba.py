@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sapf_ray.data import files
+from sapf_ray.data import image_files, record_source
 from sapf_ray.data.sources import celeba
 from sapf_ray.errors import DataError
 from tests.data.sources.published import (
@@ -37,7 +37,7 @@ def refuse_images(monkeypatch):
         raise AssertionError("an image was opened")
 
     monkeypatch.setattr(Image, "open", refuse)
-    monkeypatch.setattr(files, "decode", refuse)
+    monkeypatch.setattr(image_files, "decode", refuse)
 
 
 def check(source):
@@ -159,7 +159,7 @@ def test_images_that_are_missing_empty_or_cut_off(root, monkeypatch):
     with pytest.raises(DataError, match=r"000012\.jpg"):
         read_all(open_named("celeba", root), "train", 8)
     monkeypatch.setattr(
-        files, "evenly_spread", lambda n: np.array([0])
+        record_source, "evenly_spread", lambda n: np.array([0])
     )  # as if 000012 were outside the sample
     open_named("celeba", root).verify()
     path.write_bytes(b"")

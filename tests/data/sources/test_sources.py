@@ -207,7 +207,7 @@ class TestBadInput:
         return caught.value
 
     def test_unknown_source(self):
-        with pytest.raises(ConfigError, match=r"data\.source = 'imagenet'.*digits, image_folder"):
+        with pytest.raises(ConfigError, match=r"data\.source = 'imagenet'.*digits, eurosat"):
             DataConfig(source="imagenet")
 
     def test_path_not_given_missing_or_a_file(self, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -11,7 +12,8 @@ import pytest
 
 from sapf_ray.config import DataConfig, ModelConfig
 from sapf_ray.data import open_source
-from sapf_ray.data.sources import cifar10
+from sapf_ray.data.catalog import DATA_SETS
+from sapf_ray.data.sources import _cifar
 from sapf_ray.errors import ConfigError, DataError
 from sapf_ray.files import file_digest
 from sapf_ray.latents import build_latent_cache
@@ -23,6 +25,8 @@ from tests.data.sources.published import (
     refusal,
     write_cifar10,
 )
+
+LAYOUT = _cifar.LAYOUTS["cifar10"]
 
 
 @pytest.fixture
@@ -84,21 +88,22 @@ class Counting:
 
 
 def test_opening_reads_no_pixel(published, monkeypatch):
-    class Skipping(cifar10._SkippingFile):
+    class Skipping(_cifar._SkippingFile):
         def __init__(self, file):
             super().__init__(Counting(file))
 
     Counting.total = 0
-    monkeypatch.setattr(cifar10, "_SkippingFile", Skipping)
+    monkeypatch.setattr(_cifar, "_SkippingFile", Skipping)
     monkeypatch.setattr(np, "memmap", lambda *a, **k: pytest.fail("pixels were read"))
     source = open_named("cifar10", published[0])
     assert source.n_train == 35 and len(source.labels("train")) == 35
-    files = sum((published[0] / name).stat().st_size for name in cifar10._MD5)
+    files = sum((published[0] / name).stat().st_size for name in LAYOUT.names)
     assert 0 < Counting.total == files - 42 * 3072
 
 
 def test_training_ends_at_45000(published, monkeypatch):
-    monkeypatch.setattr(cifar10, "N_TRAIN", 30)
+    row = dataclasses.replace(DATA_SETS["cifar10"], n_train=30)
+    monkeypatch.setitem(DATA_SETS, "cifar10", row)
     source = open_named("cifar10", published[0])
     assert source.n_train == 30 == len(source.labels("train"))
     assert np.array_equal(read_all(source, "train", 32)[0], published[1][:30])
@@ -156,15 +161,19 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(published, tmp_path
 
 
 def test_a_full_batch_must_have_the_published_checksum(published, monkeypatch):
-    monkeypatch.setattr(cifar10, "RECORDS_PER_FILE", 7)
+    full = dataclasses.replace(LAYOUT, n_per_file={"train": 7, "test": 7})
+    monkeypatch.setitem(_cifar.LAYOUTS, "cifar10", full)
     message = refusal("cifar10", published[0])
     assert (
         "data_batch_1" in message
         and "c99cafc152244af753f735de768cd75f" in message
         and "cs.toronto.edu" in message
     )
-    own = {name: file_digest(published[0] / name, "md5") for name in cifar10._MD5}
-    monkeypatch.setattr(cifar10, "_MD5", own)
+    own = {
+        split: {name: file_digest(published[0] / name, "md5") for name in files}
+        for split, files in LAYOUT.files.items()
+    }
+    monkeypatch.setitem(_cifar.LAYOUTS, "cifar10", dataclasses.replace(full, files=own))
     open_named("cifar10", published[0]).verify()
 
 

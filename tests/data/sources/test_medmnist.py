@@ -1,4 +1,4 @@
-"""OCTMNIST from .npz files: rows by position, whether stored or deflated, and little memory."""
+"""MedMNIST from .npz files: rows by position, whether stored or deflated, and little memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data import npz
-from sapf_ray.data.catalog import KnownSet
-from sapf_ray.data.sources.octmnist import MedMnist
-from sapf_ray.errors import DataError
+from sapf_ray.data import by_position
+from sapf_ray.errors import ConfigError, DataError
 from tests.data.sources.published import octmnist_arrays, open_named, read_all, refusal
 
 WRITERS = {"deflated": np.savez_compressed, "stored": np.savez}
@@ -44,9 +42,11 @@ def test_reads_what_was_written(published):
 
 
 def test_any_order(published, monkeypatch):
-    monkeypatch.setattr(npz, "STATE_EVERY", 3000)  # several states within 40 images of 784 bytes
-    monkeypatch.setattr(npz, "_INPUT", 100)
-    monkeypatch.setattr(npz, "_OUTPUT", 500)
+    monkeypatch.setattr(
+        by_position, "STATE_EVERY", 3000
+    )  # several states within 40 images of 784 bytes
+    monkeypatch.setattr(by_position, "_INPUT", 100)
+    monkeypatch.setattr(by_position, "_OUTPUT", 500)
     path, arrays = published
     source = open_named("octmnist", path)
     rng = np.random.default_rng(2)
@@ -75,9 +75,9 @@ def test_opening_inflates_no_image(published, monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("images were read")
 
-    monkeypatch.setattr(npz._Deflated, "read", refuse)
-    monkeypatch.setattr(npz._Stored, "read", refuse)
-    monkeypatch.setattr("sapf_ray.data.sources.octmnist.decode_pixels", refuse)
+    monkeypatch.setattr(by_position.Deflated, "read", refuse)
+    monkeypatch.setattr(by_position.Stored, "read", refuse)
+    monkeypatch.setattr("sapf_ray.data.array_source.decode_pixels", refuse)
     source = open_named("octmnist", published[0])
     assert source.n_train == 40 and source.fingerprint() and len(source.labels("train")) == 40
     assert len(pickle.dumps(source)) < 2000
@@ -104,17 +104,17 @@ def test_reading_does_not_hold_the_array(tmp_path):
 
 
 def test_a_stream_is_inflated_once_and_later_reads_start_nearby(tmp_path, monkeypatch):
-    monkeypatch.setattr(npz, "STATE_EVERY", 100_000)
+    monkeypatch.setattr(by_position, "STATE_EVERY", 100_000)
     np.savez_compressed(tmp_path / "octmnist_128.npz", **octmnist_arrays(n=2000))  # 1.57 MB
     inflated = []
-    original = npz._Deflated._inflate
+    original = by_position.Deflated._inflate
 
     def counting(self, *args, **options):
         part = original(self, *args, **options)
         inflated.append(len(part))
         return part
 
-    monkeypatch.setattr(npz._Deflated, "_inflate", counting)
+    monkeypatch.setattr(by_position.Deflated, "_inflate", counting)
     source = open_named("octmnist", tmp_path)
     for start in range(0, 2000, 100):  # shards in ascending order: one pass
         source.read("train", np.arange(start, start + 100), resolution=8)
@@ -152,7 +152,7 @@ def test_other_content(tmp_path):
         ({"test_labels": None}, ["no array test_labels"]),
         (
             {"train_labels": arrays["train_labels"][:-1]},
-            ["40 train_images", "39 train_labels", "zenodo"],
+            ["40 train_images", "39 labels", "zenodo"],
         ),
         ({"train_labels": np.full((40, 1), 4, np.uint8)}, ["train_labels", "[0, 4)"]),
         ({"train_labels": arrays["train_labels"].astype(float)}, ["train_labels", "float64"]),
@@ -190,27 +190,25 @@ def test_an_empty_folder(tmp_path):
     assert "octmnist_128.npz" in message and "zenodo.org/records/10519652" in message
 
 
-class BloodMnist(MedMnist):
-    """Another MedMNIST set is a row and a name."""
-
-    name = "bloodmnist"
-    row = KnownSet(
-        name="bloodmnist",
-        title="BloodMNIST",
-        path="bloodmnist_64.npz or its folder",
-        url="https://zenodo.org/records/10519652",
-        class_names=tuple("abcd"),
-        prompts=tuple(f"A blood cell of type {name}" for name in "abcd"),
-    )
-
-
 def test_another_medmnist_set_is_a_row(tmp_path):
     arrays = octmnist_arrays(channels=(3,))
     np.savez_compressed(tmp_path / "bloodmnist_64.npz", **arrays)
-    source = BloodMnist(DataConfig(path=str(tmp_path)))
+    source = open_named("bloodmnist", tmp_path)
     source.verify()
-    assert source.n_train == 40
-    assert source.prompts[1] == "A blood cell of type b"
+    assert source.n_train == 40 and len(source.class_names) == 8
+    assert source.prompts[1] == "A microscope image of a blood cell: eosinophil"
     images, labels = read_all(source, "train", 28)
     assert np.array_equal(images, arrays["train_images"])
     assert np.array_equal(labels, arrays["train_labels"][:, 0])
+
+
+def test_the_sets_that_cannot_be_used_say_why(tmp_path):
+    for name, why in (("chestmnist", "multi-label"), ("retinamnist", "regression")):
+        path = tmp_path / f"{name}_64.npz"
+        np.savez_compressed(path, **octmnist_arrays())
+        assert why in refusal("pathmnist", path)
+        with pytest.raises(ConfigError, match=f"{name}.*{why}"):
+            DataConfig(source=name)
+    path = tmp_path / "dermamnist.npz"
+    np.savez_compressed(path, **octmnist_arrays())
+    assert "set data.source = dermamnist" in refusal("pathmnist", path)

@@ -1,10 +1,11 @@
-"""CIFAR-10 from the publisher's Python pickles.
+"""CIFAR-10 and CIFAR-100 from the publisher's Python pickles.
 
 ``data.path`` is ``cifar-10-batches-py`` (``data_batch_1`` to ``data_batch_5``, ``test_batch``,
-``batches.meta``) or the folder above it. Table 3 of the paper trains on 45,000 of the 50,000 images
-and does not say on which; DPImageBench holds 5,000 out by ``torch.random_split`` with seed 0. Here
-the first 45,000 in published order train, which no version of a random generator can change, and
-the last 5,000 stay unused.
+``batches.meta``) or ``cifar-100-python`` (``train``, ``test``, ``meta``), or the folder above it.
+Table 3 of the paper trains on 45,000 of the 50,000 images of CIFAR-10 and does not say on which;
+DPImageBench holds 5,000 out by ``torch.random_split`` with seed 0. Here the first 45,000 in
+published order train, which no version of a random generator can change, and the last 5,000 stay
+unused. Of CIFAR-100 all 50,000 train, under 100 fine or 20 coarse labels.
 
 A pickle can run code, so a file is read by an unpickler that knows numpy arrays and plain
 containers only. It skips the pixels and notes where in the file they are; ``read`` then maps just
@@ -19,67 +20,123 @@ import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data.base import SPLITS, ImageSource, Split, check_indices, register
-from sapf_ray.data.catalog import DATA_SETS, KnownSet
+from sapf_ray.data.base import SOURCES, SPLITS, ImageSource, Split, check_indices
+from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.decoding import decode_pixels
 from sapf_ray.data.files import Stamp, check_labels, required_path, stamp
+from sapf_ray.data.known_set import KnownSet
 from sapf_ray.errors import DataError, reason
 from sapf_ray.files import file_digest
 
-N_TRAIN = 45_000
-RECORDS_PER_FILE = 10_000
 RECORD_BYTES = 3 * 32 * 32  # red, green, blue plane, each row by row
 
-_FOLDER = "cifar-10-batches-py"
-_ARCHIVE = "cifar-10-python.tar.gz"
 _PACKED = (".tar.gz", ".tgz", ".tar")
 
-# MD5 as published on the CIFAR page and checked by torchvision
-_MD5 = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
-_META = "batches.meta"
-_FILES: dict[Split, tuple[str, ...]] = {
-    "train": tuple(_MD5)[:5],
-    "test": tuple(_MD5)[5:],
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one of the sets is published.
+
+    Attributes:
+        folder: The folder that its archive holds.
+        archive: The archive.
+        files: Per split, its files and their MD5 as published on the CIFAR page.
+        n_per_file: Per split, number of records of each file.
+        meta: The file of the class names.
+        labels_key: Where in a file the labels are.
+        names_key: Where in ``meta`` the class names are.
+    """
+
+    folder: str
+    archive: str
+    files: dict[Split, dict[str, str]]
+    n_per_file: dict[Split, int]
+    meta: str
+    labels_key: str
+    names_key: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for files in self.files.values() for name in files)
 
 
-@register("cifar10")
-class Cifar10(ImageSource):
-    """32x32 images in ten classes.
+def _cifar100(kind: str) -> Layout:
+    return Layout(
+        folder="cifar-100-python",
+        archive="cifar-100-python.tar.gz",
+        files={
+            "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
+            "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+        },
+        n_per_file={"train": 50_000, "test": 10_000},
+        meta="meta",
+        labels_key=f"{kind}_labels",
+        names_key=f"{kind}_label_names",
+    )
+
+
+LAYOUTS = {
+    "cifar10": Layout(
+        folder="cifar-10-batches-py",
+        archive="cifar-10-python.tar.gz",
+        files={
+            "train": {
+                "data_batch_1": "c99cafc152244af753f735de768cd75f",
+                "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+                "data_batch_4": "634d18415352ddfa80567beed471001a",
+                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            },
+            "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
+        },
+        n_per_file={"train": 10_000, "test": 10_000},
+        meta="batches.meta",
+        labels_key="labels",
+        names_key="label_names",
+    ),
+    "cifar100": _cifar100("fine"),
+    "cifar100_coarse": _cifar100("coarse"),
+}
+"""Source name → layout."""
+
+
+class Cifar(ImageSource):
+    """32x32 images.
 
     Raises:
         ConfigError: ``data.path`` is not given.
         DataError: A file is missing or not in the published format; names it.
     """
 
-    row = DATA_SETS["cifar10"]
-
-    def __init__(self, config: DataConfig) -> None:
-        self.root = _folder(required_path(config, self.row), self.row)
-        for name in (*_MD5, _META):
-            path = self.root / name
+    def __init__(self, config: DataConfig, name: str) -> None:
+        self.name = name
+        row = self.row
+        self.root = _folder(required_path(config, row), row, layout=self.layout)
+        for file in (*self.layout.names, self.layout.meta):
+            path = self.root / file
             if not path.is_file():
-                raise DataError(
-                    f"{path}: no such file; expected the {self.row.path}. {self.row.obtain}"
-                )
-        self.class_names = self.row.class_names
-        self.prompts = self.row.prompts
-        self.n_train = min(N_TRAIN, self._count("train"))
+                raise DataError(f"{path}: no such file; expected the {row.path}. {row.obtain}")
+        self.class_names = row.class_names
+        self.prompts = row.prompts
+        most = row.n_train
+        assert most is not None, "published"
+        self.n_train = min(most, self._count("train"))
         self.n_test = self._count("test")
+
+    @property
+    def row(self) -> KnownSet:
+        return DATA_SETS[self.name]
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.name]
 
     def read(
         self,
@@ -107,11 +164,11 @@ class Cifar10(ImageSource):
 
     def fingerprint(self) -> str:
         """Hex digest over the content of all batches."""
-        digests = [file_digest(self.root / name, "sha256") for name in _MD5]
+        digests = [file_digest(self.root / name, "sha256") for name in self.layout.names]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def verify(self, splits: Sequence[Split] = SPLITS) -> None:
-        """Checks class names, and, of files with the published 10,000 records, the published MD5.
+        """Checks class names, and, of files with the published number of records, their MD5.
 
         The structure was checked at opening: every image is whole, since raw pixels cannot be
         undecodable.
@@ -119,21 +176,21 @@ class Cifar10(ImageSource):
         self._check_class_names()
         for split in splits:
             for batch in self._batches(split):
-                self._check_md5(batch)
+                if len(batch.labels) == self.layout.n_per_file[split]:
+                    self._check_md5(batch, self.layout.files[split][batch.path.name])
 
     def _check_class_names(self) -> None:
-        path = self.root / _META
+        path = self.root / self.layout.meta
         meta, _ = _unpickle(path, self.row)
-        names = _entry(meta, "label_names")
+        key = self.layout.names_key
+        names = _entry(meta, key)
         if isinstance(names, list) and tuple(map(_text, names)) == self.row.class_names:
             return
-        expected = ", ".join(self.row.class_names)
-        raise DataError(f"{path}: label_names must be {expected}; {self.row.obtain}")
+        expected = ", ".join(self.row.class_names[:10])
+        more = ", …" if len(self.row.class_names) > 10 else ""
+        raise DataError(f"{path}: {key} must be {expected}{more}; {self.row.obtain}")
 
-    def _check_md5(self, batch: _Batch) -> None:
-        published = _MD5[batch.path.name]
-        if len(batch.labels) != RECORDS_PER_FILE:
-            return
+    def _check_md5(self, batch: _Batch, published: str) -> None:
         if file_digest(batch.path, "md5") != published:
             raise DataError(
                 f"{batch.path}: damaged or altered, its MD5 is not the published {published}; "
@@ -147,17 +204,23 @@ class Cifar10(ImageSource):
         return n
 
     def _batches(self, split: Split) -> list[_Batch]:
-        paths = [self.root / name for name in _FILES[split]]
-        return [_batch(path, row=self.row, _stamp=stamp(path)) for path in paths]
+        paths = [self.root / name for name in self.layout.files[split]]
+        key = self.layout.labels_key
+        return [_batch(path, key, row=self.row, _stamp=stamp(path)) for path in paths]
 
 
-def _folder(path: Path, row: KnownSet) -> Path:
+def _folder(
+    path: Path,
+    row: KnownSet,
+    *,
+    layout: Layout,
+) -> Path:
     """The folder of the batches, given it or the one above."""
-    if (path / _FOLDER).is_dir():
-        return path / _FOLDER
-    archive = path if path.is_file() else path / _ARCHIVE
+    if (path / layout.folder).is_dir():
+        return path / layout.folder
+    archive = path if path.is_file() else path / layout.archive
     packed = archive.is_file() and archive.name.endswith(_PACKED)
-    if packed and not (path / "test_batch").exists():
+    if packed and not (path / layout.names[-1]).exists():
         raise DataError(
             f"{archive}: packed; unpack it first (tar xzf {archive.name}) and give the folder "
             "it makes"
@@ -191,13 +254,15 @@ class _Batch:
 @lru_cache(maxsize=12)
 def _batch(
     path: Path,
+    labels_key: str,
     *,
     row: KnownSet,
     _stamp: Stamp,
 ) -> _Batch:
     content, skipped = _unpickle(path, row)
     data = _check_data(_entry(content, "data"), path=path, row=row)
-    labels = _check_batch_labels(_entry(content, "labels"), len(data), path=path, row=row)
+    found = _entry(content, labels_key)
+    labels = _check_batch_labels(found, len(data), key=labels_key, path=path, row=row)
     if not len(labels):
         return _Batch(
             path=path,
@@ -229,7 +294,7 @@ def _check_data(
     if records and data.dtype == np.uint8 and data.shape[1] == RECORD_BYTES:
         return data
     raise DataError(
-        f"{path}: not a batch of CIFAR-10: data must be a uint8 array of {RECORD_BYTES} bytes "
+        f"{path}: not a batch of {row.title}: data must be a uint8 array of {RECORD_BYTES} bytes "
         f"a record; {row.obtain}"
     )
 
@@ -238,14 +303,13 @@ def _check_batch_labels(
     labels: Any,
     n: int,
     *,
+    key: str,
     path: Path,
     row: KnownSet,
 ) -> np.ndarray:
     integers = isinstance(labels, list) and all(type(label) is int for label in labels)
     if not integers or len(labels) != n:
-        raise DataError(
-            f"{path}: labels must be a list of {n} integers, one a record; {row.obtain}"
-        )
+        raise DataError(f"{path}: {key} must be a list of {n} integers, one a record; {row.obtain}")
     values = np.array(labels, np.int64)
     return check_labels(values, len(row.class_names), where=path, obtain=row.obtain)
 
@@ -300,7 +364,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"names {module}.{name}, which no batch of CIFAR-10 does")
+            raise pickle.UnpicklingError(f"names {module}.{name}, which no batch of CIFAR does")
         return super().find_class(module, name)
 
 
@@ -322,9 +386,13 @@ def _unpickle(path: Path, row: KnownSet) -> tuple[Any, dict[int, int]]:
             return content, skipping.skipped
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(
-            f"{path}: not a readable batch of CIFAR-10 ({reason(error)}); {row.obtain}"
+            f"{path}: not a readable batch of {row.title} ({reason(error)}); {row.obtain}"
         ) from error
 
 
 def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+for _name in LAYOUTS:
+    SOURCES[_name] = partial(Cifar, name=_name)
