@@ -56,6 +56,7 @@ def _plan(namespace: argparse.Namespace, console: Console) -> None:
     config = config_of(namespace)
     from sapf_ray.data.base import open_source
     from sapf_ray.estimate.cluster import estimate_run, open_cluster
+    from sapf_ray.grounding.facts import find_facts
     from sapf_ray.privacy.planner import make_plan
     from sapf_ray.report.tables import estimate_table, plan_table
 
@@ -65,12 +66,23 @@ def _plan(namespace: argparse.Namespace, console: Console) -> None:
         costs_file=namespace.cluster_costs,
         price=namespace.cluster_price,
     )
-    n_records = config.data.n_records or open_source(config.data).n_train
-    plan = make_plan(config, n_records)
+    found = None
+    n_records = config.data.n_records
+    try:
+        source = open_source(config.data)
+        n_records = n_records or source.n_train
+        found = find_facts(config, source)
+    except SapfError:
+        if n_records is None:
+            raise
+    plan = make_plan(config, n_records, facts=None if found is None else found.facts)
     times = None if cluster is None else estimate_run(config, plan, cluster=cluster)
     if namespace.json:
         print(json.dumps(plan.to_dict() | ({} if times is None else {"cluster": times.to_dict()})))
     else:
+        warning = None if found is None else found.words.line(plan.remedies)
+        if warning is not None:
+            _note(console, warning, secret=False)
         console.print(plan_table(plan))
         if times is not None:
             console.print(estimate_table(times))

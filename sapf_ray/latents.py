@@ -20,7 +20,7 @@ import torch
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig
 from sapf_ray.data.base import SKIPPED, ImageSource
-from sapf_ray.files import only_one, write_array
+from sapf_ray.files import only_one, short_hash, write_array
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import kept_pipeline, native_resolution
@@ -37,9 +37,12 @@ class LatentCache:
         directory: Holds ``moments.npy`` (N, 2C, h, w) float32, ``labels.npy`` (N,) int64,
             ``conditions.npy`` (classes, L, d) float32 prompt embeddings, or (classes,) int64 label
             ids.
+        conditions: Name of the file that is read in place of ``conditions.npy``, where grounding
+            gave the classes other prompts than the source's.
     """
 
     directory: str
+    conditions: str = "conditions.npy"
 
     @property
     def complete(self) -> bool:
@@ -52,7 +55,7 @@ class LatentCache:
         """Moments (n, 2C, h, w) and conditions (n, ...) of the given records."""
         moments = np.load(Path(self.directory) / "moments.npy", mmap_mode="r")
         labels = np.load(Path(self.directory) / "labels.npy", mmap_mode="r")
-        conditions = np.load(Path(self.directory) / "conditions.npy")
+        conditions = np.load(Path(self.directory) / self.conditions)
         return torch.from_numpy(moments[records]), torch.from_numpy(conditions[labels[records]])
 
     @property
@@ -63,7 +66,7 @@ class LatentCache:
 
     def any_conditions(self, n: int) -> torch.Tensor:
         """(n, ...) conditions in the shape of the records'; reads no record."""
-        condition = np.load(Path(self.directory) / "conditions.npy")[:1]
+        condition = np.load(Path(self.directory) / self.conditions)[:1]
         return torch.from_numpy(condition).repeat(n, *[1] * (condition.ndim - 1))
 
 
@@ -86,6 +89,32 @@ def _encode_shard(
     # a gradient that is not a number is clipped to zero: the record contributes nothing
     encoded[labels == SKIPPED] = np.nan
     return encoded, labels.clip(min=0)
+
+
+def with_prompts(
+    cache: LatentCache,
+    prompts: Sequence[str],
+    *,
+    model: ModelConfig,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+) -> LatentCache:
+    """The same records under other prompts: no further pass over the images.
+
+    Args:
+        cache: A complete cache.
+        prompts: One per class.
+        model: The public model; one task loads it, unless the prompts were encoded before.
+        cpus: Cores of the task.
+        gpus: GPUs of the task.
+    """
+    name = f"conditions-{short_hash([list(prompts), model.class_labels])}.npy"
+    path = Path(cache.directory) / name
+    if not path.exists():
+        task = _encode_prompts.options(name="prompts", num_cpus=cpus, num_gpus=gpus)
+        conditions = cluster.result(task.remote(model, gpus, tuple(prompts)))
+        write_array(path, conditions, mode=0o600)
+    return LatentCache(cache.directory, name)
 
 
 @ray.remote(max_retries=3)

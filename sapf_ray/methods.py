@@ -85,6 +85,16 @@ METHODS: Registry[Method] = Registry(
             source="Table 6",
             overrides={**_CROSS_Q, **_DIRECT},
         ),
+        "dp-sapf-vote": Method(
+            title="DP-SAPF with prompts assigned by a private vote",
+            source="sapf_ray/grounding",
+            overrides={"grounding.remedies": "vote"},
+        ),
+        "dp-sapf-as-named": Method(
+            title="DP-SAPF with the classes' words as they are",
+            source="the paper",
+            overrides={"grounding.remedies": "none"},
+        ),
         "random": Method(
             title="Random selection", source="Figure 4", overrides={"saliency.score": "random"}
         ),

@@ -1,9 +1,9 @@
 """The main job, stage by stage; the only file that knows them all.
 
-It reads like the paper's Algorithm 2: plan -> latents -> selection -> fine-tuning -> synthesis ->
-evaluation -> privacy card; or, without training, plan -> evolution -> evaluation -> privacy card.
-A stage whose result is already in the run directory is skipped, so the same command continues an
-interrupted run.
+It reads like the paper's Algorithm 2: plan -> latents -> (grounding ->) selection -> fine-tuning ->
+synthesis -> evaluation -> privacy card; or, without training, plan -> evolution -> evaluation ->
+privacy card. A stage whose result is already in the run directory is skipped, so the same command
+continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.evolution.evolve import check_evolution, make_parts
 from sapf_ray.files import write_atomic, write_json
 from sapf_ray.finetune.adapter import check_adapter
+from sapf_ray.grounding import stage as grounding_stage
+from sapf_ray.grounding.candidates import check_vote
+from sapf_ray.grounding.facts import find_facts
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
@@ -33,11 +36,15 @@ from sapf_ray.stages import Stage
 from sapf_ray.steps import (
     Step,
     earlier_scores,
+    encodes,
     evaluation,
     evolution,
     evolves,
     fine_tuning,
+    grounding,
+    is_encoded,
     is_evolved,
+    is_grounded,
     is_selected,
     is_trained,
     latents,
@@ -87,9 +94,13 @@ def run(
     """
     began = time.time() if since is None else since
     source = open_source(config.data)
-    plan = make_plan(config, source.n_train)
     model = PublicModel.open(config.model)
+    found = find_facts(config, source, model=model)
+    plan = make_plan(config, source.n_train, facts=found.facts)
     check(config, source=source, model=model, plan=plan)
+    warning = found.words.line(plan.remedies)
+    if warning is not None and on_note is not None:
+        on_note(warning, False)
     with open_run(
         config,
         out,
@@ -99,6 +110,9 @@ def run(
         on_progress=on_progress,
         since=began,
     ) as context:
+        if warning is not None:
+            chosen = ", ".join(plan.remedies) or "none"
+            runlog.event("words_unknown", runlog.WARNING, remedies=chosen)
         with cluster.session(config.cluster):
             cluster.check(config)
             cluster.check_shared(context.directory.root)
@@ -121,6 +135,8 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
         SapfError: In one line, naming the field.
     """
     model.check_classes(source.prompts)
+    if plan.vote is not None:
+        check_vote(config, source.prompts, model=model)
     if plan.finetune is not None:
         matrices = list(model.pool(config.saliency.pool))
         check_adapter(model.denoiser, matrices, adapter=config.finetune.adapter)
@@ -188,7 +204,13 @@ def skipped_records(run: RunContext) -> dict[str, int]:
 PLAN = Step(stage=Stage.PLAN, make=plan)
 
 LEARN = (
-    Step(stage=Stage.LATENTS, make=latents, needed=trains, done=is_trained),
+    Step(stage=Stage.LATENTS, make=latents, needed=encodes, done=is_encoded),
+    Step(
+        stage=Stage.GROUNDING,
+        make=grounding,
+        needed=grounding_stage.is_needed,
+        done=is_grounded,
+    ),
     Step(stage=Stage.SELECTION, make=selection, needed=trains, done=is_selected),
     Step(stage=Stage.FINETUNE, make=fine_tuning, needed=trains, done=is_trained),
     Step(stage=Stage.EVOLUTION, make=evolution, needed=evolves, done=is_evolved),
@@ -245,6 +267,7 @@ def conclude(run: RunContext) -> Result:
         scores=from_real_images(metrics),
         shared_selection=directory.read_json(directory.selection).get("shared", False),
         skipped=skipped_records(run),
+        grounding=grounding_stage.found(run),
     )
     write_atomic(directory.card, card)
     if run.storage is not None:

@@ -123,6 +123,7 @@ def _files(folder: str) -> list[str]:
 TABLES: dict[str, str] = {
     "data.source": "sapf_ray.data.base:SOURCES",
     "privacy.accountant": "sapf_ray.privacy.accountant_table:ACCOUNTANTS",
+    "grounding.remedies": "sapf_ray.grounding.remedies:REMEDIES",
     "saliency.score": "sapf_ray.saliency.scores:SCORES",
     "saliency.mechanism": "sapf_ray.saliency.mechanisms:MECHANISMS",
     "evolution.embedding": "sapf_ray.evolution.embedding_table:EMBEDDINGS",

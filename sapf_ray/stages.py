@@ -1,4 +1,7 @@
-"""The names of a run's stages, as logs, metrics, ledger and progress show them."""
+"""The names of a run's stages, as logs, metrics, ledger and progress show them.
+
+Grounding is one stage; what its remedies release has their names in plan and ledger.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,9 @@ class Stage(StrEnum):
 
     PLAN = "plan"
     LATENTS = "latents"
+    GROUNDING = "grounding"
+    VOTE = "vote"
+    HEAD = "head"
     SELECTION = "selection"
     FINETUNE = "finetune"
     EVOLUTION = "evolution"

@@ -17,7 +17,8 @@ from sapf_ray.evolution.evolve import Evolution, make_parts
 from sapf_ray.files import write_json
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
-from sapf_ray.latents import LatentCache, build_latent_cache
+from sapf_ray.grounding import stage as grounding_stage
+from sapf_ray.latents import LatentCache, build_latent_cache, with_prompts
 from sapf_ray.pictures import save_sample_grid
 from sapf_ray.privacy.card import privacy_note
 from sapf_ray.privacy.release import Releaser
@@ -55,13 +56,33 @@ def latents(run: RunContext) -> None:
     )
 
 
+def grounding(run: RunContext) -> None:
+    """What remedies find out for classes whose words the public model does not know."""
+    grounding_stage.ground(run)
+
+
+def encoded(run: RunContext) -> LatentCache:
+    """The encoded images, under the prompts that their classes have now."""
+    cache = LatentCache(str(run.latents))
+    if run.prompts == run.source.prompts:
+        return cache
+    saliency = run.config.saliency
+    return with_prompts(
+        cache,
+        run.prompts,
+        model=run.config.model,
+        cpus=saliency.cpus_per_task,
+        gpus=saliency.gpus_per_task,
+    )
+
+
 def selection(run: RunContext) -> None:
     """Selects the matrices to train, under DP: one release, or one that several runs share."""
 
     def make(releaser: Releaser) -> Selection:
         return select(
             run.model,
-            LatentCache(str(run.latents)),
+            encoded(run),
             config=run.config.saliency,
             releaser=releaser,
             seed=run.config.seed,
@@ -69,6 +90,8 @@ def selection(run: RunContext) -> None:
         )
 
     root = run.config.cluster.selection_dir
+    if run.plan.vote is not None:
+        root = None  # another run's vote gave its classes other prompts
     if root is None or run.plan.selection is None or run.releaser.has_paid(Stage.SELECTION):
         selected = make(run.releaser)
     else:
@@ -83,7 +106,7 @@ def fine_tuning(run: RunContext) -> None:
     job = FinetuneJob(
         model=run.config.model,
         matrices=run.directory.read_json(run.directory.selection)["matrices"],
-        cache=LatentCache(str(run.latents)),
+        cache=encoded(run),
         plan=run.plan,
         config=run.config.finetune,
         key=run.key,
@@ -135,7 +158,7 @@ def synthesis(run: RunContext) -> None:
         run.model,
         adapter_dir=run.directory.adapter if trains(run) else None,
         class_names=run.source.class_names,
-        prompts=run.source.prompts,
+        prompts=run.prompts,
         config=run.config.synthesis,
         seed=run.config.seed,
         privacy_note=privacy_note(run.plan, run.spent),
@@ -181,6 +204,23 @@ def evolves(run: RunContext) -> bool:
 def is_trained(run: RunContext) -> bool:
     """Whether the adapter is there; latents and selection are then not needed any more."""
     return run.directory.adapter.exists()
+
+
+def encodes(run: RunContext) -> bool:
+    """Whether the latents of the images are needed."""
+    return trains(run) or grounding_stage.is_needed(run)
+
+
+def is_encoded(run: RunContext) -> bool:
+    """Whether the stages that read latents are over; then they are not needed any more."""
+    if trains(run):
+        return is_trained(run)
+    return grounding_stage.is_done(run)
+
+
+def is_grounded(run: RunContext) -> bool:
+    """Whether the remedies are done."""
+    return is_trained(run) or grounding_stage.is_done(run)
 
 
 def is_selected(run: RunContext) -> bool:

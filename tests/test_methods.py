@@ -62,7 +62,12 @@ def cache(tmp_path_factory, tiny_pipeline):
     return save_latents(tmp_path_factory.mktemp("latents"), tiny_pipeline, N)
 
 
-TRAINED = [n for n, row in METHODS.items() if row.overrides.get("finetune.steps") != 0]
+GROUNDED = [n for n, row in METHODS.items() if "grounding.remedies" in row.overrides]
+TRAINED = [
+    n
+    for n, row in METHODS.items()
+    if row.overrides.get("finetune.steps") != 0 and n not in GROUNDED
+]
 EVOLVED = [n for n, row in METHODS.items() if row.overrides.get("evolution.enabled")]
 
 

@@ -33,6 +33,23 @@ def tiny_unet() -> UNet2DConditionModel:
     )
 
 
+# One token each; all else is read letter by letter, and cut off at 16.
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDS = ["an", "image", "of", "the", "digit", *DIGITS]
+
+
+def merges_of(words: list[str]) -> list[tuple[str, str]]:
+    """Merges of a byte-pair encoding by which each word becomes one token."""
+    found: dict[tuple[str, str], None] = {}
+    for word in words:
+        letters = [*word[:-1], word[-1] + "</w>"]
+        whole = letters[0]
+        for letter in letters[1:]:
+            found[whole, letter] = None
+            whole += letter
+    return list(found)
+
+
 def save_tiny_pipeline(directory: Path, prediction_type: str = "epsilon") -> Path:
     """Writes a diffusers directory: 8x8 images, 4x4x4 latents, 24 q/k/v matrices."""
     torch.manual_seed(0)
@@ -69,9 +86,12 @@ def save_tiny_pipeline(directory: Path, prediction_type: str = "epsilon") -> Pat
         "<|endoftext|>",
         *characters,
         *(c + "</w>" for c in characters),
+        *dict.fromkeys(first + second for first, second in merges_of(WORDS)),
     ]
     (words / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
-    (words / "merges.txt").write_text("#version: 0.2\n")
+    (words / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges_of(WORDS)), ""])
+    )
     tokenizer = CLIPTokenizer.from_pretrained(words, model_max_length=16)
     pipe = StableDiffusionPipeline(
         vae=vae,

@@ -22,6 +22,7 @@ from sapf_ray.config.evaluation import EvaluationConfig
 from sapf_ray.config.evolution import EvolutionConfig
 from sapf_ray.config.finetune import FinetuneConfig
 from sapf_ray.config.forms import config_hash, flatten, from_dict, nest, result_keys, to_dict
+from sapf_ray.config.grounding import GroundingConfig
 from sapf_ray.config.model import ModelConfig
 from sapf_ray.config.privacy import PrivacyConfig
 from sapf_ray.config.run import EXECUTION_ONLY, RunConfig
@@ -38,6 +39,7 @@ __all__ = [
     "EvaluationConfig",
     "EvolutionConfig",
     "FinetuneConfig",
+    "GroundingConfig",
     "ModelConfig",
     "PrivacyConfig",
     "RunConfig",

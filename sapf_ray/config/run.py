@@ -10,6 +10,7 @@ from sapf_ray.config.data import DataConfig
 from sapf_ray.config.evaluation import EvaluationConfig
 from sapf_ray.config.evolution import EvolutionConfig
 from sapf_ray.config.finetune import FinetuneConfig
+from sapf_ray.config.grounding import GroundingConfig
 from sapf_ray.config.kinds import CountOrZero, FromList
 from sapf_ray.config.model import ModelConfig
 from sapf_ray.config.privacy import PrivacyConfig
@@ -32,6 +33,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    grounding: GroundingConfig = field(default_factory=GroundingConfig)
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
@@ -50,6 +52,12 @@ class RunConfig:
             "must be 1 where finetune.adapter is full: all weights are trained, none is selected",
         )
         require(
+            not self.evolution.enabled or self.grounding.remedies in ("auto", "none"),
+            "grounding.remedies",
+            self.grounding.remedies,
+            "must be none or auto where evolution.enabled is true",
+        )
+        require(
             not self.evolution.enabled or self.finetune.steps == 0,
             "finetune.steps",
             self.finetune.steps,
@@ -60,6 +68,7 @@ class RunConfig:
 # How the work is spread, watched and retried: may differ between two starts of the same run.
 EXECUTION_ONLY = frozenset(
     {
+        "grounding.cache_dir",
         "saliency.cpus_per_task",
         "saliency.gpus_per_task",
         "finetune.num_workers",

@@ -16,7 +16,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from sapf_ray import registry
 from sapf_ray.config import RunConfig
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import epsilon_text
@@ -42,6 +44,7 @@ def privacy_card(
     reproducible: bool | None = None,
     shared_selection: bool = False,
     skipped: Mapping[str, int] | None = None,
+    grounding: Mapping[str, Any] | None = None,
 ) -> str:
     """Markdown text of the card.
 
@@ -58,6 +61,7 @@ def privacy_card(
         reproducible: Whether noise came from a known seed; by default as ``config.privacy`` says.
         shared_selection: Whether other runs use this run's selection release, too.
         skipped: Number of records that could not be read, by split, where they are skipped.
+        grounding: Content of ``grounding.json``, where remedies left one.
     """
     if reproducible is None:
         reproducible = config.privacy.reproducible_seed is not None
@@ -70,6 +74,7 @@ def privacy_card(
         _guarantee(plan, spent, private=private),
         _numbers(plan, ledger, spent=spent),
         _events(ledger.events()),
+        _grounded(plan, grounding or {}),
         _arithmetic(plan, config, spent=spent),
         _public(config),
         _not_private(config, scores=scores, diagnostics=diagnostics),
@@ -79,6 +84,24 @@ def privacy_card(
     ]
     sections = [section for section in sections if section]
     return "\n\n".join(sections) + "\n"
+
+
+def _grounded(plan: PrivacyPlan, grounding: Mapping[str, Any]) -> str:
+    """What remedies did for classes whose words the public model does not know."""
+    if not plan.remedies:
+        return ""
+    titles = [
+        f"- {name}: {registry.row('grounding.remedies', name).title};" for name in plan.remedies
+    ]
+    text = "## How classes are told to the model\n\n" + "\n".join(titles)[:-1] + "."
+    prompts = grounding.get("prompts")
+    if not prompts:
+        return text
+    rows = "\n".join(f"| {name} | {prompt} |" for name, prompt in prompts.items())
+    return (
+        f"{text}\n\nThe vote assigned these prompts, which follow from its noisy table alone:\n\n"
+        f"| class | prompt |\n|---|---|\n{rows}"
+    )
 
 
 def _skipped(skipped: Mapping[str, int], plan: PrivacyPlan) -> str:
@@ -240,6 +263,8 @@ def _arithmetic(plan: PrivacyPlan, config: RunConfig, *, spent: float) -> str:
 def _bounds(config: RunConfig) -> dict[str, tuple[str, float]]:
     """Stage of the plan to its name for people and to the bound on one image's contribution."""
     return {
+        Stage.VOTE: ("grounding, vote (one vote an image)", 1.0),
+        Stage.HEAD: ("grounding, head (features clipped)", 1.0),
         Stage.SELECTION: (
             f"selection ({config.saliency.clipping} clipping)",
             config.saliency.clipping_norm,

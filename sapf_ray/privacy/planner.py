@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,84 +32,26 @@ from sapf_ray.privacy.accountants import stage_shares, supports
 from sapf_ray.privacy.calibration import (
     MAX_NOISE_MULTIPLIER,
     Budget,
-    Charges,
     root,
     smallest_decimal,
     smallest_noise,
 )
+from sapf_ray.privacy.choice import choose, grounding_stages
 from sapf_ray.privacy.events import (
     DpEvent,
-    approximate_event,
     describe_event,
-    exponential_event,
     gaussian_event,
 )
+from sapf_ray.privacy.facts import Facts
+from sapf_ray.privacy.stage_plan import StagePlan
 from sapf_ray.registry import row
 from sapf_ray.stages import Stage
 
 ADD_OR_REMOVE_ONE = "add_or_remove_one"
-PRIVATE_STAGES = (Stage.SELECTION, Stage.FINETUNE, Stage.EVOLUTION)
+GROUNDING_STAGES = (Stage.VOTE, Stage.HEAD)
+PRIVATE_STAGES = (*GROUNDING_STAGES, Stage.SELECTION, Stage.FINETUNE, Stage.EVOLUTION)
 GHOST_SLACK = 2.0**-9
 """Slack of fine-tuning whole matrices: see :mod:`sapf_ray.grad_sample.ghost`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    """``count`` releases of one kind.
-
-    Args:
-        noise_multiplier: Noise std over the clipping norm; 0 in non-private runs. Of an exponential
-            selection: of the Gaussian release that costs as much; of propose-test-release: scale of
-                the Laplace noise, 1 / its epsilon.
-        sample_rate: Poisson rate of each release; 1 reads all records.
-        count: Number of releases.
-        share: Fraction of the total RDP at the optimal order (paper, section 3.4); None in
-            non-private runs.
-        mechanism: ``gaussian``, or another of :mod:`sapf_ray.saliency.mechanisms`.
-        delta: Spent by propose-test-release alone, beside its epsilon.
-        slack: Share by which a record's contribution may pass the clipping norm, where floats are
-            summed that are too many for an exact sum; the noise is scaled up by it.
-    """
-
-    noise_multiplier: float
-    sample_rate: float
-    count: int
-    share: float | None
-    mechanism: str = "gaussian"
-    delta: float = 0.0
-    slack: float = 0.0
-
-    def event(self) -> DpEvent:
-        """The event of one of the releases.
-
-        Raises:
-            ValueError: The mechanism is none that this version knows.
-        """
-        if self.mechanism not in EVENTS:
-            known = ", ".join(EVENTS)
-            raise ValueError(f"mechanism {self.mechanism!r}: must be one of {known}")
-        return EVENTS[self.mechanism](self)
-
-    def charges(self, noise_multiplier: float | None = None) -> Charges:
-        """The events of all releases, by default with the planned noise."""
-        stage = self
-        if noise_multiplier is not None:
-            stage = dataclasses.replace(self, noise_multiplier=noise_multiplier)
-        return ((stage.event(), stage.count),)
-
-
-def _propose_test_release_event(stage: StagePlan) -> DpEvent:
-    if stage.noise_multiplier == 0:
-        return approximate_event(math.inf, stage.delta)
-    return approximate_event(1 / stage.noise_multiplier, stage.delta)
-
-
-EVENTS: Mapping[str, Callable[[StagePlan], DpEvent]] = {
-    "gaussian": lambda stage: gaussian_event(stage.noise_multiplier, stage.sample_rate),
-    "exponential": lambda stage: exponential_event(stage.noise_multiplier),
-    "propose_test_release": _propose_test_release_event,
-}
-"""Mechanism of a stage to the event of one of its releases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +60,11 @@ class PrivacyPlan:
 
     ``selection`` is None when no selection is released: with ratio 1 every matrix is kept, whatever
     the data, and a random selection does not look at them.
-    Both are None when steps is 0. Then ``batch_size`` and ``sample_rate`` are 0, and either the
-    images come from an ``evolution`` or no sensitive image is read and ``composed_epsilon`` is 0.
+    ``remedies`` are those of :mod:`sapf_ray.grounding`; ``vote`` and ``head`` are None unless they
+    are among them.
+    Selection and fine-tuning are None when steps is 0. Then ``batch_size`` and
+    ``sample_rate`` are 0, and either the images come from an ``evolution``, or remedies ground
+    the public model, or no sensitive image is read and ``composed_epsilon`` is 0.
     """
 
     epsilon: float
@@ -135,6 +80,9 @@ class PrivacyPlan:
     non_private: bool = False
     adjacency: str = ADD_OR_REMOVE_ONE
     evolution: StagePlan | None = None
+    remedies: tuple[str, ...] = ()
+    vote: StagePlan | None = None
+    head: StagePlan | None = None
 
     @property
     def reads_images(self) -> bool:
@@ -158,7 +106,9 @@ class PrivacyPlan:
         """
         try:
             fields = dict(data)
-            fields.setdefault("evolution", None)  # plans of before Private Evolution lack it
+            for stage in (*GROUNDING_STAGES, Stage.EVOLUTION):
+                fields.setdefault(stage, None)  # plans of before these stages lack them
+            fields["remedies"] = tuple(fields.get("remedies", ()))
             for stage in PRIVATE_STAGES:
                 fields[stage] = None if fields[stage] is None else StagePlan(**fields[stage])
             fields["composed_epsilon"] = float(fields["composed_epsilon"])
@@ -172,8 +122,14 @@ def default_delta(n_records: int) -> float:
     return 1 / (n_records * math.log(n_records))
 
 
-def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
+def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) -> PrivacyPlan:
     """Plans a run over ``n_records`` images.
+
+    Args:
+        config: The whole experiment.
+        n_records: N.
+        facts: What else is public of the data; where it is not known, no remedy is chosen for the
+            user.
 
     Raises:
         ConfigError: The batch exceeds N, epsilon cannot be met, or the accountant cannot price what
@@ -185,7 +141,15 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
     budget = Budget(epsilon=privacy.epsilon, delta=delta, accountant=privacy.accountant)
     steps = config.finetune.steps
     batch_size = config.finetune.batch_size if steps > 0 else 0
-    stages = _stages(config, budget, sample_rate=batch_size / n_records)
+    remedies = choose(config, facts, budget=budget)
+    stages = _stages(
+        config,
+        budget,
+        sample_rate=batch_size / n_records,
+        grounding=grounding_stages(
+            config, facts or Facts(n_records=n_records), remedies=remedies, budget=budget
+        ),
+    )
     charges = tuple(charge for stage in stages.values() for charge in stage.charges())
     shares = stage_shares({name: stage.charges() for name, stage in stages.items()}, delta)
     if shares is not None:
@@ -205,6 +169,9 @@ def make_plan(config: RunConfig, n_records: int) -> PrivacyPlan:
         composed_epsilon=budget.spent(charges),
         non_private=privacy.non_private,
         evolution=stages.get(Stage.EVOLUTION),
+        remedies=remedies,
+        vote=stages.get(Stage.VOTE),
+        head=stages.get(Stage.HEAD),
     )
 
 
@@ -258,7 +225,9 @@ def _check_size(config: RunConfig, n_records: int) -> None:
         )
 
 
-def _stages(config: RunConfig, budget: Budget, *, sample_rate: float) -> dict[str, StagePlan]:
+def _stages(
+    config: RunConfig, budget: Budget, *, sample_rate: float, grounding: Mapping[str, StagePlan]
+) -> dict[str, StagePlan]:
     """The stages that read sensitive images, in the order of the run, with their noise."""
     non_private = config.privacy.non_private
     if config.evolution.enabled:
@@ -272,8 +241,8 @@ def _stages(config: RunConfig, budget: Budget, *, sample_rate: float) -> dict[st
         )
         return {Stage.EVOLUTION: evolution}
     if config.finetune.steps == 0:
-        return {}
-    stages: dict[str, StagePlan] = {}
+        return dict(grounding)
+    stages = dict(grounding)
     reads_data = row("saliency.score", config.saliency.score).data_free is None
     if config.saliency.ratio < 1 and reads_data:
         stages[Stage.SELECTION] = _selection_stage(config, budget.delta)
@@ -287,8 +256,8 @@ def _stages(config: RunConfig, budget: Budget, *, sample_rate: float) -> dict[st
     if not non_private:
         before = tuple(charge for stage in stages.values() for charge in stage.charges())
         _check_supported(budget, *(event for event, _ in before), gaussian_event(1.0, sample_rate))
-        if stages:
-            _check_selection_fits(stages[Stage.SELECTION], budget)
+        for name, stage in stages.items():
+            _check_fits(name, stage, budget=budget)
         noise = smallest_noise(finetune, budget, before=before)
         if noise is None:
             raise _out_of_reach(
@@ -327,13 +296,21 @@ def _check_supported(budget: Budget, *events: DpEvent) -> None:
             )
 
 
-def _check_selection_fits(selection: StagePlan, budget: Budget) -> None:
-    spent = budget.spent(selection.charges())
+NOISE_FIELDS: Mapping[str, str] = {
+    Stage.VOTE: "grounding.vote_noise_multiplier",
+    Stage.HEAD: "grounding.head_noise_multiplier",
+    Stage.SELECTION: "saliency.noise_multiplier",
+}
+"""Stage whose noise is given to the key that gives it."""
+
+
+def _check_fits(name: str, stage: StagePlan, *, budget: Budget) -> None:
+    spent = budget.spent(stage.charges())
     if spent < budget.epsilon:
         return
 
     def doubled(noise: float) -> float:
-        return 2 * budget.spent(selection.charges(noise)) / budget.epsilon
+        return 2 * budget.spent(stage.charges(noise)) / budget.epsilon
 
     guess = root(doubled, 4 / budget.epsilon)
     fits = None
@@ -341,10 +318,9 @@ def _check_selection_fits(selection: StagePlan, budget: Budget) -> None:
         fits = smallest_decimal(lambda noise: doubled(noise) <= 1, guess)
     advice = f"; from {fits:g} on it takes at most half" if fits is not None else ""
     raise ConfigError(
-        "saliency.noise_multiplier",
-        selection.noise_multiplier,
-        f"the selection alone spends epsilon = {spent:.3f} of the planned "
-        f"{budget.epsilon:g}{advice}",
+        NOISE_FIELDS[name],
+        stage.noise_multiplier,
+        f"the {name} alone spends epsilon = {spent:.3f} of the planned {budget.epsilon:g}{advice}",
     )
 
 

@@ -108,6 +108,8 @@ def plan_table(plan: PrivacyPlan) -> Table:
     for name in ("releases", "sample rate", "noise multiplier", "share of the budget"):
         table.add_column(name, justify="right")
     stages = [("selection", plan.selection), ("fine-tuning", plan.finetune)]
+    grounding = [("vote", plan.vote), ("head", plan.head)]
+    stages = [(name, stage) for name, stage in grounding if stage is not None] + stages
     if plan.evolution is not None:
         stages = [("evolution", plan.evolution)]
     nothing = "no release: the choice reads no sensitive image"

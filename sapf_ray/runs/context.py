@@ -104,6 +104,7 @@ class RunContext:
             self.plan,
             plan_file=directory.plan,
             paid_for=(
+                directory.grounding,
                 directory.selection,
                 directory.checkpoints,
                 directory.adapter,
@@ -184,6 +185,16 @@ class RunContext:
             plan=self.plan,
             on_change=runlog.release_changed,
         )
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """One per class: the source's, or those that grounding assigned."""
+        path = self.directory.grounding
+        if not path.exists():
+            return self.source.prompts
+        assigned = self.directory.read_json(path).get("prompts", {})
+        names = zip(self.source.class_names, self.source.prompts, strict=True)
+        return tuple(assigned.get(name, prompt) for name, prompt in names)
 
     @functools.cached_property
     def latents(self) -> Path:

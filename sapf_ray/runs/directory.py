@@ -29,6 +29,7 @@ class RunDirectory:
         self.config = self.root / "config.yaml"
         self.plan = self.root / "plan.json"
         self.ledger = self.root / "ledger.jsonl"
+        self.grounding = self.root / "grounding.json"
         self.selection = self.root / "selection.json"
         self.adapter = self.root / "adapter"
         self.synthetic = self.root / "synthetic"

@@ -23,6 +23,7 @@ nodes_lost          error
 checkpoint_skipped  warning checkpoint (torn)
 snapshot_removed    warning (Ray Train's, torn)
 tracking_lost       warning error
+words_unknown       warning remedies (class words that the model does not know)
 fingerprint_changed warning parts (other noise, charged again)
 release_changed     warning release (the same, of another exact sum)
 =================== ======= =====================================================================

@@ -233,6 +233,7 @@ class Tracker:
             directory.config,
             directory.plan,
             directory.ledger,
+            directory.grounding,
             directory.selection,
             directory.metrics,
             directory.card,

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sapf_ray.config import DataConfig, RunConfig, config_hash
+from sapf_ray.config import DataConfig, GroundingConfig, ModelConfig, RunConfig, config_hash
 from sapf_ray.data.base import open_source
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import SapfError
@@ -25,10 +25,12 @@ from sapf_ray.estimate.cluster import estimate_run
 from sapf_ray.estimate.costs import shipped_costs
 from sapf_ray.estimate.result import Cluster
 from sapf_ray.evaluation.protocol import check_evaluation
+from sapf_ray.grounding.facts import find_facts
 from sapf_ray.models.location import BUNDLED_DIR, resolve_model
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.events import DpEvent
+from sapf_ray.privacy.facts import Facts
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan, plan_events
 from sapf_ray.runs.directory import RunDirectory
@@ -90,6 +92,16 @@ def _shape(data: DataConfig) -> tuple[int, tuple[str, ...]]:
     return source.n_train, tuple(source.prompts)
 
 
+@functools.lru_cache(maxsize=32)
+def _facts(data: DataConfig, model: ModelConfig, grounding: GroundingConfig) -> Facts | None:
+    """What remedies are chosen from; None where the images or the model are missing."""
+    try:
+        config = RunConfig(data=data, model=model, grounding=grounding)
+        return find_facts(config, open_source(data)).facts
+    except SapfError:
+        return None
+
+
 def _n_records(data: DataConfig, *, strict: bool) -> int:
     """N, from the images where they are.
 
@@ -123,7 +135,11 @@ def plan_cells(cells: Sequence[Cell], *, strict: bool = False) -> list[PlannedCe
     for cell in cells:
         config = cell.config
         try:
-            plan = make_plan(config, _n_records(config.data, strict=strict))
+            plan = make_plan(
+                config,
+                _n_records(config.data, strict=strict),
+                facts=_facts(config.data, config.model, config.grounding),
+            )
             check_evaluation(config.evaluation)
             if strict:
                 _check_model(config, plan)

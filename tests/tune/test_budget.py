@@ -41,12 +41,13 @@ def cells_of(tmp_path: Path, **keys: object) -> list[Cell]:
     return make_cells(load_space(write(tmp_path, **keys)))
 
 
-def plan_without_search(config: RunConfig, n_records: int) -> PrivacyPlan:
+def plan_without_search(config: RunConfig, n_records: int, **facts) -> PrivacyPlan:
     """All of the plan but the search for its noise.
 
     The search takes a second for each of the paper's settings.
     """
-    return make_plan(replace(config, privacy=replace(config.privacy, non_private=True)), n_records)
+    without = replace(config, privacy=replace(config.privacy, non_private=True))
+    return make_plan(without, n_records, **facts)
 
 
 @pytest.mark.parametrize("name", [*GRIDS, *SPACES])

@@ -1,0 +1,58 @@
+"""Classes whose words the public model does not know."""
+
+from __future__ import annotations
+
+from sapf_ray.config.kinds import Count, Positive
+from sapf_ray.config.section import require, section
+from sapf_ray.registry import names
+
+AUTO = "auto"
+NONE = "none"
+
+
+@section("grounding")
+class GroundingConfig:
+    """What is done where the public model does not know the classes' words, or could know more.
+
+    Args:
+        remedies: auto (chosen from public facts: whether the words are known, N, classes), none, or
+            names separated by commas: vote (each class gets a prompt that the model knows, by a
+            noisy vote of the records), tokens (learned class tokens), head (labels by a private
+            classifier).
+        candidates: File of candidate prompts for the vote, one a line, public; by default the
+            vocabulary of a bundled model, or a public list of nouns and textures with the class
+            words themselves.
+        features: Public features in which images are compared: auto (glyphs for a bundled model,
+            else latents), glyphs, latents, or the path or hub id of a network.
+        candidate_images: Images of the public model that show each candidate.
+        vote_noise_multiplier: Noise std over sensitivity of the vote's table; by default 0.07
+            records a class (N / classes), or what a twentieth of the budget buys where that is
+            more noise.
+        cache_dir: Where features of candidates' images are kept for further runs, public; by
+            default sapf-ray in the user's cache folder.
+    """
+
+    remedies: str = AUTO
+    candidates: str | None = None
+    features: str = AUTO
+    candidate_images: Count = 32
+    vote_noise_multiplier: Positive | None = None
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        known = names("grounding.remedies")
+        named = self.named
+        require(
+            self.remedies in (AUTO, NONE)
+            or (set(named) <= set(known) and len(set(named)) == len(named)),
+            "grounding.remedies",
+            self.remedies,
+            f"must be {AUTO}, {NONE}, or different ones of {', '.join(known)} separated by commas",
+        )
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Remedies named one by one; empty where they are chosen by facts, or none."""
+        if self.remedies in (AUTO, NONE):
+            return ()
+        return tuple(name.strip() for name in self.remedies.split(","))

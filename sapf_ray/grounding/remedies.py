@@ -1,0 +1,103 @@
+"""The table of remedies for class words that the public model does not know, or could know better.
+
+Light to import; a remedy's parts are imported when it is chosen.
+
+References:
+    1. Lin et al. Differentially private synthetic data via foundation model APIs 1: Images. ICLR
+       2024. (votes for the nearest candidate; here for prompts instead of images)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sapf_ray.privacy.facts import Facts
+from sapf_ray.registry import Registry
+
+if TYPE_CHECKING:
+    from sapf_ray.config import RunConfig
+    from sapf_ray.privacy.calibration import Budget
+    from sapf_ray.runs.context import RunContext
+
+Suits: TypeAlias = "Callable[[RunConfig, Facts, Budget], bool]"
+Noise: TypeAlias = "Callable[[RunConfig, Facts, Budget], float]"
+Ground: TypeAlias = "Callable[[RunContext], dict[str, Any]]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """One row.
+
+    Attributes:
+        title: What it is, for tables and the card.
+        reads: What it reads of the sensitive images.
+        source: Where it comes from.
+        suits: Whether ``grounding.remedies: auto`` chooses it.
+        noise: Noise multiplier of its one release, in the plan's stage of the remedy's name; None
+            where it releases nothing of its own.
+        ground: Its part of the stage ``grounding``: makes the release, and returns what
+            ``grounding.json`` is to hold; None where it has no part there.
+    """
+
+    title: str
+    reads: str
+    source: str
+    suits: Suits
+    noise: Noise | None = None
+    ground: Ground | None = None
+
+
+def _never(config: RunConfig, facts: Facts, budget: Budget) -> bool:
+    return False
+
+
+def _words_unknown(config: RunConfig, facts: Facts, budget: Budget) -> bool:
+    """And there are at least as many candidates as classes."""
+    from sapf_ray.grounding.vocabulary import known_prompts
+
+    given = config.grounding.candidates
+    enough = given is not None or len(known_prompts(config.model.path)) >= facts.n_classes
+    return enough and not facts.words_known
+
+
+def _vote_noise(config: RunConfig, facts: Facts, budget: Budget) -> float:
+    from sapf_ray.grounding.price import vote_noise
+
+    given = config.grounding.vote_noise_multiplier
+    return vote_noise(facts, budget) if given is None else given
+
+
+def _vote(run: RunContext) -> dict[str, Any]:
+    from sapf_ray.grounding.vote import assign_prompts
+
+    return assign_prompts(run)
+
+
+REMEDIES: Registry[Remedy] = Registry(
+    "grounding.remedies",
+    {
+        "vote": Remedy(
+            title="each class gets a prompt that the model knows, by a noisy vote of the records",
+            reads="public features of every record: one vote for the nearest candidate",
+            source="Lin et al. 2024, for prompts",
+            suits=_words_unknown,
+            noise=_vote_noise,
+            ground=_vote,
+        ),
+        "tokens": Remedy(
+            title="learned class tokens, in fine-tuning's own steps",
+            reads="what fine-tuning reads: one joint clip with the adapter's gradient",
+            source="Gal et al. 2023 (textual inversion), under DP-SGD",
+            suits=_never,
+        ),
+        "head": Remedy(
+            title="labels by a private classifier of public features",
+            reads="public features of every record: one noisy sum of them and count a class",
+            source="Tramèr, Boneh 2021 (features of public networks)",
+            suits=_never,
+        ),
+    },
+)
+"""Name in ``grounding.remedies`` to row, in the order in which a run goes through them."""

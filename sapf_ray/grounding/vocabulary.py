@@ -1,0 +1,62 @@
+"""Prompts that a public model knows: candidates for classes whose own words it does not know.
+
+>>> known_prompts("glyphs-tiny")[3]
+'An image of the digit three'
+>>> known_prompts("sd-v1-5", template="A photo of {name}")[0]
+'A photo of airplane'
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from sapf_ray.errors import ConfigError, reason
+
+CHARACTERS = "characters"
+NOUNS = "nouns"
+BUNDLED = ("glyphs-tiny", "letters-tiny", "glyphs-dit-tiny")
+FEWEST = 2  # candidates
+
+
+def known_prompts(model: str, *, template: str = "An image of {name}") -> tuple[str, ...]:
+    """Public prompts that the model knows: all that a bundled one was trained on, or a list of
+    nouns and textures.
+
+    Args:
+        model: ``model.path``.
+        template: Prompt of one noun, ``{name}``.
+    """
+    if model in BUNDLED:
+        return _shipped(CHARACTERS)
+    return tuple(template.replace("{name}", word) for word in _shipped(NOUNS))
+
+
+def read_candidates(path: str) -> tuple[str, ...]:
+    """The candidate prompts of a user's file: one a line, empty lines and ``#`` lines left out.
+
+    Raises:
+        ConfigError: The file cannot be read, or has fewer than two different lines.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "grounding.candidates", path, f"must be a text file in UTF-8 ({reason(error)})"
+        ) from error
+    found = _lines(text)
+    if len(found) < FEWEST:
+        raise ConfigError(
+            "grounding.candidates", path, "must hold two or more different prompts, one a line"
+        )
+    return found
+
+
+def _shipped(name: str) -> tuple[str, ...]:
+    folder = resources.files("sapf_ray.grounding") / "vocabularies"
+    return _lines((folder / f"{name}.txt").read_text(encoding="utf-8"))
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
