@@ -22,12 +22,14 @@ import yaml
 from sapf_ray.config import RunConfig
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import ConfigError
+from sapf_ray.grounding.vocabulary import known_prompts
 from sapf_ray.models.catalog import PUBLIC_MODELS, KnownModel
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.stages import Stage
 
 UNITS: Mapping[str, str] = {
     Stage.LATENTS: "images encoded",
+    Stage.GROUNDING: "denoising passes of images",
     Stage.SELECTION: "images scored",
     Stage.FINETUNE: "images in steps",
     Stage.EVOLUTION: "denoising passes of images",
@@ -98,7 +100,7 @@ class DeviceCosts:
         the two.
         """
         rows = self.stages.get(stage, ())
-        if not rows and stage == Stage.EVOLUTION:
+        if not rows and stage in (Stage.EVOLUTION, Stage.GROUNDING):
             rows = self.stages.get(Stage.SYNTHESIS, ())
         if not rows:
             return None
@@ -132,8 +134,11 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
     guided = synthesis.guidance_scale != 1
     passes = 2 * synthesis.steps if guided else synthesis.steps
     found: dict[str, float] = {}
-    if plan.finetune is not None:
+    if plan.finetune is not None or plan.vote is not None:
         found[Stage.LATENTS] = plan.n_records
+    if plan.vote is not None:
+        found[Stage.GROUNDING] = _shown_images(config) * passes
+    if plan.finetune is not None:
         if plan.selection is not None:
             scored = plan.n_records * plan.selection.sample_rate
             found[Stage.SELECTION] = scored * plan.selection.count
@@ -166,6 +171,12 @@ def parallel_parts(
     }
     by_images = synthesis.n_images / synthesis.shard_size
     return max(1, math.ceil(parts.get(stage, by_images)))
+
+
+def _shown_images(config: RunConfig) -> float:
+    """Number of images that show the candidates of a vote."""
+    candidates = len(known_prompts(config.model.path))
+    return candidates * config.grounding.candidate_images
 
 
 def _evolved_images(config: RunConfig) -> float:

@@ -24,7 +24,7 @@ FINETUNE = "finetune"
 SYNTHESIS = "synthesis"
 # Stages of a run, by the three of the paper's Table 12. Private Evolution only synthesizes.
 TABLE12_STAGES: Mapping[str, tuple[str, ...]] = {
-    SELECT: (Stage.LATENTS, Stage.SELECTION),
+    SELECT: (Stage.LATENTS, Stage.GROUNDING, Stage.SELECTION),
     FINETUNE: (Stage.FINETUNE,),
     SYNTHESIS: (Stage.SYNTHESIS, Stage.EVOLUTION),
 }

@@ -136,7 +136,7 @@ def test_work_follows_the_config():
         evolution=StagePlan(noise_multiplier=0.0, sample_rate=1.0, count=2, share=None),
     )
     assert work(evolved, plan)["evolution"] == (60_000 + 10 * 2 * 5 * 2) * 50
-    assert set(usual) | {"evolution"} == set(UNITS)
+    assert set(usual) | {"evolution", "grounding"} == set(UNITS)
 
 
 def test_price_is_of_all_devices_all_the_time():
