@@ -28,7 +28,7 @@ from tests.whole_run import (
 @pytest.mark.parametrize(
     "stages",
     [
-        ("selection", "finetune"),
+        ("finetune",),
         pytest.param(
             ("latents", "selection", "finetune", "synthesis"),
             marks=pytest.mark.long,

@@ -50,6 +50,7 @@ def test_ratios_are_taken_round_by_round():
     assert "selection_speedup_vs_functorch" not in ratios  # it failed
 
 
+@pytest.mark.long
 def test_a_group_writes_finite_figures_and_contenders_agree(tmp_path):
     benchmark.main(
         str(tmp_path), groups="selection", quick=True, contenders="ours,opacus_hooks,plain"

@@ -38,6 +38,7 @@ def config(**sections: dict[str, Any]) -> RunConfig:
     )
 
 
+@pytest.mark.long
 def test_run_on_a_dit_spends_what_was_planned(ray_cluster, tmp_path):
     result = run(config(), str(tmp_path / "run"))
     root = tmp_path / "run"

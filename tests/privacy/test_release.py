@@ -179,7 +179,7 @@ def test_exponential_frequencies(opened):
     utility = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
     total = ExactSum.of([(utility / step).to(torch.int64)], BOUND)
     weights = np.exp(epsilon * utility.numpy() / BOUND)
-    draws = 1500
+    draws = 800
     counts = np.zeros(3, int)
     for i in range(draws):
         counts[releaser.exponential(f"x{i}", total, stage="selection", n=1)[0]] += 1

@@ -28,7 +28,7 @@ def perturb(model: Path) -> None:
     save_file(weights, model / UNET, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("changed", [True, False])
+@pytest.mark.parametrize("changed", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_repeated_selection_is_free_only_with_the_same_weights(
     folder, tiny_pipeline, tmp_path, ray_cluster, monkeypatch, capsys, caplog, changed
 ):

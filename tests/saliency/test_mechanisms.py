@@ -29,7 +29,7 @@ from sapf_ray.saliency.mechanisms import MECHANISMS, Question
 from sapf_ray.saliency.scores import SCORES, random_values, top_n
 
 KEY = NoiseKey(bytes(range(32)))
-BOUND, DRAWS = 0.5, 4000
+BOUND, DRAWS = 0.5, 2000
 SCORE = SCORES["per_sample_norm"]
 
 
