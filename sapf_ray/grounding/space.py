@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 SHRINKAGE = 0.1
-"""Share of the mean variance that is added to every direction's, so that none counts without
-bound."""
+"""Least share of the mean variance that is added to every direction's, so that none counts without
+bound; more where there are few images for the number of directions."""
 
 
 class Features(Protocol):
@@ -37,8 +37,10 @@ class Whitening:
         d = shown.shape[-1]
         values = shown.astype(np.float64)
         rest = (values - values.mean(1, keepdims=True)).reshape(-1, d)
-        covariance = rest.T @ rest / max(1, len(rest) - len(shown))
-        covariance += SHRINKAGE * np.trace(covariance) / d * np.eye(d) + 1e-12 * np.eye(d)
+        freedom = max(1, len(rest) - len(shown))
+        covariance = rest.T @ rest / freedom
+        added = max(SHRINKAGE, d / freedom) * np.trace(covariance) / d
+        covariance += (added + 1e-12) * np.eye(d)
         eigenvalues, vectors = np.linalg.eigh(covariance)
         return cls(vectors / np.sqrt(eigenvalues))
 

@@ -6,18 +6,25 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import chi2
 
-from sapf_ray.data.base import SKIPPED
+from sapf_ray.config import DataConfig, ModelConfig
+from sapf_ray.data.base import SKIPPED, open_source
 from sapf_ray.errors import BudgetError, DataError
+from sapf_ray.grounding.records import LatentFeatures
 from sapf_ray.grounding.space import Whitening
+from sapf_ray.grounding.vocabulary import known_prompts
 from sapf_ray.grounding.vote import assignment, release_table, vote_table
+from sapf_ray.models.conditioning import encode_conditions
+from sapf_ray.models.loading import load_pipeline
 from sapf_ray.privacy import noise as noise_module
 from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import StagePlan
 from sapf_ray.privacy.release import Releaser
+from sapf_ray.synthesis.sampler import sample_images
 from tests.evolution.toy import plan_of
 
 KEY = NoiseKey(bytes(range(32)))
@@ -133,3 +140,37 @@ def test_whitening_makes_the_spread_of_one_candidates_images_alike_in_all_direct
     rest = (white - white.mean(1, keepdims=True)).reshape(-1, 3)
     spread = rest.std(0)
     assert spread.max() < 1.3 and spread.max() / spread.min() < 3
+
+
+def test_classes_that_neither_candidates_nor_features_hold_get_look_alikes(tmp_path):
+    """Digits, by letters alone, in the latents of a VAE; with the noise that a plan would give."""
+    pipe = load_pipeline("glyphs-tiny")
+    prompts = [prompt for prompt in known_prompts("glyphs-tiny") if "uppercase" in prompt]
+    conditions = encode_conditions(pipe, prompts)
+    features = LatentFeatures(ModelConfig(path="glyphs-tiny"))
+    shown = [
+        features(
+            sample_images(
+                pipe,
+                conditions[part].repeat_interleave(8, dim=0),
+                null=conditions[:1],
+                seeds=range(8 * len(part)),
+                steps=6,
+                guidance_scale=1.0,
+            )
+        )
+        for part in torch.arange(len(prompts)).split(13)
+    ]
+    images, labels = open_source(DataConfig(source="digits")).read(
+        "train", np.arange(400), resolution=32
+    )
+    means = np.concatenate(shown).reshape(len(prompts), 8, -1)
+    whiten = Whitening.of(means)
+    table = vote_table(
+        [(features(images), labels)], whiten(means).mean(1), whiten=whiten, n_classes=10
+    )
+    chosen = assignment(release_table(table, setup(tmp_path, noise=3.0)))
+    letters = [prompts[candidate][-1] for candidate in chosen]
+    assert letters[0] in "OQCDU" and letters[1] in "IJLT" and letters[6] in "GCQ"
+    share = table[np.arange(10), chosen].sum() / table.sum()
+    assert share > 0.15, "four times what chance would give"
