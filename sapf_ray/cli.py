@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
 import os
 import re
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from sapf_ray.errors import ConfigError, SapfError
+from sapf_ray import plain_text
+from sapf_ray.errors import ConfigError, SapfError, is_environments, remedy
 from sapf_ray.options import config_of, given_keys, make_parser, parse
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ def _one_line(error: Exception) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 bad input, 130 interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    plain_text.use()
     # else a thread that outlives ctrl-C starts Ray again
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if not arguments:
@@ -257,12 +258,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_environments(error):
             raise
-        sys.stderr.write(
-            f"sapf: error: {_one_line(error)}; nothing is lost, the same command goes on when "
-            "there is room\n"
-        )
+        sys.stderr.write(f"sapf: error: {_one_line(error)}; {remedy(error)}\n")
         return 2
     return 0
 

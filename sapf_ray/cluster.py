@@ -21,9 +21,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sapf_ray.config import ClusterConfig, FinetuneConfig, RunConfig
-from sapf_ray.errors import ClusterError, SapfError, reason
+from sapf_ray.errors import ClusterError, SapfError, is_environments, reason
 from sapf_ray.registry import PLUGINS
-from sapf_ray.runs import runlog, worktime
+from sapf_ray.runs import probes, runlog, worktime
 
 T = TypeVar("T")
 
@@ -60,7 +60,8 @@ def session(config: ClusterConfig) -> Iterator[None]:
     that was already up alone.
 
     Raises:
-        ClusterError: The address does not answer, or another version of Ray or Python runs there.
+        ClusterError: The address does not answer, another version of Ray or Python runs there, or a
+            local Ray cannot start.
     """
     if ray.is_initialized():
         yield
@@ -68,6 +69,9 @@ def session(config: ClusterConfig) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
         _reachable(address)
+    else:
+        probes.temporary_folder()
+        probes.ensure_token_place()
     for name, value in (ENVIRONMENT if address else LOCAL_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     try:
@@ -80,7 +84,12 @@ def session(config: ClusterConfig) -> Iterator[None]:
             configure_logging=True,
             runtime_env={"env_vars": _worker_environment()} if address else None,
         )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        if not address:
+            raise ClusterError(
+                f"Ray does not start on this machine ({reason(error)}); `sapf doctor` looks for "
+                "the cause"
+            ) from error
         raise ClusterError(f"cluster.address = {address!r}: {_why_not(error)}") from error
     for name in ("ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -145,7 +154,7 @@ def result(reference: ray.ObjectRef) -> Any:
     try:
         value = ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, SapfError):
+        if isinstance(error.cause, SapfError) or is_environments(error.cause):
             raise error.cause from None
         raise
     except RayError as error:
@@ -346,7 +355,7 @@ def check(config: RunConfig) -> None:
 @ray.remote(num_cpus=0, max_retries=0)
 def _read_token(path: str) -> str | None:
     try:
-        return Path(path).read_text()
+        return Path(path).read_text(encoding="utf-8")
     except OSError:
         return None
 
@@ -361,7 +370,7 @@ def check_shared(directory: Path) -> None:
     if len(nodes) < 2:
         return
     token, path = secrets.token_hex(16), directory.resolve() / f".shared-{secrets.token_hex(4)}"
-    path.write_text(token)
+    path.write_text(token, encoding="utf-8")
     try:
         looking = {
             _read_token.options(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from sapf_ray.locks import locked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,10 +45,23 @@ def atomic_file(path: Path, *, mode: int = 0o666, replace: bool = True) -> Itera
         if replace:
             os.replace(partial, path)
         else:
-            os.link(partial, path)
+            _link(partial, path)
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _link(partial: Path, path: Path) -> None:
+    """Gives a whole file its name, unless the name is taken."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # no hard links there (exFAT, some of FUSE): as good where one process writes
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.rename(partial, path)
 
 
 def write_atomic(
@@ -74,6 +90,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise  # some of FUSE and SMB cannot synchronise a folder
     finally:
         os.close(descriptor)
 
@@ -101,9 +120,14 @@ def short_hash(value: Any, *, digits: int = 16) -> str:
 def below(uri: str, name: str) -> str:
     """Folder ``name`` below a path, or below a URI, whose options
     (``?endpoint_override=minio:9000``) stay last.
+
+    >>> below("s3://bucket/runs?scheme=http", "50 % of #3")
+    's3://bucket/runs/50%20%25%20of%20%233?scheme=http'
     """
-    place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return f"{place.rstrip('/')}/{name}{mark}{options}"
+    if "://" not in uri:
+        return f"{uri.rstrip('/')}/{name}"
+    place, mark, options = uri.partition("?")
+    return f"{place.rstrip('/')}/{quote(name)}{mark}{options}"
 
 
 @contextlib.contextmanager
@@ -111,6 +135,5 @@ def only_one(directory: Path) -> Iterator[None]:
     """Makes the folder, mode 0700, and lets one process at a time work there; others wait."""
     directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     directory.mkdir(exist_ok=True, mode=0o700)
-    with open(directory / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(directory / ".lock", "w", encoding="utf-8") as lock, locked(lock):
         yield

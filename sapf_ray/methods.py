@@ -8,6 +8,7 @@ rate: design section 5).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -168,6 +169,28 @@ def find_method(name: str) -> Method:
         ConfigError: No such row.
     """
     return METHODS[name]
+
+
+def method_of(flat: Mapping[str, Any]) -> str:
+    """Name of the row that a config is: the one that sets most of what holds there.
+
+    Args:
+        flat: Dotted config keys.
+
+    >>> from sapf_ray.config import RunConfig, flatten, from_dict, to_dict
+    >>> method_of(flatten(to_dict(RunConfig())))
+    'dp-sapf'
+    >>> method_of(flatten(to_dict(from_dict({"saliency": {"ratio": 1.0}}))))
+    'dp-lora'
+    """
+    best = ""
+    most = 0
+    for name, row in METHODS.items():
+        holds = all(flat.get(key) == value for key, value in row.overrides.items())
+        if holds and len(row.overrides) >= most:
+            best = name
+            most = len(row.overrides)
+    return best or "other"
 
 
 def methods_json() -> list[dict[str, Any]]:

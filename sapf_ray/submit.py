@@ -4,14 +4,16 @@ Example::
 
     sapf submit --address http://head:8265 -- run --preset digits --out /shared/runs/digits
 
-What is sent is named here, nothing else is: the ``sapf_ray`` package, the packages behind
-``--modules``, and the YAML files that the command names by a relative path. A folder of photographs
-beside the code stays where it is. The job's work goes to the cluster that it was submitted to, and
-the same submission again continues what an earlier one left.
+What is sent stands on an allow list: Python files of the ``sapf_ray`` package and of the packages
+behind ``--modules``, the data files that sapf-ray's wheel holds, and the YAML files that the
+command names by a relative path. A folder of photographs, a data set or a file of secrets stays
+where it is, beside the code or in the midst of it. The job's work goes to the cluster that it was
+submitted to, and the same submission again continues what an earlier one left.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -28,7 +30,17 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 INSTALLS = ("pip", "image")
-_EXCLUDES = ["__pycache__", "*.pyc"]
+PACKAGE_DATA = (
+    "py.typed",
+    "presets/*.yaml",
+    "tune_spaces/**/*.yaml",
+    "models/bundled/**/*.json",
+    "models/bundled/**/*.md",
+    "models/bundled/**/*.safetensors",
+    "estimate/*.yaml",
+    "paper/published/*.csv",
+)
+"""The files that sapf_ray needs beside its Python files: those of its wheel, kind by kind."""
 _TOKEN = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's token"
 )
@@ -93,8 +105,69 @@ def requirements(extra: Iterable[str] = ()) -> list[str]:
     return pinned
 
 
+def code_files(module: Path) -> list[Path]:
+    """What is sent of a package or module: its Python files, and of ``sapf_ray`` those of
+    :data:`PACKAGE_DATA`; nothing hidden, no other environment's packages.
+
+    Args:
+        module: A folder or a ``.py`` file.
+
+    Raises:
+        ConfigError: There is no Python file.
+    """
+    if module.is_file() and module.suffix == ".py":
+        return [module]
+    found = []
+    for folder, folders, names in os.walk(module) if module.is_dir() else ():
+        inside = Path(folder)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not (inside / name / "pyvenv.cfg").exists()
+        )
+        found += [inside / name for name in sorted(names) if name.endswith(".py")]
+    if module.resolve() == PACKAGE:
+        for pattern in PACKAGE_DATA:
+            found += sorted(module.glob(pattern))
+    if not found:
+        raise ConfigError(
+            "--modules", str(module), "must be a .py file, or a folder with Python files"
+        )
+    return found
+
+
+def stage(modules: Iterable[str | Path], folder: Path) -> list[str]:
+    """Lays out in ``folder`` what is sent of the modules, as links.
+
+    Args:
+        modules: Folders and ``.py`` files.
+        folder: An empty folder; one that an earlier call filled with the same stays as it is.
+
+    Returns:
+        What Ray packs: a path for each module.
+
+    Raises:
+        ConfigError: See :func:`code_files`.
+    """
+    staged = []
+    for module in modules:
+        source = Path(module).resolve()
+        target = folder / source.name
+        for file in code_files(source):
+            link = target if file == source else target / file.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(file)
+        staged.append(str(target))
+    return staged
+
+
 def runtime_env(
-    install: str = "pip", *, modules: Iterable[str | Path] = (), extra: Iterable[str] = ()
+    install: str = "pip",
+    *,
+    folder: Path,
+    modules: Iterable[str | Path] = (),
+    extra: Iterable[str] = (),
 ) -> dict[str, Any]:
     """What Ray needs to run this very code on a node.
 
@@ -102,12 +175,15 @@ def runtime_env(
         install: ``pip``: every node installs the dependencies, in the versions installed here;
             minutes at the first job, cached on the node afterwards. ``image``: the nodes' container
             image has them (``jobs/cluster/Dockerfile``), only the code is sent.
+        folder: Where what is sent is laid out; must last until Ray has packed it.
         modules: Packages (folders) and modules (``.py`` files) to send beside ``sapf_ray``.
         extra: Requirements in addition to those of sapf-ray, for ``pip``.
+
+    Raises:
+        ConfigError: A module without a Python file.
     """
     env: dict[str, Any] = {
-        "py_modules": [str(PACKAGE), *map(str, modules)],
-        "excludes": _EXCLUDES,
+        "py_modules": stage([PACKAGE, *modules], folder),
         "env_vars": {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"},
     }
     if install == "pip":
@@ -147,15 +223,17 @@ def submit(
     for module in modules:
         if not Path(module).exists():
             raise ConfigError("--modules", module, "no such file or folder")
-    client = _client(address)
-    with tempfile.TemporaryDirectory() as folder:
-        env = runtime_env(install, modules=modules)
+    with tempfile.TemporaryDirectory() as temporary:
+        code = Path(temporary) / "code"
+        named = Path(temporary) / "named"
+        env = runtime_env(install, folder=code, modules=modules)
+        client = _client(address)
         files = named_files(arguments, Path.cwd())
         for path in files:
-            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, Path(folder) / path)
+            (named / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, named / path)
         if files:
-            env["working_dir"] = folder
+            env["working_dir"] = str(named)
         words = ["python", "-m", "sapf_ray.cli", *arguments]
         try:
             job = client.submit_job(entrypoint=shlex.join(words), runtime_env=env)
@@ -170,11 +248,29 @@ def _client(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return JobSubmissionClient(address)
+        try:
+            return JobSubmissionClient(address)
+        except AuthenticationError:
+            if not _use_token():
+                raise
+            return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise ClusterError(f"{address}: the cluster requires a token; {_TOKEN}") from error
     except Exception as error:  # an address that is none, no server, a server of another kind
         raise ClusterError(f"{address}: {reason(error)}") from error
+
+
+def _use_token() -> bool:
+    """Whether there is a token that was not shown yet; it is shown from now on.
+
+    ``ray start --head`` requires the token of ``~/.ray/auth_token`` where that file is, but Ray's
+    clients show one only under RAY_AUTH_MODE=token.
+    """
+    from ray._private.authentication import authentication_token_setup as setup
+
+    if os.environ.get(setup.AUTH_MODE_ENV_VAR) is not None:
+        return False
+    return setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _follow(client: JobSubmissionClient, job: str) -> None:

@@ -12,9 +12,10 @@ class TrackingConfig:
     Args:
         enabled: Log the run to MLflow.
         uri: Tracking URI; by default MLFLOW_TRACKING_URI, else a sqlite file beside the run
-            directory.
+            directory. One that cannot be used is an error before anything is spent, and a warning
+            afterwards.
         experiment: MLflow experiment name.
-        parent_run_id: MLflow run that this one is shown under; `sapf tune` sets it.
+        parent_run_id: MLflow run of the grid that this one belongs to; `sapf tune` sets it.
     """
 
     enabled: bool = True

@@ -242,7 +242,7 @@ class Evolution:
             write_json(path, settings)
             return
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunDirectoryError(
                 f"{path}: damaged ({error}); start a new run in another directory"

@@ -160,7 +160,7 @@ class _LedgerProgress:
     def _watch(self) -> None:
         offset, last = 0, 0
         while not self._stop.wait(0.5):
-            with open(self.ledger) as f:
+            with open(self.ledger, encoding="utf-8") as f:
                 f.seek(offset)
                 for line in iter(f.readline, ""):
                     if not line.endswith("\n"):

@@ -91,7 +91,7 @@ def kept(path: Path, requested: int) -> MicroBatches | None:
         requested: ``finetune.micro_batch_size``; 0 leaves the size open.
     """
     try:
-        found = MicroBatches(**json.loads(path.read_text()))
+        found = MicroBatches(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     if requested not in (0, found.size):

@@ -6,8 +6,10 @@ the conditions that :mod:`sapf_ray.models.conditioning` knows.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from diffusers import (
@@ -87,6 +89,15 @@ def read_index(path: str) -> tuple[dict[str, Any], Family]:
 
 def unreadable(path: str, error: Exception) -> DataError:
     """The one-line error for a model that a library refuses."""
+    place = resolve_model(path)
+    if Path(place).is_absolute():
+        return DataError(
+            f"model.path = {path!r}: cannot be loaded as one of {', '.join(FAMILIES)} "
+            f"({reason(error)})"
+        )
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
+    hub = "it is not in the cache, and HF_HUB_OFFLINE is set" if offline else reason(error)
     return DataError(
-        f"model.path = {path!r}: cannot be loaded as one of {', '.join(FAMILIES)} ({reason(error)})"
+        f"model.path = {path!r}: there is no such folder, and as a model of the hub it cannot be "
+        f"read ({hub}); correct the path, or fetch it where the hub is reached: hf download {place}"
     )

@@ -65,9 +65,11 @@ def check_pipeline_directory(directory: Path) -> None:
             "pipeline directory"
         )
     try:
-        json.loads(index.read_text())
+        content = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{index}: not valid JSON ({reason(error)})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{index}: must be a mapping, as diffusers writes it")
     for weights in sorted(directory.glob("*/*.safetensors")):
         try:
             with safe_open(weights, framework="pt") as file:

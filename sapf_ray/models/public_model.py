@@ -79,7 +79,14 @@ class PublicModel:
                 labels={int(number): names for number, names in labels.items()},
             )
             _ = model.denoiser  # a config that makes no network is found now
-        except (OSError, ValueError, RuntimeError) as error:
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:
             raise unreadable(config.path, error) from error
         return model
 

@@ -26,4 +26,4 @@ def load_preset(name: str) -> dict[str, Any]:
     """
     if name not in presets():
         raise SapfError(f"--preset {name}: unknown; must be one of {', '.join(presets())}")
-    return parse_yaml((PRESETS / f"{name}.yaml").read_text())
+    return parse_yaml((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -99,7 +99,7 @@ class NoiseKey:
         try:
             if not path.exists():
                 fresh._save(path)
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_text(encoding="utf-8"))
             key = cls(bytes.fromhex(stored["key"]), bool(stored["reproducible"]))
         except OSError as error:
             raise RunDirectoryError(

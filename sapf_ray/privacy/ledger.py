@@ -34,7 +34,6 @@ References:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections import Counter
@@ -43,6 +42,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sapf_ray import locks
 from sapf_ray.errors import BudgetError, RunDirectoryError
 from sapf_ray.files import write_atomic
 from sapf_ray.privacy.accountants import (
@@ -198,7 +198,7 @@ class Ledger:
             RunDirectoryError: An earlier version of sapf wrote the ledger.
         """
         self.check_continuable()
-        with self._locked("r+b", fcntl.LOCK_EX) as f:
+        with self._locked("r+b", exclusive=True) as f:
             self._take_in(f)
             self._repair(f)
             replay = (release, noise_id, event) in self._paid
@@ -292,19 +292,18 @@ class Ledger:
         )
 
     def _refresh(self) -> None:
-        with self._locked("rb", fcntl.LOCK_SH) as f:
+        with self._locked("rb", exclusive=False) as f:
             self._take_in(f)
 
     @contextlib.contextmanager
-    def _locked(self, mode: str, operation: int) -> Iterator[IO[bytes]]:
+    def _locked(self, mode: str, *, exclusive: bool) -> Iterator[IO[bytes]]:
         # Opened anew each time: a descriptor inherited by a forked child would share the lock with
         # it.
         try:
             f = open(self.path, mode)  # noqa: SIM115 closed below
         except OSError as error:
             raise RunDirectoryError(f"{self.path}: cannot be opened ({error.strerror})") from error
-        with f:
-            fcntl.flock(f, operation)
+        with f, locks.locked(f, exclusive=exclusive, patience=locks.WAIT_SECONDS):
             yield f
 
     def _take_in(self, f: IO[bytes]) -> None:

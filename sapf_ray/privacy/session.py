@@ -82,7 +82,7 @@ def keep_fingerprint(path: Path, fingerprint: str, *, refusal: str) -> None:
     Raises:
         RunDirectoryError: Old noise must not meet new sums.
     """
-    if path.exists() and path.read_text() != fingerprint:
+    if path.exists() and path.read_text(encoding="utf-8") != fingerprint:
         raise RunDirectoryError(refusal)
     write_atomic(path, fingerprint, mode=0o600)
 
@@ -99,6 +99,6 @@ def changed_parts(path: Path, fingerprint: Mapping[str, Any]) -> list[str]:
         other noise and are charged even where an earlier start paid them.
     """
     parts = json.loads(json.dumps(fingerprint))  # as it will be read back
-    earlier = json.loads(path.read_text()) if path.exists() else parts
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else parts
     write_json(path, parts, mode=0o600)
     return [name for name, value in parts.items() if earlier.get(name) != value]

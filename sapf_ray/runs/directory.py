@@ -7,15 +7,16 @@ the same directory is refused, so an artifact never belongs to a config other th
 
 from __future__ import annotations
 
-import fcntl
 import json
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
+from sapf_ray import locks
 from sapf_ray.config import RunConfig, from_dict, result_keys, to_dict
 from sapf_ray.errors import RunDirectoryError, reason
 from sapf_ray.files import write_atomic, write_json
@@ -53,6 +54,7 @@ class RunDirectory:
         # Ray Train's checkpoints: post-processing of noisy releases
         self.checkpoints = self.root / "checkpoints"
         self._lock: IO[str] | None = None
+        self._let_go: Callable[[], None] | None = None
 
     def claim(self, config: RunConfig) -> bool:
         """Creates or re-opens the directory for ``config``.
@@ -89,22 +91,31 @@ class RunDirectory:
         """Keeps a second process out, until this one ends."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.root / ".lock", "w")  # noqa: SIM115 held until the process ends
+            self._lock = open(self.root / ".lock", "w", encoding="utf-8")  # noqa: SIM115 held until the process ends
         except OSError as error:
             raise RunDirectoryError(
                 f"--out {self.root}: cannot be written ({error.strerror})"
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            self._let_go = locks.take(self._lock, wait=False)
+        except locks.Held as error:
+            told = f" ({error})" if str(error) else ""
             raise RunDirectoryError(
                 f"--out {self.root}: another sapf process is working there; wait for it or use "
-                "another directory"
+                f"another directory{told}"
+            ) from error
+        except OSError as error:
+            raise RunDirectoryError(
+                f"--out {self.root}: cannot be locked ({error.strerror}); use a directory on "
+                "another file system"
             ) from error
 
     def release(self) -> None:
         """Lets another process in."""
         if self._lock is not None:
+            if self._let_go is not None:
+                self._let_go()
+                self._let_go = None
             self._lock.close()
             self._lock = None
 
@@ -112,7 +123,7 @@ class RunDirectory:
         """Random hex, the same over all starts of the run."""
         if not self.owner.exists():
             write_atomic(self.owner, secrets.token_hex(16))
-        return self.owner.read_text()
+        return self.owner.read_text(encoding="utf-8")
 
     def read_config(self) -> RunConfig:
         """The config that the directory was begun with.
@@ -125,7 +136,7 @@ class RunDirectory:
                 f"{self.root}: no config.yaml there; is it a run directory of sapf?"
             )
         try:
-            return from_dict(yaml.safe_load(self.config.read_text()))
+            return from_dict(yaml.safe_load(self.config.read_text(encoding="utf-8")))
         except (yaml.YAMLError, TypeError, AttributeError) as error:
             raise RunDirectoryError(f"{self.config}: damaged ({reason(error)})") from error
 
@@ -164,7 +175,7 @@ class RunDirectory:
             RunDirectoryError: Damaged.
         """
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunDirectoryError(
                 f"{path}: damaged ({error}); delete it to make that stage again"

@@ -50,7 +50,10 @@ class Storage:
             self.filesystem, self.path = fs.FileSystem.from_uri(self.uri)
             self._claim(uri)
         except _ERRORS as error:
-            allowed = f"cannot be used ({reason(error)}); must be a folder that can be written"
+            allowed = (
+                f"cannot be used ({reason(error)}); must be the URI of a folder that can be "
+                "written, with %20 for a space, %23 for #"
+            )
             raise ConfigError("cluster.storage", uri, allowed) from error
 
     @property

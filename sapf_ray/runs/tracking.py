@@ -9,17 +9,15 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from sapf_ray.config import RunConfig, flatten, to_dict
-from sapf_ray.errors import SapfError, TrackingError, reason
+from sapf_ray.errors import RunDirectoryError, SapfError, TrackingError
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PRIVATE_STAGES, PrivacyPlan
-from sapf_ray.runs import runlog
+from sapf_ray.runs import mlflow_page, runlog, stores
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.stages import Stage
 
@@ -29,49 +27,74 @@ _P = ParamSpec("_P")
 
 
 def tracking_uri(config: RunConfig, directory: RunDirectory) -> str:
-    """The configured URI, else MLFLOW_TRACKING_URI, else a sqlite file beside the run directory."""
-    default = f"sqlite:///{(directory.root.parent / 'mlflow.db').resolve()}"
-    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    """The configured URI, else MLFLOW_TRACKING_URI, else a sqlite file beside the run directory.
+
+    Raises:
+        TrackingError: The run directory's path cannot be part of an address.
+    """
+    given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return given or stores.sqlite_uri(directory.root.resolve().parent / "mlflow.db")
+
+
+def warn(line: str) -> None:
+    """One line for people, on stderr; the run goes on."""
+    logging.getLogger(__name__).warning("sapf: warning: %s", line)
+
+
+def _raise_ours(error: Exception) -> None:
+    """What is no trouble of the store's is the run's own error."""
+    if isinstance(error, SapfError) and not isinstance(error, TrackingError):
+        raise error
 
 
 def _while_reachable(
     method: Callable[Concatenate[Tracker, _P], None],
 ) -> Callable[Concatenate[Tracker, _P], None]:
-    """A server that goes down in mid-run costs a warning, not the run.
+    """Trouble with the store in mid-run costs a warning, not the run.
 
-    The same command logs what is missing.
+    Where the MLflow run was deleted, a new one is opened; a store that is gone is tried again at
+    the next call, and by the same command.
     """
 
     @functools.wraps(method)
     def call(self: Tracker, *arguments: _P.args, **options: _P.kwargs) -> None:
-        if self.client is None:
+        if self.uri is None:
             return
         try:
-            method(self, *arguments, **options)
+            if self.lost:
+                self._connect()
+            try:
+                method(self, *arguments, **options)
+            except Exception as error:
+                _raise_ours(error)
+                if not self._renewed():
+                    raise
+                method(self, *arguments, **options)
         except Exception as error:  # mlflow, requests and sqlalchemy raise their own families
-            if isinstance(error, SapfError) and not isinstance(error, TrackingError):
-                raise
-            runlog.event("tracking_lost", runlog.WARNING, error=type(error).__name__)
-            if not self.lost:
-                logging.getLogger(__name__).warning(
-                    "sapf: warning: MLflow at %s cannot be reached any more (%s); the run goes on, "
-                    "and the same command logs what is missing once it is back",
-                    self.uri,
-                    type(error).__name__,
-                )
-            self.lost = True
+            _raise_ours(error)
+            self._lose(error)
 
     return call
 
 
 class Tracker:
-    """One MLflow run; continued when the run directory is."""
+    """One MLflow run; continued when the run directory is.
+
+    Attributes:
+        uri: Address of the store; None where nothing is tracked.
+        run_id: The MLflow run; None until there is one.
+        client: MLflow's; None until it is connected.
+        lost: Whether the store failed after the run began.
+    """
 
     def __init__(self, uri: str | None, run_id: str | None) -> None:
         self.uri = uri
         self.run_id = run_id
         self.client: Any = None
-        self.lost = False  # the server went down after the start
+        self.lost = False
+        self._warned = False
+        self._plan: PrivacyPlan | None = None
+        self._begin: Callable[[], None] | None = None
 
     @classmethod
     def open(
@@ -80,41 +103,93 @@ class Tracker:
         directory: RunDirectory,
         *,
         params: dict[str, Any] | None = None,
+        begun: bool | None = None,
     ) -> Tracker:
         """Connects before any budget is spent.
+
+        A store that cannot be used is an error as long as nothing is begun: its address may be
+        mistyped. Once a budget is being spent, by this run or by the grid it belongs to, it is a
+        warning.
 
         Args:
             config: The run's config.
             directory: The run directory; it keeps the id of the MLflow run.
             params: MLflow parameters; the flat config unless given.
+            begun: Whether a budget is being spent already; by default whether the directory has a
+                ledger, or the run is a cell of a grid.
 
         Raises:
-            TrackingError: The store cannot be reached.
+            TrackingError: The store cannot be used, and nothing is begun.
         """
         if not config.tracking.enabled:
             return cls(None, None)
         uri = tracking_uri(config, directory)
-        _probe(uri)
+        if begun is None:
+            begun = directory.ledger.exists() or config.tracking.parent_run_id is not None
+        tags = {}
+        if params is None:
+            params = flatten(to_dict(config))
+            tags = mlflow_page.tags(params, grid=config.tracking.parent_run_id)
+        values = params | {"tracking.uri": stores.shown(uri)}
+        tracker = cls(uri, None)
+        tracker._begin = lambda: tracker._continue_or_create(
+            config, directory, params=values, tags=tags
+        )
+        try:
+            tracker._connect()
+        except Exception as error:  # mlflow, sqlalchemy and requests raise their own families
+            _raise_ours(error)
+            if begun:
+                tracker._lose(error)
+            elif isinstance(error, TrackingError):
+                raise
+            else:
+                raise stores.unusable(uri, error) from error
+        return tracker
+
+    def _connect(self) -> None:
+        """A client, and an MLflow run that can be written.
+
+        Raises:
+            Exception: Of mlflow's, sqlalchemy's, requests' or our own family.
+        """
+        if self.uri is None or self._begin is None:
+            return
+        stores.probe(self.uri)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient  # slow import, only where tracking is on
-        from mlflow.exceptions import MlflowException
 
         # importing mlflow sets its own levels
         for name in ("mlflow", "mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        if params is None:
-            params = flatten(to_dict(config))
-        tracker = cls(uri, None)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self.client = MlflowClient(tracking_uri=self.uri)
+        self._begin()
+        self.lost = False
+        if self._plan is not None:
+            self._log_plan(self._plan)
+
+    def _renewed(self) -> bool:
+        """Whether the MLflow run was gone and another could be opened in its place."""
+        before = self.run_id
         try:
-            tracker.client = MlflowClient(tracking_uri=uri)
-            tracker._continue_or_create(config, directory, params=params)
-        except MlflowException as error:
-            raise TrackingError(f"tracking.uri = {uri}: {reason(error)}") from error
-        except Exception as error:  # sqlalchemy and requests raise their own families
-            raise TrackingError(
-                f"tracking.uri = {uri}: cannot be used ({type(error).__name__}: {reason(error)})"
-            ) from error
-        return tracker
+            self._connect()
+        except Exception as error:
+            _raise_ours(error)
+            return False
+        return self.run_id != before
+
+    def _lose(self, error: Exception) -> None:
+        runlog.event("tracking_lost", runlog.WARNING, error=type(error).__name__)
+        self.lost = True
+        if self._warned or self.uri is None:
+            return
+        self._warned = True
+        text = str(error) if isinstance(error, TrackingError) else stores.why(error, self.uri)
+        warn(
+            f"MLflow at {stores.shown(self.uri)} cannot be reached or written ({text}); the run "
+            "goes on, and the same command logs what is missing once it can"
+        )
 
     def _continue_or_create(
         self,
@@ -122,37 +197,54 @@ class Tracker:
         directory: RunDirectory,
         *,
         params: dict[str, Any],
+        tags: dict[str, str],
     ) -> None:
-        if directory.mlflow.exists():
-            self.run_id = directory.read_json(directory.mlflow)["run_id"]
-            self.client.update_run(self.run_id, status="RUNNING")
+        if directory.mlflow.exists() and self._continued(directory):
             return
-        parent = config.tracking.parent_run_id
-        tags = {"mlflow.parentRunId": parent} if parent is not None else {}
         run = self.client.create_run(
-            self._experiment(config.tracking.experiment),
-            run_name=directory.root.name,
+            mlflow_page.experiment(self.client, config.tracking.experiment, uri=self.uri or ""),
+            run_name=directory.root.resolve().name,
             tags=tags,
         )
         self.run_id = run.info.run_id
         for key, value in params.items():
             self.client.log_param(self.run_id, key, value)
-        directory.write_json(directory.mlflow, {"run_id": self.run_id, "uri": self.uri})
+        saved = {"run_id": self.run_id, "uri": stores.shown(self.uri or "")}
+        directory.write_json(directory.mlflow, saved)
 
-    def _experiment(self, name: str) -> str:
-        """Id of the experiment, made where there is none."""
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return found.experiment_id
-        location = None
-        if self.uri is not None and self.uri.startswith("sqlite:///"):
-            folder = Path(self.uri.removeprefix("sqlite:///")).parent
-            location = (folder / "mlartifacts").resolve().as_uri()
-        return self.client.create_experiment(name, artifact_location=location)
+    def _continued(self, directory: RunDirectory) -> bool:
+        """Whether the MLflow run of an earlier start can be written; if so, it is taken up."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run_id = directory.read_json(directory.mlflow)["run_id"]
+            run = self.client.get_run(run_id)
+            experiment = self.client.get_experiment(run.info.experiment_id)
+            stages = {run.info.lifecycle_stage, experiment.lifecycle_stage}
+            if stages == {"active"}:
+                self.client.update_run(run_id, status="RUNNING")
+                self.run_id = run_id
+                return True
+            what = "was deleted"
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            what = "is not there"
+        except (RunDirectoryError, KeyError, TypeError):
+            what = f"is not known ({directory.mlflow} is damaged)"
+        warn(
+            f"the MLflow run of {directory.root} {what} at {stores.shown(self.uri or '')}; a new "
+            "one is opened"
+        )
+        return False
 
     @_while_reachable
     def log_plan(self, plan: PrivacyPlan) -> None:
         """What the run may spend, and on what."""
+        self._plan = plan
+        self._log_plan(plan)
+
+    def _log_plan(self, plan: PrivacyPlan) -> None:
         values: dict[str, float | None] = {
             "privacy/epsilon_planned": plan.epsilon,
             "privacy/delta": plan.delta,
@@ -212,7 +304,7 @@ class Tracker:
                 mechanism.
         """
         if self.uri is not None:
-            _probe(self.uri)
+            stores.probe(self.uri)
         # missed while the server was down
         if SPENT not in self.client.get_run(self.run_id).data.metrics:
             self._log_spend(Ledger.open(directory.ledger))
@@ -242,19 +334,3 @@ class Tracker:
                 self.client.log_artifact(self.run_id, str(path))
         if directory.adapter.exists():
             self.client.log_artifacts(self.run_id, str(directory.adapter), "adapter")
-
-
-def _probe(uri: str) -> None:
-    """Reports a server that is down in seconds, not after MLflow's minutes of retries."""
-    if not uri.startswith(("http://", "https://")):
-        return
-    try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
-    except urllib.error.HTTPError:
-        return  # something answers there
-    except (OSError, ValueError) as error:
-        why = getattr(error, "reason", error)
-        raise TrackingError(
-            f"tracking.uri = {uri}: the MLflow server does not answer ({why}); start it, give "
-            "another --tracking.uri, or run with --tracking.enabled false"
-        ) from error

@@ -147,7 +147,7 @@ def covered(
 def process_start() -> float:
     """``time.time()`` at which this process began; now, where the system lacks /proc."""
     with suppress(OSError, ValueError, IndexError, AttributeError):
-        fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
         started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # seconds since the machine's start
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - started
         return time.time() - max(0.0, age)

@@ -201,7 +201,7 @@ def encode_png(images: np.ndarray) -> list[bytes]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: not valid JSON ({error}); delete it and repeat the synthesis"

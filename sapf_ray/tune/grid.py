@@ -1,7 +1,7 @@
 """`sapf tune` from the file to the table: read, validate, plan, run, summarize.
 
-All configuration errors of a cell are reported before the first one starts. The grid is one MLflow
-run and its cells are that run's children.
+All configuration errors of a cell are reported before the first one starts. The grid's summary and
+each of its cells are MLflow runs side by side: MLflow's page would fold children away.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sapf_ray.errors import RunDirectoryError, SapfError
 from sapf_ray.files import write_json
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.report.render import Report
+from sapf_ray.runs import mlflow_page
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.runs.tracking import Tracker, tracking_uri
 from sapf_ray.tune.budget import (
@@ -203,7 +204,7 @@ def run_grid(
         )
         files = write_report(report, grid.out)
         try:
-            _finish(tracker, grid, outcome=outcome, files=files)
+            _finish(tracker, grid, outcome=outcome, files=files, report=report)
         except Exception as error:  # mlflow, requests and sqlalchemy raise their own families
             console.print(
                 f"MLflow at {tracker.uri} lacks the grid's summary ({type(error).__name__}); "
@@ -235,7 +236,7 @@ def raise_failures(outcome: Outcome) -> None:
 
 
 def _parent(grid: Grid, config: RunConfig) -> tuple[Tracker, dict[str, Any]]:
-    """The grid's MLflow run, and what the cells' configs need to be its children."""
+    """The grid's MLflow run, and what the cells' configs need to stand beside it."""
     if not config.tracking.enabled:
         return Tracker(None, None), {}
     experiment = config.tracking.experiment
@@ -244,11 +245,13 @@ def _parent(grid: Grid, config: RunConfig) -> tuple[Tracker, dict[str, Any]]:
     nested = to_dict(config)
     nested["tracking"]["experiment"] = experiment
     directory = RunDirectory(grid.out)
-    tracker = Tracker.open(from_dict(nested), directory, params=_parameters(grid))
+    begun = any(RunDirectory(grid.out / item.cell.name).ledger.exists() for item in grid.planned)
+    tracker = Tracker.open(from_dict(nested), directory, params=_parameters(grid), begun=begun)
     children = {
         "uri": tracking_uri(config, directory),
         "experiment": experiment,
-        "parent_run_id": tracker.run_id,
+        # known to a cell even where the store was lost: its own store's trouble is no error either
+        "parent_run_id": tracker.run_id or grid.space.name,
     }
     return tracker, children
 
@@ -272,21 +275,25 @@ def _finish(
     *,
     outcome: Outcome,
     files: Sequence[Path],
+    report: Report,
 ) -> None:
     client = tracker.client
     if client is None:
         return
     finished = sum(is_finished(item.cell, grid.out) for item in grid.planned)
-    values: dict[str, float] = {
-        "grid/cells": len(grid.planned),
-        "grid/finished": finished,
-        "grid/failed": len(outcome.failed),
+    # tags, for each metric is a chart of the page that compares the cells
+    values: dict[str, object] = {
+        "grid.cells": len(grid.planned),
+        "grid.finished": finished,
+        "grid.failed": len(outcome.failed),
     }
     for total in totals(grid.planned, grid.out):
         source = total.data.split()[0]
-        values[f"privacy/total_epsilon/{source}"] = total.epsilon
+        values[f"grid.total_epsilon.{source}"] = f"{total.epsilon:.6g}"
     for key, value in values.items():
-        client.log_metric(tracker.run_id, key, value)
+        client.set_tag(tracker.run_id, key, value)
+    experiment = client.get_run(tracker.run_id).info.experiment_id
+    client.set_experiment_tag(experiment, mlflow_page.NOTE, report.render("markdown"))
     for path in files:
         client.log_artifact(tracker.run_id, str(path))
     status = "FINISHED"
@@ -338,7 +345,7 @@ def _real_data(grid: Grid) -> dict[str, list[float]]:
     They are kept in ``real_data.json``.
     """
     path = grid.out / "real_data.json"
-    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     wanted = {_real_key(item.cell.config): item.cell.config for item in grid.planned}
     pending = {}
     for key, config in wanted.items():

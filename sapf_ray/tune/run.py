@@ -253,7 +253,10 @@ def _tune(
     tuner = tune.Tuner(
         trainable,
         param_space={"cell": tune.grid_search(list(jobs))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=at_once,
+            trial_dirname_creator=_trial_folder,  # Tune's own counts characters, not bytes
+        ),
         run_config=tune.RunConfig(
             name="grid",
             storage_path=str(storage),
@@ -273,6 +276,10 @@ def _tune(
             name = result.config["cell"] if result.config else "?"
             failed[name] = problem
     return failed
+
+
+def _trial_folder(trial: Any) -> str:
+    return str(trial.trial_id)
 
 
 def _problem(result: Any) -> str | None:

@@ -40,6 +40,7 @@ import yaml
 from sapf_ray.config import RunConfig, from_dict, result_keys
 from sapf_ray.config.yaml_text import parse_yaml
 from sapf_ray.errors import ConfigError, SapfError
+from sapf_ray.files import short_hash
 from sapf_ray.methods import find_method
 from sapf_ray.presets import load_preset
 
@@ -70,6 +71,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "smoke": {},
 }
 ROW = "row"
+NAME_BYTES = 180  # of a cell's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +216,7 @@ def _find(name: str, beside: Path | None = None) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        spec = parse_yaml(path.read_text())
+        spec = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise SapfError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(spec, dict):
@@ -358,7 +360,9 @@ def _cell(
 
 
 def cell_name(labels: Mapping[str, Any]) -> str:
-    """Name of a run directory: words as they are, numbers behind their axis's name."""
+    """Name of a run directory: words as they are, numbers behind their axis's name; a long one ends
+    in a hash, for file systems take 255 bytes and other names are made from it.
+    """
     parts = []
     for axis, label in labels.items():
         if isinstance(label, str):
@@ -366,7 +370,11 @@ def cell_name(labels: Mapping[str, Any]) -> str:
         else:
             text = f"{axis.rpartition('.')[2]}{label:g}".replace("ε", "eps")
         parts.append(re.sub(r"[^\w.=]+|_+", "-", text).strip("-"))
-    return "_".join(parts)
+    name = "_".join(parts)
+    whole = name.encode()
+    if len(whole) <= NAME_BYTES:
+        return name
+    return f"{whole[: NAME_BYTES - 17].decode(errors='ignore')}-{short_hash(name)}"
 
 
 def _check_distinct(cells: list[Cell]) -> None:

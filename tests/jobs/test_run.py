@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import tomllib
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -23,8 +24,8 @@ import yaml
 from jobs.chaos import kill_tree, released
 from jobs.run import main
 from jobs.runtime_env import ROOT, runtime_env
-from sapf_ray.errors import ClusterError
-from sapf_ray.submit import PACKAGE, named_files, relative_out, requirements, submit
+from sapf_ray.errors import ClusterError, ConfigError
+from sapf_ray.submit import PACKAGE, named_files, relative_out, requirements, stage, submit
 from tests.faults.processes import wait_for
 from tests.faults.runs import Command, assert_paid_once, make_folder
 
@@ -60,20 +61,28 @@ def test_the_runtime_environment_is_pyprojects_with_the_versions_here():
     json.dumps(runtime_env())
 
 
-def test_a_job_carries_code_and_the_files_it_names_and_nothing_beside_them(tmp_path):
-    """As Ray packs it: no photographs, notes or keys that lie beside the code or the grid."""
-    from ray._private.runtime_env.packaging import create_package
+def packed_files(env: dict, folder: Path) -> set[str]:
+    """Names in the packages that Ray makes of a runtime environment."""
+    from ray._private.runtime_env.packaging import create_package, get_uri_for_directory
 
-    env = runtime_env("image")
-    assert "working_dir" not in env
     packed = set()
     for i, module in enumerate(env["py_modules"]):
-        target = tmp_path / f"{i}.zip"
-        create_package(module, target, True, include_parent_dir=True, excludes=env["excludes"])
+        get_uri_for_directory(module, include_gitignore=True)  # the name is a hash of the content
+        target = folder / f"{i}.zip"
+        create_package(module, target, True, include_parent_dir=True)
         packed |= set(zipfile.ZipFile(target).namelist())
+    return packed
+
+
+def test_a_job_carries_code_and_the_files_it_names_and_nothing_beside_them(tmp_path):
+    """As Ray packs it: no photographs, notes or keys that lie beside the code or the grid."""
+    env = runtime_env("image", tmp_path / "staged")
+    assert "working_dir" not in env
+    packed = packed_files(env, tmp_path)
     assert {name.split("/")[0] for name in packed} == {PACKAGE.name, "jobs"}
     assert {"sapf_ray/cli.py", "sapf_ray/tune_spaces/digits.yaml", "jobs/run.py"} <= packed
     assert not any("__pycache__" in name for name in packed)
+    assert env == runtime_env("image", tmp_path / "staged"), "again, in the same folder"
 
     (tmp_path / "photos").mkdir()
     for name in ("photos/1.png", "photos/list.yaml", "mine.yaml", "key.pem"):
@@ -81,6 +90,66 @@ def test_a_job_carries_code_and_the_files_it_names_and_nothing_beside_them(tmp_p
     words = ["tune", "mine.yaml", "--config=gone.yaml", f"--config={tmp_path}/mine.yaml"]
     assert named_files(words, tmp_path) == [Path("mine.yaml")]
     assert named_files(["run", "--config", "../mine.yaml"], tmp_path / "photos") == []
+
+
+def test_what_is_sent_of_sapf_ray_is_what_its_wheel_holds(tmp_path):
+    packed = packed_files(runtime_env("image", tmp_path / "staged"), tmp_path)
+    sent = {name.removeprefix("sapf_ray/") for name in packed if name.startswith("sapf_ray/")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    held: set[Path] = set(PACKAGE.rglob("*.py"))
+    for pattern in project["tool"]["setuptools"]["package-data"]["sapf_ray"]:
+        held |= {path for path in PACKAGE.glob(pattern) if path.is_file()}
+    assert sent == {path.relative_to(PACKAGE).as_posix() for path in held}
+
+
+SENSITIVE = [
+    "photos/patient-7.png",
+    "photos/nested/patient-8.JPG",
+    "photos/metadata.csv",
+    "photos/list.yaml",
+    "train/zero/1.tif",
+    "dataset.npz",
+    "labels.json",
+    "scan.dcm",
+    "notes.txt",
+    ".env",
+    ".git/config.py",
+    "key.pem",
+    "mlflow.db",
+    "runs/x/private/noise_key",
+    "venv/pyvenv.cfg",
+    "venv/lib/other.py",
+]
+
+
+@pytest.mark.parametrize("module", ["mine", "one.py"])
+def test_images_in_the_midst_of_the_code_stay_where_they_are(module, tmp_path):
+    package = tmp_path / "mine"
+    for name in [*SENSITIVE, "__init__.py", "sub/rows.py", "empty patient-9/"]:
+        path = package / name
+        folder = path if name.endswith("/") else path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder is not path:
+            path.write_text("x")
+    (tmp_path / "one.py").touch()
+    (tmp_path / "photo.png").touch()
+    staged = stage([tmp_path / module], tmp_path / "staged")
+    if module == "one.py":
+        assert staged == [str(tmp_path / "staged" / "one.py")]
+        assert [path.name for path in (tmp_path / "staged").iterdir()] == ["one.py"]
+        return
+    packed = packed_files({"py_modules": staged}, tmp_path)
+    assert packed == {"mine/__init__.py", "mine/sub/rows.py"}
+
+
+@pytest.mark.parametrize("name", ["photos", "data.npz", "gone", "photos/1.png"])
+def test_a_module_without_code_is_refused_before_anything_is_sent(name, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.png").touch()
+    (tmp_path / "data.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"--modules = '.*{name}'"):
+        submit(["plan"], address="http://127.0.0.1:9", install="image", modules=[name])
 
 
 def test_a_cluster_that_is_not_there_is_one_line():

@@ -100,7 +100,7 @@ def test_grid_of_four_with_a_failing_and_a_broken_cell_then_resume(
     }
     assert (tmp_path / "grid" / "space.csv").read_text().startswith("method,runs,accuracy")
     assert not (tmp_path / "grid" / ".tune").exists()
-    _check_nesting(grid, tmp_path)
+    _check_tracking(grid, tmp_path)
 
     again = [
         item
@@ -120,20 +120,21 @@ def test_grid_of_four_with_a_failing_and_a_broken_cell_then_resume(
     assert list(outcome.failed) == ["dp-lora_seed3"]
 
 
-def _check_nesting(grid: Grid, tmp_path: Path) -> None:
+def _check_tracking(grid: Grid, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("space")
     runs = client.search_runs([experiment.experiment_id])
-    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert not [run for run in runs if "mlflow.parentRunId" in run.data.tags], "nothing is folded"
+    parents = [run for run in runs if "sapf.grid" not in run.data.tags]
     assert len(runs) == 5 and len(parents) == 1
-    assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {
-        None,
-        parents[0].info.run_id,
-    }
-    assert parents[0].data.metrics["grid/failed"] == 2 and parents[0].info.status == "FAILED"
-    assert parents[0].data.metrics["privacy/total_epsilon/digits"] > 10
+    assert {run.data.tags.get("sapf.grid") for run in runs} == {None, parents[0].info.run_id}
+    tags = parents[0].data.tags
+    assert tags["grid.failed"] == "2" and parents[0].info.status == "FAILED"
+    assert float(tags["grid.total_epsilon.digits"]) > 10 and not parents[0].data.metrics
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "| dp-sapf |" in experiment.tags["mlflow.note.content"]
     assert parents[0].data.params["finetune.steps"] == "2" and "seed" not in parents[0].data.params
 
 
