@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from sapf_ray.config.kinds import NameIn, OpenShare, Positive
-from sapf_ray.config.section import section
+from sapf_ray.config.section import require, section
+
+EPSILONS = (1e-3, 1e3)
+DELTAS = (1e-15, 0.1)
 
 
 @section("privacy")
@@ -13,8 +16,9 @@ class PrivacyConfig:
     """The budget. Adjacency is add/remove one image.
 
     Args:
-        epsilon: Planned epsilon of the whole run (selection and fine-tuning composed).
-        delta: Planned delta; by default 1 / (N ln N).
+        epsilon: Planned epsilon of the whole run (selection and fine-tuning composed), in
+            [0.001, 1000].
+        delta: Planned delta, in [1e-15, 0.1]; by default 1 / (N ln N).
         accountant: pld (tight, default) or rdp (as the paper).
         non_private: No noise at all: the ceiling of research comparisons. Epsilon is then infinite
             and the card says so.
@@ -27,3 +31,21 @@ class PrivacyConfig:
     accountant: Annotated[str, NameIn("privacy.accountant")] = "pld"
     non_private: bool = False
     reproducible_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        low, high = EPSILONS
+        require(
+            low <= self.epsilon <= high,
+            "privacy.epsilon",
+            self.epsilon,
+            f"must lie in [{low:g}, {high:g}]: below, noise hides everything; above, nothing "
+            "(privacy.non_private measures without noise)",
+        )
+        low, high = DELTAS
+        require(
+            self.delta is None or low <= self.delta <= high,
+            "privacy.delta",
+            self.delta,
+            f"must lie in [{low:g}, {high:g}]; accounting does not resolve smaller ones, and "
+            "larger ones are no guarantee",
+        )

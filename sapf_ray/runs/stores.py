@@ -114,6 +114,8 @@ def why(error: BaseException, uri: str = "") -> str:
     'it cannot be written (attempt to write a readonly database)'
     """
     said = reason(error)
+    if said.startswith("(raised as a result of"):  # SQLAlchemy's first line tells nothing
+        said = reason(error, line=1)
     if uri:
         said = said.replace(uri, shown(uri))
     everything = f"{type(error).__name__} {error}"

@@ -102,7 +102,7 @@ def test_output_that_cannot_show_our_letters(encoding, command, monkeypatch):
     if command == "an error":
         assert "no such" in one_line(text)
     if command == "plan":
-        assert ("eps" if encoding in ("ascii", "latin-1", "koi8-r") else "ε") in text
+        assert ("eps" if encoding not in ("cp437", "utf-8") else "ε") in text
 
 
 def test_letters_are_written_out_where_they_cannot_be_shown():
@@ -359,38 +359,17 @@ def test_a_hub_that_is_not_reached(path, tmp_path, monkeypatch):
 
 # absurd numbers ---------------------------------------------------------------------------------
 
-ABSURD = {
-    "--privacy.epsilon=1e-9": 2,
-    "--privacy.epsilon=1e-3": None,
-    "--privacy.epsilon=1e9": None,
-    "--privacy.epsilon=1e300": None,
-    "--privacy.epsilon=nan": 2,
-    "--privacy.epsilon=inf": 2,
-    "--privacy.epsilon=-1": 2,
-    "--privacy.delta=0": 2,
-    "--privacy.delta=1": 2,
-    "--privacy.delta=nan": 2,
-    "--privacy.delta=1e-300": None,
-    "--privacy.delta=0.999": None,
-}
+ABSURD = [
+    *(
+        f"--privacy.epsilon={value}"
+        for value in ("1e-9", "1e-4", "1e9", "1e300", "nan", "inf", "-1")
+    ),
+    *(f"--privacy.delta={value}" for value in ("0", "1", "nan", "inf", "1e-300", "0.999", "-1e-5")),
+]
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("option", ABSURD)
-@pytest.mark.parametrize("accountant", ["pld", "rdp"])
-def test_absurd_budgets_are_answered_in_seconds(option, accountant, capsys):
-    code, out, said = call(
-        capsys,
-        "plan",
-        "--json",
-        "--data.n_records=1000",
-        "--finetune.batch_size=64",
-        "--finetune.steps=20",
-        f"--privacy.accountant={accountant}",
-        option,
-    )
-    assert code in (0, 2) if ABSURD[option] is None else code == ABSURD[option]
-    if code == 2:
-        assert option.partition("=")[0].removeprefix("--") in one_line(said)
-    else:
-        assert json.loads(out)["composed_epsilon"] <= json.loads(out)["epsilon"]
+def test_absurd_budgets_are_answered_at_once(option, capsys):
+    code, _, said = call(capsys, "plan", "--data.n_records=1000", option)
+    key, _, _ = option.removeprefix("--").partition("=")
+    assert code == 2 and f"{key} = " in one_line(said) and "must" in said
