@@ -23,6 +23,9 @@ from sapf_ray.stages import Stage
 
 CURVE_POINTS = 25
 SPENT = "privacy/epsilon_spent"
+# MLflow's limits
+PARAMS_AT_ONCE = 100
+PARAM_LETTERS = 6000
 _P = ParamSpec("_P")
 
 
@@ -207,10 +210,16 @@ class Tracker:
             tags=tags,
         )
         self.run_id = run.info.run_id
-        for key, value in params.items():
-            self.client.log_param(self.run_id, key, value)
+        self._log_params(params)
         saved = {"run_id": self.run_id, "uri": stores.shown(self.uri or "")}
         directory.write_json(directory.mlflow, saved)
+
+    def _log_params(self, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)[:PARAM_LETTERS]) for key, value in values.items()]
+        for start in range(0, len(params), PARAMS_AT_ONCE):
+            self.client.log_batch(self.run_id, params=params[start : start + PARAMS_AT_ONCE])
 
     def _continued(self, directory: RunDirectory) -> bool:
         """Whether the MLflow run of an earlier start can be written; if so, it is taken up."""
