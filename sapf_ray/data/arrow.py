@@ -105,7 +105,7 @@ def open_saved(folder: Path) -> SavedSet:
     return SavedSet(folder=folder, files=files, columns=columns)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=512)
 def _mapped(path: Path, *, _stamp: Stamp) -> pa.Table:
     try:
         with path.open("rb") as file:

@@ -62,10 +62,19 @@ _PIXELS = (
 
 
 def is_dicom(file: Path | bytes) -> bool:
-    """By its ending, or by its content."""
+    """By its ending; without a known one, as in many archives, by its first bytes."""
     if isinstance(file, bytes):
         return file[_PREAMBLE : _PREAMBLE + len(_MAGIC)] == _MAGIC
-    return file.suffix.lower() in DICOM_ENDINGS
+    ending = file.suffix.lower()
+    if ending in DICOM_ENDINGS:
+        return True
+    if ending.strip(".0123456789"):  # names may end in a number of a UID
+        return False
+    try:
+        with file.open("rb") as opened:
+            return is_dicom(opened.read(_PREAMBLE + len(_MAGIC)))
+    except OSError:
+        return False
 
 
 def dicom_image(file: Path | bytes, name: str, *, pixel_range: PixelRange | None) -> Image.Image:

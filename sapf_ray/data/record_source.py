@@ -71,7 +71,8 @@ class RecordSource(ImageSource):
             else:
                 raise image
         labels[unreadable[places]] = SKIPPED
-        return images[places], labels
+        in_order = np.array_equal(places, np.arange(len(wanted)))
+        return (images if in_order else images[places]), labels
 
     def verify(self, splits: Sequence[Split] = SPLITS) -> None:
         """Decodes an evenly spread sample of each split; all, where records are skipped.
@@ -92,7 +93,7 @@ class RecordSource(ImageSource):
         for split in splits:
             rows = np.arange(self._n(split)) if self.skips else self.sample(split)
             faults[split] = self._faults(split, rows)
-            if faults[split] and len(faults[split]) == len(rows):
+            if faults[split] and len(faults[split]) == self._n(split):
                 raise DataError(f"{faults[split][0]}; and no other image of the {split} split can")
         return Findings(faults=faults)
 

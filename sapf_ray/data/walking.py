@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sapf_ray.data.dicom import is_dicom
 from sapf_ray.data.formats import image_endings
 from sapf_ray.errors import DataError
 
@@ -99,6 +100,8 @@ def _images(folder: Path, left_out: LeftOut, *, above: frozenset[Inode]) -> Iter
             yield path
         elif dangling:
             left_out.dangling.append(path)
+        elif path.is_file() and is_dicom(path):
+            yield path
         else:
             left_out.endings[shown(path.suffix.lower()) or "without ending"] += 1
 

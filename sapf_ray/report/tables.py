@@ -45,6 +45,7 @@ def datasets_table() -> Table:
             row.url and f"from: {row.url}",
             row.licence and f"terms: {row.licence}",
             row.notes,
+            "options: " * bool(row.options) + ", ".join(f"data.{key}" for key in row.options),
         ]
         table.add_row(row.name, "\n".join(filter(None, lines)))
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -65,3 +66,18 @@ def test_for_the_terminal(width):
         "302,436 train" in text and "85,054 test" in text and "non-commercial research only" in text
     )
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_the_page_of_sources_is_true():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    cells = {
+        line.split("`")[1]: line.split(" | ")
+        for line in page.splitlines()
+        if line.startswith("| `")
+    }
+    assert set(cells) == set(DATA_SETS) - {"digits", "stand_in"}
+    for name, (_, title, path, heeds) in cells.items():
+        row = DATA_SETS[name]
+        assert (title, path) == (row.title, row.path)
+        keys = set(row.options) - {"prompt_template"}
+        assert heeds.removesuffix(" |").split(", ") == (sorted(keys) or ["-"])

@@ -88,6 +88,15 @@ def test_values_of_8_bits_are_shown_as_they_are(folder):
     assert is_ramp(image(root, pixel_range=(0, 5)))
 
 
+@pytest.mark.parametrize("name", ["00x", "00x.1.2.840.113619"])
+def test_files_of_an_archive_have_no_ending(folder, name):
+    root, path = folder
+    write(path.with_name(name), (RAMP * 255).round().astype(np.uint8))
+    path.with_name("00y").write_bytes(b"no image")
+    assert is_ramp(image(root))
+    assert opened(root).notes() == ("1 files are no images: 1 without ending",)
+
+
 def test_hounsfield_units_by_the_public_range(folder):
     root, path = folder
     stored = (RAMP * 1400 + 24).round().astype(np.uint16)  # -1000 to 400 after rescaling

@@ -176,3 +176,20 @@ def test_an_accountant_that_does_not_know_an_event_breaks_neither_card_nor_summa
     console.print(ledger_table(Ledger.open(tmp_path / "ledger.jsonl")))
     summary = console.export_text()
     assert "ε (Nothing)" in summary and summary.count("n/a") == 3  # two stages, and all
+
+
+def test_skipped_records_are_counted_and_said_to_be_outside_the_guarantee(tmp_path):
+    heading = "## Records that could not be read"
+    text = card(tmp_path, small(steps=4), skipped={"train": 1_203, "test": 0})
+    section = text[text.index(heading) :].split("\n## ")[0]
+    for words in (
+        "1,203 of the train split, 0 of the test split",
+        "contributes nothing to any sum",
+        "N = 1,297 is the number listed",
+        "ε does not cover them",
+        "Delete this section",
+    ):
+        assert words in section
+    for nothing in (None, {}):
+        (tmp_path / "ledger.jsonl").unlink()
+        assert heading not in card(tmp_path, small(steps=4), skipped=nothing)

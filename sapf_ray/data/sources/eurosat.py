@@ -13,7 +13,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -22,7 +22,7 @@ from sapf_ray.config import DataConfig
 from sapf_ray.data.base import SPLITS, Split, register
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.decoding import decode
-from sapf_ray.data.files import required_path, split_of, stamp
+from sapf_ray.data.files import Stamp, required_path, split_of, stamp
 from sapf_ray.data.record_source import Decoded, RecordSource, attempt
 from sapf_ray.data.walking import LeftOut, images, shown
 from sapf_ray.errors import DataError, reason
@@ -77,9 +77,9 @@ class EuroSat(RecordSource):
             for name in names:
                 yield attempt(partial(decode, self.root / name, resolution))
             return
-        with _opened(self.root) as archive:
-            for name in names:
-                yield attempt(partial(_from_archive, archive, name, resolution=resolution))
+        archive = _opened(self.root, _stamp=stamp(self.root))
+        for name in names:
+            yield attempt(partial(_from_archive, archive, name, resolution=resolution))
 
     def labels(self, split: Split) -> np.ndarray:
         numbers = {name: label for label, name in enumerate(self.class_names)}
@@ -90,9 +90,8 @@ class EuroSat(RecordSource):
         """Over every image's name, size and modification time; the archive's directory."""
         digest = hashlib.sha256(b"skip" if self.skips else b"")
         if not self.root.is_dir():
-            with _opened(self.root) as archive:
-                for info in archive.infolist():
-                    digest.update(f"{info.filename}\0{info.file_size}\0{info.CRC}\n".encode())
+            for info in _opened(self.root, _stamp=stamp(self.root)).infolist():
+                digest.update(f"{info.filename}\0{info.file_size}\0{info.CRC}\n".encode())
         for split in SPLITS:
             for name in self._members[split]:
                 when = stamp(self.root / name) if self.root.is_dir() else ""
@@ -125,8 +124,8 @@ def _in_folder(root: Path) -> list[str]:
 
 def _in_archive(path: Path) -> list[str]:
     classes = DATA_SETS["eurosat"].class_names
-    with _opened(path) as archive:
-        names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    archive = _opened(path, _stamp=stamp(path))
+    names = [info.filename for info in archive.infolist() if not info.is_dir()]
     found = [name for name in names if PurePosixPath(name).parent.name in classes]
     bands = [name for name in found if name.lower().endswith((".tif", ".tiff"))]
     if bands:
@@ -137,7 +136,9 @@ def _in_archive(path: Path) -> list[str]:
     return [name for name in found if not PurePosixPath(name).name.startswith(".")]
 
 
-def _opened(path: Path) -> zipfile.ZipFile:
+@lru_cache(maxsize=2)
+def _opened(path: Path, *, _stamp: Stamp) -> zipfile.ZipFile:
+    """The archive, whose directory is read once per process; threads may share it."""
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:

@@ -195,8 +195,8 @@ def _labels(
         names, own = labels_of_words(texts)
         if len(names) > min(_MOST_WORDS, len(texts) / 2):
             raise DataError(
-                f"{root}: {len(names):,} different labels in {len(texts):,} samples, such as "
-                f"{names[0][:40]!r}: captions? Labels must name a class"
+                f"{root}: {len(names):,} different labels in {len(texts):,} samples: captions? "
+                "Labels must name a class"
             )
         labels = own.astype(np.int32)
     return names, {"train": labels[:n_train], "test": labels[n_train:]}
