@@ -23,6 +23,7 @@ from sapf_ray.data.base import SPLITS, Split, register
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.decoding import decode
 from sapf_ray.data.files import Stamp, required_path, split_of, stamp
+from sapf_ray.data.packing import Names
 from sapf_ray.data.record_source import Decoded, RecordSource, attempt
 from sapf_ray.data.walking import LeftOut, images, shown
 from sapf_ray.errors import DataError, reason
@@ -55,7 +56,7 @@ class EuroSat(RecordSource):
                 f"{shown(self.root)}: no images of {missing[0]}; expected the {self.row.path}. "
                 f"{self.row.obtain}"
             )
-        self._members: dict[Split, list[str]] = {split: [] for split in SPLITS}
+        self._members: dict[Split, Names] = {split: Names() for split in SPLITS}
         for name in sorted(listed):
             own = "/".join(PurePosixPath(name).parts[-2:])
             self._members[split_of(own, config.test_fraction)].append(name)

@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,6 +35,7 @@ from sapf_ray.data.file_lists import LIST_ENDINGS
 from sapf_ray.data.files import prompts_of, stamp
 from sapf_ray.data.findings import Findings, count_duplicates
 from sapf_ray.data.layouts import list_records
+from sapf_ray.data.packing import Names
 from sapf_ray.data.pixels import PixelRange
 from sapf_ray.data.record_source import Decoded, RecordSource, attempt
 from sapf_ray.data.walking import shown
@@ -68,29 +67,13 @@ class ImageFolder(RecordSource):
         self._notes = tuple(listing.notes)
         self._named = tuple(listing.named)
         self.class_names = listing.class_names
-        self._paths = listing.paths
+        self._paths = {split: Names(paths) for split, paths in listing.paths.items()}
         self._labels = {
             split: np.array(values, np.int32) for split, values in listing.labels.items()
         }
         self.prompts = prompts_of(self.class_names, config.prompt_template)
         self.n_train = len(self._paths["train"])
         self.n_test = len(self._paths["test"])
-
-    def __getstate__(self) -> dict[str, Any]:
-        # File names are most of the object and repeat themselves: packed, 160,000 of them are
-        # about 0.4 MB.
-        packed = {}
-        for split, paths in self._paths.items():
-            names = os.fsencode("\0".join(paths))
-            packed[split] = zlib.compress(names)
-        return {**self.__dict__, "_paths": packed}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        unpacked = {}
-        for split, packed in state["_paths"].items():
-            names = os.fsdecode(zlib.decompress(packed))
-            unpacked[split] = names.split("\0")
-        self.__dict__.update(state, _paths=unpacked)
 
     def decoded(
         self,

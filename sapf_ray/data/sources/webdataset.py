@@ -31,6 +31,7 @@ from sapf_ray.data.columns import hashed_records
 from sapf_ray.data.decoding import decode
 from sapf_ray.data.files import required_path, stamp
 from sapf_ray.data.layouts import ROLES
+from sapf_ray.data.packing import Names
 from sapf_ray.data.record_source import Decoded, RecordSource, attempt
 from sapf_ray.data.table_source import TableLabels
 from sapf_ray.data.tar_shards import Sample, read_image, samples
@@ -56,17 +57,14 @@ class Index:
         self.shards = np.array([number for number, _ in found], np.int32)
         places = [(sample.offset, sample.size) for _, sample in found]
         self.places = np.array(places, np.int64).reshape(-1, 2)
-        self.members = [sample.member for _, sample in found]
+        self.members = Names(sample.member for _, sample in found)
 
     def __getstate__(self) -> dict[str, Any]:
-        members = zlib.compress(os.fsencode("\0".join(self.members)))
-        places = zlib.compress(self.places.tobytes())
-        return {"shards": self.shards, "places": places, "members": members}
+        return {**self.__dict__, "places": zlib.compress(self.places.tobytes())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.shards = state["shards"]
-        self.places = np.frombuffer(zlib.decompress(state["places"]), np.int64).reshape(-1, 2)
-        self.members = os.fsdecode(zlib.decompress(state["members"])).split("\0")
+        places = np.frombuffer(zlib.decompress(state["places"]), np.int64)
+        self.__dict__.update(state, places=places.reshape(-1, 2))
 
 
 @register("webdataset")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data import open_source
+from sapf_ray.data.packing import Names
 from sapf_ray.errors import ConfigError, DataError, SapfError
 
 
@@ -188,7 +189,7 @@ class TestImageFolder:
         copy = pickle.loads(pickle.dumps(source))
         for ours, theirs in zip(read_all(source, "test"), read_all(copy, "test"), strict=True):
             assert np.array_equal(ours, theirs)
-        source._paths["train"] = [f"class/{i:06d}.jpg" for i in range(160_000)]
+        source._paths["train"] = Names(f"class/{i:06d}.jpg" for i in range(160_000))
         source._labels["train"] = np.zeros(160_000, np.int32)
         assert len(pickle.dumps(source)) < 1.5e6
 
