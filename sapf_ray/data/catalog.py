@@ -223,7 +223,9 @@ DATA_SETS: dict[str, KnownSet] = {
             name="image_folder",
             title="Your own image folder",
             path="folder with one sub-folder per class",
-            notes="train/ and test/ where given, else split by a hash of the file's path.",
+            notes="train/ and test/ where given, else split by a hash of the file's path; or a "
+            "list (metadata.csv, .jsonl) of file_name, label and split. Every format that Pillow "
+            "reads, and DICOM with pip install 'sapf-ray[dicom]'.",
             options=OWN,
         ),
         KnownSet(

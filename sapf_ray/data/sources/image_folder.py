@@ -34,7 +34,8 @@ from sapf_ray.data.dicom import is_dicom, n_frames
 from sapf_ray.data.file_lists import LIST_ENDINGS
 from sapf_ray.data.files import prompts_of, stamp
 from sapf_ray.data.findings import Findings, count_duplicates
-from sapf_ray.data.layouts import list_records
+from sapf_ray.data.guessing import hint
+from sapf_ray.data.layouts import Listing, list_records
 from sapf_ray.data.packing import Names
 from sapf_ray.data.pixels import PixelRange
 from sapf_ray.data.record_source import Decoded, RecordSource, attempt
@@ -61,7 +62,7 @@ class ImageFolder(RecordSource):
         self.root = _root(config)
         self._pixel_range = config.pixel_range
         self.skips = config.on_error == "skip"
-        listing = list_records(self.root, config)
+        listing = _listed(self.root, config)
         if self.root.is_file():
             self.root = self.root.parent
         self._notes = tuple(listing.notes)
@@ -130,6 +131,14 @@ class ImageFolder(RecordSource):
         )
 
 
+def _listed(root: Path, config: DataConfig) -> Listing:
+    """As :func:`list_records`; a refusal says which other source it looks like."""
+    try:
+        return list_records(root, config)
+    except DataError as error:
+        raise DataError(f"{error}{hint(root)}") from error
+
+
 def _root(config: DataConfig) -> Path:
     """``data.path``, an existing directory."""
     if config.path is None:
@@ -140,7 +149,8 @@ def _root(config: DataConfig) -> Path:
         raise DataError(f"data.path = {config.path!r}: no such directory")
     if not root.is_dir() and root.suffix.lower() not in LIST_ENDINGS:
         raise DataError(
-            f"data.path = {config.path!r}: not a directory; give the folder of the class folders"
+            f"data.path = {config.path!r}: not a directory; give the folder of the class "
+            f"folders{hint(root)}"
         )
     return root.resolve()
 

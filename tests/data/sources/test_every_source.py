@@ -109,3 +109,14 @@ def test_what_a_source_does_not_heed_is_refused_before_it_is_opened(tmp_path):
             with pytest.raises(SapfError) as caught:
                 open_source(config)
             assert (f"data.{key}" in str(caught.value)) == (key not in row.options), row.name
+
+
+@pytest.mark.parametrize("key", [key for key in SOURCES if key != "image_folder"])
+def test_a_folder_of_another_kind_says_of_which(key, tmp_path):
+    path = SOURCES[key].build(tmp_path, "right")
+    name = {"cifar100_coarse": "cifar100", "camelyon": "", "eurosat": "eurosat"}
+    wanted = name.get(key, key.partition("/")[0])
+    with pytest.raises(SapfError) as caught:
+        open_source(DataConfig(source="image_folder", path=str(path)))
+    message = str(caught.value)
+    assert message.endswith(f"it looks like data.source = {wanted}") or not wanted, message
