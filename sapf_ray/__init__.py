@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sapf_ray.presets import load_preset
     from sapf_ray.privacy.ledger import Ledger
     from sapf_ray.privacy.planner import make_plan
+    from sapf_ray.reuse.commands import evaluate, synthesize
+    from sapf_ray.reuse.images import evaluate_images
     from sapf_ray.synthesis.writer import read_synthetic
 
 __version__ = "0.2.0"
@@ -33,6 +35,8 @@ __all__ = [
     "RunConfig",
     "SapfError",
     "__version__",
+    "evaluate",
+    "evaluate_images",
     "find_method",
     "from_dict",
     "load_preset",
@@ -40,6 +44,7 @@ __all__ = [
     "open_source",
     "read_synthetic",
     "run",
+    "synthesize",
     "to_dict",
 ]
 
@@ -48,6 +53,8 @@ _HOMES = {
     "Ledger": "sapf_ray.privacy.ledger",
     "RunConfig": "sapf_ray.config",
     "SapfError": "sapf_ray.errors",
+    "evaluate": "sapf_ray.reuse.commands",
+    "evaluate_images": "sapf_ray.reuse.images",
     "find_method": "sapf_ray.methods",
     "from_dict": "sapf_ray.config",
     "load_preset": "sapf_ray.presets",
@@ -55,6 +62,7 @@ _HOMES = {
     "open_source": "sapf_ray.data.base",
     "read_synthetic": "sapf_ray.synthesis.writer",
     "run": "sapf_ray.pipeline",
+    "synthesize": "sapf_ray.reuse.commands",
     "to_dict": "sapf_ray.config",
 }
 """Public name → the module that defines it."""

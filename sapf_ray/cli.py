@@ -23,6 +23,7 @@ from sapf_ray.errors import ConfigError, SapfError, is_environments, remedy
 from sapf_ray.options import config_of, given_keys, make_parser, parse
 
 if TYPE_CHECKING:
+    from sapf_ray.pipeline import Result
     from sapf_ray.tune.grid import Grid
 
 
@@ -44,6 +45,54 @@ def _run(namespace: argparse.Namespace, console: Console) -> None:
             since=worktime.process_start(),
         )
     console.print(result_table(result))
+
+
+def _synthesize(namespace: argparse.Namespace, console: Console) -> None:
+    from sapf_ray.reuse.commands import synthesize
+
+    _later(synthesize, namespace, console)
+
+
+def _evaluate(namespace: argparse.Namespace, console: Console) -> None:
+    from sapf_ray.reuse.commands import evaluate
+    from sapf_ray.reuse.images import UNKNOWN, evaluate_images, is_plain
+
+    if not is_plain(namespace.directory):
+        _later(evaluate, namespace, console)
+        return
+    scores = evaluate_images(namespace.directory, given_keys(namespace))
+    if namespace.json:
+        print(json.dumps(scores))
+        return
+    from sapf_ray.report.terminal import score_table
+
+    _note(console, UNKNOWN, secret=False)
+    console.print(score_table(f"sapf evaluate {namespace.directory}", scores))
+
+
+def _later(command: Callable[..., Result], namespace: argparse.Namespace, console: Console) -> None:
+    """A command on a finished run."""
+    from sapf_ray.report.terminal import progress_bars, result_table
+    from sapf_ray.runs import runlog, worktime
+
+    as_json = vars(namespace).get("json", False)
+    notes = Console(stderr=True) if as_json else console
+    with (
+        runlog.shown() if namespace.verbose else contextlib.nullcontext(),
+        progress_bars(notes) as on_progress,
+    ):
+        result = command(
+            namespace.directory,
+            given_keys(namespace),
+            name=namespace.name,
+            on_progress=on_progress,
+            on_note=lambda line, secret: _note(notes, line, secret=secret),
+            since=worktime.process_start(),
+        )
+    if as_json:
+        print(json.dumps(result.metrics))
+    else:
+        console.print(result_table(result))
 
 
 def _note(console: Console, line: str, *, secret: bool) -> None:
@@ -220,6 +269,8 @@ INTERRUPTED = 130  # exit code, as shells have it
 _COMMANDS = {
     "run": _run,
     "plan": _plan,
+    "synthesize": _synthesize,
+    "evaluate": _evaluate,
     "ledger": _ledger,
     "tune": _tune,
     "reproduce": _reproduce,

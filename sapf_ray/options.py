@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 from sapf_ray import __version__
 from sapf_ray.config import RunConfig, flatten, from_dict, nest
 from sapf_ray.config.fields import fields, section_titles
 from sapf_ray.config.kinds import Kind
+from sapf_ray.config.later import check_later, later_keys
 from sapf_ray.config.section import unknown_key
 from sapf_ray.config.yaml_text import read_yaml
 from sapf_ray.errors import ConfigError, SapfError
@@ -58,7 +59,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         option = next((text for text in rest if text.startswith("--")), None)
         if option is None:
             parser.error("unrecognized arguments: " + " ".join(rest))
-        name = option.removeprefix("--").partition("=")[0]
+        name, _, value = option.removeprefix("--").partition("=")
+        if arguments[0] in ("synthesize", "evaluate") and name in fields():
+            check_later(arguments[0], {name: value or next(iter(rest[1:]), None)})
         known = ["preset", "method", "config", "out", "json", *fields()]
         raise SapfError(f"{name}: {unknown_key(name, known)}")
     return namespace
@@ -124,12 +127,16 @@ def _add(
     parser.add_argument(*names, type=read, default=default, help=help, **switch)  # type: ignore[arg-type]
 
 
-def _add_config_keys(parser: argparse.ArgumentParser) -> None:
+def _add_config_keys(parser: argparse.ArgumentParser, keys: Collection[str] | None = None) -> None:
+    """Options for the keys, all of them unless given."""
+    chosen = {key: field for key, field in fields().items() if keys is None or key in keys}
+    sections = {field.section for field in chosen.values()}
     groups = {
         section: parser.add_argument_group(section or "run", _escaped(title))
         for section, title in section_titles().items()
+        if section in sections
     }
-    for key, field in fields().items():
+    for key, field in chosen.items():
         names = [f"--{key}"] + ["--address"] * (key == "cluster.address")
         default = json.dumps(field.default) if field.default != "" else '""'
         groups[field.section].add_argument(
@@ -177,6 +184,40 @@ def _run_options(parser: Parser) -> None:
     )
     _add_config_sources(parser)
     _add_config_keys(parser)
+
+
+def _synthesize_options(parser: Parser) -> None:
+    parser.usage = "sapf synthesize RUN [OPTIONS]"
+    parser.add_argument(
+        "directory", metavar="RUN", help="Finished run, or RUN/synthesis/NAME of an earlier call."
+    )
+    _later_options(parser, "synthesize")
+
+
+def _evaluate_options(parser: Parser) -> None:
+    parser.usage = "sapf evaluate RUN|PARQUET [OPTIONS]"
+    parser.add_argument(
+        "directory",
+        metavar="RUN|PARQUET",
+        help="Finished run, RUN/synthesis/NAME, or any Parquet file or folder of images and labels "
+        "(with --data.source).",
+    )
+    _json_option(parser, "Print the scores as one JSON object.")
+    _later_options(parser, "evaluate")
+
+
+def _later_options(parser: Parser, command: str) -> None:
+    parser.add_argument(
+        "--name", help="Name of the result's folder; by default made from what is changed."
+    )
+    _add(
+        parser,
+        "--verbose",
+        kind=_SWITCH,
+        default=False,
+        help="Show the lines of run.log.jsonl on stderr as well.",
+    )
+    _add_config_keys(parser, later_keys(command))
 
 
 def _plan_options(parser: Parser) -> None:
@@ -294,6 +335,14 @@ def _json_option(parser: Parser, help: str) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "run": ("Run or continue one experiment.", _run_options),
     "plan": ("Plan the privacy spend; reads no image.", _plan_options),
+    "synthesize": (
+        "More synthetic images of a finished run; costs no privacy.",
+        _synthesize_options,
+    ),
+    "evaluate": (
+        "Other scores of a finished run, or of any Parquet data set.",
+        _evaluate_options,
+    ),
     "ledger": ("What a run spent, replayed from its ledger.", _ledger_options),
     "tune": ("Run or continue a grid of experiments, and print its table.", _tune_options),
     "reproduce": (

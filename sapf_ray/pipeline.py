@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from sapf_ray import cluster
 from sapf_ray.config import RunConfig
-from sapf_ray.data.base import ImageSource, Split, open_source
+from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.evaluation.metrics import from_real_images
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.evolution.evolve import check_evolution, make_parts
@@ -28,46 +25,35 @@ from sapf_ray.grounding.facts import find_facts
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
+from sapf_ray.reuse.commands import asks_for_more, make_more
 from sapf_ray.runs import runlog
 from sapf_ray.runs.context import Progress, RunContext, open_run
-from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.selection import Selection
 from sapf_ray.stages import Stage
 from sapf_ray.steps import (
+    RELEASE,
+    Note,
+    Result,
     Step,
-    earlier_scores,
     encodes,
-    evaluation,
     evolution,
     evolves,
     fine_tuning,
     grounding,
+    inspect,
     is_encoded,
     is_evolved,
     is_grounded,
     is_selected,
     is_trained,
     latents,
-    pictures,
     plan,
     selection,
-    synthesis,
+    skipped_records,
+    splits_to_read,
+    summary,
     trains,
 )
-
-Note = Callable[[str, bool], None]  # a line about the data; whether it is for the terminal only
-
-SKIPPED_FILE = "skipped.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a run leaves behind, for the caller's table."""
-
-    directory: RunDirectory
-    plan: PrivacyPlan
-    metrics: dict[str, Any]
-    tracking_uri: str | None
 
 
 def run(
@@ -78,7 +64,8 @@ def run(
     on_note: Note | None = None,
     since: float | None = None,
 ) -> Result:
-    """Runs or continues one experiment in directory ``out``.
+    """Runs or continues one experiment in directory ``out``; of a finished one whose synthesis or
+    evaluation alone is to be another, makes these, in a folder of their own.
 
     Args:
         config: The whole experiment.
@@ -93,6 +80,8 @@ def run(
             can be checked without the sensitive images is checked before the first is read.
     """
     began = time.time() if since is None else since
+    if asks_for_more(config, out):
+        return make_more(config, out, on_progress=on_progress, on_note=on_note, since=began)
     source = open_source(config.data)
     model = PublicModel.open(config.model)
     found = find_facts(config, source, model=model)
@@ -143,6 +132,8 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
     if plan.evolution is not None:
         check_evolution(config.evolution, config.synthesis, source=source, stage=plan.evolution)
         make_parts(config.evolution, config.synthesis, model=config.model, prompts=source.prompts)
+    config.synthesis.check_classes(len(source.class_names))
+    model.check_resolution(config.synthesis.resolution)
     check_evaluation(config.evaluation)
 
 
@@ -164,43 +155,6 @@ def algorithm(run: RunContext, on_note: Note | None = None) -> Result:
     return conclude(run)
 
 
-def splits_to_read(config: RunConfig, *, learns: bool) -> list[Split]:
-    """Splits of the sensitive images that a start of a run reads."""
-    evaluation = config.evaluation
-    splits: list[Split] = []
-    if learns or (evaluation.enabled and evaluation.fid_reference == "train"):
-        splits.append("train")
-    if evaluation.enabled:
-        splits.append("test")
-    return splits
-
-
-def inspect(run: RunContext, splits: list[Split], *, on_note: Note | None = None) -> None:
-    """Looks for records that cannot be read before any budget is spent.
-
-    Raises:
-        DataError: There is one, and ``data.on_error`` is ``stop``.
-    """
-    found = run.source.inspect(splits)
-    if on_note is not None:
-        for line in run.source.notes():
-            on_note(line, False)
-        for line in found.report():
-            on_note(line, True)
-    if run.config.data.on_error == "stop":
-        found.stop()
-        return
-    earlier = skipped_records(run)
-    counts = {split: len(faults) for split, faults in found.faults.items()}
-    write_json(run.directory.root / SKIPPED_FILE, {**earlier, **counts})
-
-
-def skipped_records(run: RunContext) -> dict[str, int]:
-    """Number of records that could not be read, by split, for the privacy card."""
-    path = run.directory.root / SKIPPED_FILE
-    return run.directory.read_json(path) if path.exists() else {}
-
-
 PLAN = Step(stage=Stage.PLAN, make=plan)
 
 LEARN = (
@@ -216,18 +170,6 @@ LEARN = (
     Step(stage=Stage.EVOLUTION, make=evolution, needed=evolves, done=is_evolved),
 )
 """The stages that read sensitive images, each under the plan."""
-
-RELEASE = (
-    # what is there of the data set is found and kept shard by shard
-    Step(stage=Stage.SYNTHESIS, make=synthesis, needed=lambda run: not evolves(run)),
-    Step(stage=Stage.PICTURES, make=pictures),
-    Step(
-        stage=Stage.EVALUATION,
-        make=evaluation,
-        needed=lambda run: run.config.evaluation.enabled,
-    ),
-)
-"""The stages that follow from what was released."""
 
 
 # Between and after the stages --------------------------------------------------------------------
@@ -247,16 +189,7 @@ def forget(run: RunContext) -> None:
 def conclude(run: RunContext) -> Result:
     """Writes scores, costs and the privacy card, and publishes the results."""
     directory = run.directory
-    metrics = {
-        **earlier_scores(run),
-        **run.scores,
-        "epsilon_spent": _finite(run.spent),
-        "epsilon_planned": _finite(run.plan.epsilon if run.plan.reads_images else 0.0),
-        "delta": run.plan.delta,
-        "seconds": run.clock.seconds,
-        "orchestration": run.clock.cost(),
-        **{key: values for key, values in run.clock.memory.items() if values},
-    }
+    metrics = summary(run)
     write_json(directory.metrics, metrics)
     card = privacy_card(
         run.plan,
@@ -280,8 +213,3 @@ def conclude(run: RunContext) -> Result:
         not_private=from_real_images(metrics),
     )
     return Result(directory=directory, plan=run.plan, metrics=metrics, tracking_uri=run.tracker.uri)
-
-
-def _finite(epsilon: float) -> float | str:
-    """JSON has no infinity."""
-    return epsilon if epsilon < float("inf") else "inf"

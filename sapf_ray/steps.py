@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sapf_ray.config import config_hash
+from sapf_ray.config import RunConfig, config_hash
+from sapf_ray.data.base import Split
+from sapf_ray.evaluation.inputs import TRAIN
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
-from sapf_ray.evaluation.metrics import known_scores
+from sapf_ray.evaluation.metrics import known_scores, requested
 from sapf_ray.evolution.dataset import is_written, write_data_set
 from sapf_ray.evolution.evolve import Evolution, make_parts
 from sapf_ray.files import write_json
@@ -20,9 +23,10 @@ from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.grounding import stage as grounding_stage
 from sapf_ray.latents import LatentCache, build_latent_cache, with_prompts
 from sapf_ray.pictures import save_sample_grid
-from sapf_ray.privacy.card import privacy_note
+from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.privacy.release import Releaser
 from sapf_ray.runs.context import RunContext
+from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.selection import Selection, select
 from sapf_ray.saliency.shared import shared_selection
 from sapf_ray.stages import Stage
@@ -30,15 +34,20 @@ from sapf_ray.synthesis.launcher import synthesize
 
 Note = Callable[[str, bool], None]  # a line about the data; whether it is for the terminal only
 
-SKIPPED_FILE = "skipped.json"
-
-
 # The stages -------------------------------------------------------------------------------------
 
 
 def plan(run: RunContext) -> None:
     """Writes the plan and begins the ledger: before any sensitive image is read."""
     _ = run.ledger, run.meter  # begun now
+    if not run.directory.public.exists():
+        public = {
+            "data": run.source.name,
+            "class_names": run.source.class_names,
+            "prompts": run.source.prompts,
+            "model": run.model.content_hash,
+        }
+        write_json(run.directory.public, public)
     run.tracker.log_plan(run.plan)
 
 
@@ -145,7 +154,7 @@ def evolution(run: RunContext) -> None:
         class_names=source.class_names,
         prompts=source.prompts,
         spec=config_hash(config),
-        privacy_note=privacy_note(run.plan, run.spent),
+        privacy_note=run.privacy_note,
         seed=config.seed,
         shard_size=config.synthesis.shard_size,
     )
@@ -160,8 +169,9 @@ def synthesis(run: RunContext) -> None:
         class_names=run.source.class_names,
         prompts=run.prompts,
         config=run.config.synthesis,
-        seed=run.config.seed,
-        privacy_note=privacy_note(run.plan, run.spent),
+        seed=run.config.image_seed,
+        privacy_note=run.privacy_note,
+        donors=run.directory.data_sets(),
         on_progress=run.report(Stage.SYNTHESIS),
     )
     if made.idle_share is not None:
@@ -271,3 +281,99 @@ def earlier_scores(run: RunContext) -> dict[str, float]:
     if not run.directory.metrics.exists():
         return {}
     return known_scores(run.directory.read_json(run.directory.metrics))
+
+
+RELEASE = (
+    # what is there of the data set is found and kept shard by shard
+    Step(stage=Stage.SYNTHESIS, make=synthesis, needed=lambda run: not evolves(run)),
+    Step(stage=Stage.PICTURES, make=pictures),
+    Step(
+        stage=Stage.EVALUATION,
+        make=evaluation,
+        needed=lambda run: run.config.evaluation.enabled,
+    ),
+)
+"""The stages that follow from what was released; they can be repeated when a run is over."""
+
+
+# What they read, and what they leave --------------------------------------------------------------
+
+
+def splits_to_read(config: RunConfig, *, learns: bool) -> list[Split]:
+    """Splits of the sensitive images that a start of a run reads."""
+    evaluation = config.evaluation
+    splits: list[Split] = []
+    if learns or (evaluation.enabled and _scores_read_train(config)):
+        splits.append("train")
+    if evaluation.enabled:
+        splits.append("test")
+    return splits
+
+
+def _scores_read_train(config: RunConfig) -> bool:
+    metrics = requested(config.evaluation).values()
+    return config.evaluation.fid_reference == "train" or any(TRAIN in m.reads for m in metrics)
+
+
+def inspect(run: RunContext, splits: list[Split], *, on_note: Note | None = None) -> None:
+    """Looks for records that cannot be read before any budget is spent.
+
+    Raises:
+        DataError: There is one, and ``data.on_error`` is ``stop``.
+    """
+    found = run.source.inspect(splits)
+    if on_note is not None:
+        for line in run.source.notes():
+            on_note(line, False)
+        for line in found.report():
+            on_note(line, True)
+    if run.config.data.on_error == "stop":
+        found.stop()
+        return
+    earlier = skipped_records(run)
+    counts = {split: len(faults) for split, faults in found.faults.items()}
+    write_json(run.directory.skipped, {**earlier, **counts})
+
+
+def skipped_records(run: RunContext) -> dict[str, int]:
+    """Number of records that could not be read, by split, for the privacy card."""
+    path = run.directory.skipped
+    return run.directory.read_json(path) if path.exists() else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run leaves behind, for the caller's table.
+
+    Attributes:
+        directory: Where it lies.
+        plan: The privacy plan.
+        metrics: Content of ``metrics.json``.
+        tracking_uri: The MLflow store, None where there is none.
+        verdict: What the results may be called, where it was not the run itself that made them.
+    """
+
+    directory: RunDirectory
+    plan: PrivacyPlan
+    metrics: dict[str, Any]
+    tracking_uri: str | None
+    verdict: str = ""
+
+
+def summary(run: RunContext) -> dict[str, Any]:
+    """Content of ``metrics.json``."""
+    return {
+        **earlier_scores(run),
+        **run.scores,
+        "epsilon_spent": _finite(run.spent),
+        "epsilon_planned": _finite(run.plan.epsilon if run.plan.reads_images else 0.0),
+        "delta": run.plan.delta,
+        "seconds": run.clock.seconds,
+        "orchestration": run.clock.cost(),
+        **{key: values for key, values in run.clock.memory.items() if values},
+    }
+
+
+def _finite(epsilon: float) -> float | str:
+    """JSON has no infinity."""
+    return epsilon if epsilon < float("inf") else "inf"

@@ -25,7 +25,7 @@ from sapf_ray.config.forms import config_hash, flatten, from_dict, nest, result_
 from sapf_ray.config.grounding import GroundingConfig
 from sapf_ray.config.model import ModelConfig
 from sapf_ray.config.privacy import PrivacyConfig
-from sapf_ray.config.run import EXECUTION_ONLY, RunConfig
+from sapf_ray.config.run import AFTERWARDS, EXECUTION_ONLY, RunConfig
 from sapf_ray.config.saliency import (
     SaliencyConfig,
 )
@@ -33,6 +33,7 @@ from sapf_ray.config.synthesis import SynthesisConfig
 from sapf_ray.config.tracking import TrackingConfig
 
 __all__ = [
+    "AFTERWARDS",
     "EXECUTION_ONLY",
     "ClusterConfig",
     "DataConfig",

@@ -63,7 +63,23 @@ class RunConfig:
             self.finetune.steps,
             "must be 0 where evolution.enabled is true: an evolution trains nothing",
         )
+        for name, unset in (("class_proportions", ()), ("seed", None), ("resolution", None)):
+            value = getattr(self.synthesis, name)
+            require(
+                not self.evolution.enabled or value == unset,
+                f"synthesis.{name}",
+                value,
+                "must not be given where evolution.enabled is true: images evolve as they are",
+            )
 
+    @property
+    def image_seed(self) -> int:
+        """Seed of the synthetic images."""
+        return self.seed if self.synthesis.seed is None else self.synthesis.seed
+
+
+# Sections that are used after the last release, so they can change when a run is over.
+AFTERWARDS = frozenset({"synthesis", "evaluation"})
 
 # How the work is spread, watched and retried: may differ between two starts of the same run.
 EXECUTION_ONLY = frozenset(

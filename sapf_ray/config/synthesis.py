@@ -6,8 +6,8 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from sapf_ray.config.kinds import Count, CountOrZero, NotNegative, Positive
-from sapf_ray.config.section import section
+from sapf_ray.config.kinds import Count, CountOrZero, FromList, NotNegative, Positive
+from sapf_ray.config.section import require, section
 
 
 @section("synthesis")
@@ -15,7 +15,12 @@ class SynthesisConfig:
     """Sampling the synthetic data set; post-processing, costs no privacy.
 
     Args:
-        n_images: Synthetic images, labels uniform over the classes. 60,000 as the paper, section 4.
+        n_images: Synthetic images. 60,000 as the paper, section 4.
+        class_proportions: Weight of each class, in the order of the labels (3,1: three quarters of
+            the images are of the first); by default all classes are equally frequent. Must be
+            public knowledge: counts of the sensitive images are not.
+        seed: Seed of the images; null: the run's seed.
+        resolution: Side of the images in pixels; null: the size that the model was made for.
         steps: DPM-Solver++ steps.
         guidance_scale: Classifier-free guidance scale; 1 is none.
         batch_size: Images denoised together.
@@ -26,6 +31,9 @@ class SynthesisConfig:
     """
 
     n_images: Count = 60_000
+    class_proportions: Annotated[tuple[NotNegative, ...], FromList] = ()
+    seed: CountOrZero | None = None
+    resolution: Count | None = None
     steps: Count = 25
     guidance_scale: Annotated[float, Interval(ge=1)] = 2.0
     batch_size: Count = 50
@@ -33,3 +41,24 @@ class SynthesisConfig:
     num_actors: CountOrZero = 0
     cpus_per_actor: Positive = 1.0
     gpus_per_actor: NotNegative = 0.0
+
+    def __post_init__(self) -> None:
+        require(
+            not self.class_proportions or sum(self.class_proportions) > 0,
+            "synthesis.class_proportions",
+            list(self.class_proportions),
+            "must hold a weight above 0",
+        )
+
+    def check_classes(self, n_classes: int) -> None:
+        """Whether the proportions are those of a data set's classes.
+
+        Raises:
+            ConfigError: There are more or fewer of them than classes.
+        """
+        require(
+            len(self.class_proportions) in (0, n_classes),
+            "synthesis.class_proportions",
+            list(self.class_proportions),
+            f"must be {n_classes} weights, one for each class",
+        )

@@ -8,6 +8,7 @@ the list of what was computed from real images, on the privacy card and in MLflo
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,15 +18,13 @@ from PIL import Image
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.data.base import ImageSource, Split
 from sapf_ray.errors import DataError
-from sapf_ray.synthesis.writer import read_manifest, read_synthetic
+from sapf_ray.evaluation.image_sets import ImageSet, Labelled
 
 SYNTHETIC = "synthetic images"
 TEST = "real test images"
 TRAIN = "real training images"
 REFERENCE = "real reference images"  # test or train, as evaluation.fid_reference says
 READABLE = (SYNTHETIC, TEST, TRAIN, REFERENCE)
-
-Labelled = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class Inputs:
 
     Args:
         synthetic_dir: Directory of a finished synthetic data set
-            (:func:`sapf_ray.synthesis.launcher.synthesize`).
+            (:func:`sapf_ray.synthesis.launcher.synthesize`), or Parquet files of other images.
         source: The real images.
         resolution: Side R in pixels at which all images are compared; synthetic images of another
             size are resized.
@@ -66,7 +65,11 @@ class Inputs:
     @property
     def n_synthetic(self) -> int:
         """Number of synthetic images; none is decoded for it."""
-        return int(read_manifest(self.synthetic_dir)["n_images"])
+        return self._images.n_images
+
+    @functools.cached_property
+    def _images(self) -> ImageSet:
+        return ImageSet.open(self.synthetic_dir)
 
     @property
     def n_reference(self) -> int:
@@ -80,8 +83,10 @@ class Inputs:
         """Synthetic images uint8 (n, R, R, 3) and labels int64 (n,)."""
         self._check(SYNTHETIC)
         if SYNTHETIC not in self._kept:
-            images, labels = read_synthetic(self.synthetic_dir)
-            self._kept[SYNTHETIC] = resize(images, self.resolution), labels
+            theirs = self._images.class_names or self.class_names
+            images, labels = self._images.read(self.resolution, n_classes=len(theirs))
+            ours = np.array([self.class_names.index(name) for name in theirs])
+            self._kept[SYNTHETIC] = resize(images, self.resolution), ours[labels]
         return self._kept[SYNTHETIC]
 
     @property
@@ -104,13 +109,14 @@ class Inputs:
         return self._real(split, self.n_reference)
 
     def check_classes(self) -> None:
-        """Refuses a synthetic data set of other classes.
+        """Refuses a synthetic data set of other classes; their order is free, and where its files
+        name no classes they are taken for the source's.
 
         Raises:
             DataError: It has other classes than the source, or is unfinished.
         """
-        names = read_manifest(self.synthetic_dir)["class_names"]
-        if tuple(names) != self.class_names:
+        names = self._images.class_names
+        if names and sorted(names) != sorted(self.class_names):
             ours, theirs = ", ".join(names), ", ".join(self.class_names)
             raise DataError(
                 f"{self.synthetic_dir}: its classes are {ours}, those of the real data {theirs}"

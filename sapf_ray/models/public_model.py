@@ -22,6 +22,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from sapf_ray.config import ModelConfig
+from sapf_ray.config.section import require
 from sapf_ray.files import file_digest, short_hash
 from sapf_ray.models.conditioning import check_text_model, label_ids
 from sapf_ray.models.families import FAMILIES, Family, read_index, unreadable
@@ -144,6 +145,26 @@ class PublicModel:
             self.denoiser_config["num_embeds_ada_norm"],
             prompts=prompts,
             class_labels=self.config.class_labels,
+        )
+
+    def check_resolution(self, resolution: int | None) -> None:
+        """Checks that images of this side can be made; None is the model's own.
+
+        Args:
+            resolution: Side in pixels.
+
+        Raises:
+            ConfigError: Not a multiple of what the VAE, and a transformer's patches, take.
+        """
+        if resolution is None:
+            return
+        patch = self.denoiser_config.get("patch_size") or 1
+        unit = patch * self.resolution // int(self.denoiser_config["sample_size"])
+        require(
+            resolution % unit == 0,
+            "synthesis.resolution",
+            resolution,
+            f"must be a multiple of {unit}; the model was made for {self.resolution}",
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def privacy_card(
     sections = [
         f"# Privacy card\n\nSensitive data: **{data_name}** ({plan.n_records:,} training images). "
         f"Public model: **{model_name}**.",
-        _verdict(private, reproducible, spent=spent, plan=plan),
+        "> " + verdict(plan, spent, reproducible=reproducible),
         _guarantee(plan, spent, private=private),
         _numbers(plan, ledger, spent=spent),
         _events(ledger.events()),
@@ -117,38 +117,57 @@ def _skipped(skipped: Mapping[str, int], plan: PrivacyPlan) -> str:
     )
 
 
-def privacy_note(plan: PrivacyPlan, spent: float) -> str:
-    """The data set card's paragraph; the run's privacy card has the whole story."""
+def privacy_note(plan: PrivacyPlan, spent: float, *, reproducible: bool) -> str:
+    """The data set card's paragraph; the run's privacy card has the whole story.
+
+    Args:
+        plan: What was planned.
+        spent: Epsilon of all releases.
+        reproducible: Whether noise came from a known seed.
+    """
     if not plan.reads_images:
         return "The model was not fine-tuned: no sensitive image was read."
     if plan.non_private:
         return (
             "**Not private**: sensitive images were used without noise. Do not share these images."
         )
+    known = ""
+    if reproducible:
+        known = (
+            "**Not for release**: noise and sampling came from a seed written in the "
+            "configuration, and what follows holds only against those who do not know it. "
+        )
     return (
-        f"Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding or "
-        f"removing one of {plan.n_records:,} training images "
+        f"{known}Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding "
+        f"or removing one of {plan.n_records:,} training images "
         f"({ACCOUNTANTS[plan.accountant].title} accountant). The run's `privacy_card.md` lists "
         "every use of the sensitive images."
     )
 
 
-def _verdict(private: bool, reproducible: bool, *, spent: float, plan: PrivacyPlan) -> str:
-    if not private:
+def verdict(plan: PrivacyPlan, spent: float, *, reproducible: bool) -> str:
+    """What a run's results may be called, in a few sentences.
+
+    Args:
+        plan: What was planned.
+        spent: Epsilon of all releases.
+        reproducible: Whether noise came from a known seed.
+    """
+    if plan.non_private and plan.reads_images:
         return (
-            "> **NOT PRIVATE.** This run added no noise. What it made may reveal training images. "
+            "**NOT PRIVATE.** This run added no noise. What it made may reveal training images. "
             "It is a ceiling for research comparisons and must not be released."
         )
     if reproducible:
         return (
-            "> **NOT FOR RELEASE.** Noise and sampling came from a seed written in the "
+            "**NOT FOR RELEASE.** Noise and sampling came from a seed written in the "
             "configuration. Whoever knows the seed can remove the noise. The numbers below hold "
             "only against those who do not."
         )
     if not plan.reads_images:
-        return "> No sensitive image was used: the images come from the public model alone."
+        return "No sensitive image was used: the images come from the public model alone."
     return (
-        f"> Differentially private: ε = {spent:.4g} at δ = {plan.delta:.3g}, "
+        f"Differentially private: ε = {spent:.4g} at δ = {plan.delta:.3g}, "
         "adding or removing one image."
     )
 

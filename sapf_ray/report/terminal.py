@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -48,9 +48,9 @@ def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]
 def result_table(result: Result) -> Table:
     """Epsilon spent against planned, scores, times, and where things are."""
     metrics = result.metrics
-    table = Table(title=f"sapf run {result.directory.root}", show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
+    table = _two_columns(f"sapf run {result.directory.home}")
+    if result.verdict:
+        table.title = f"{result.directory.home}, made from the finished run"
     spent = _epsilon(metrics["epsilon_spent"])
     planned = _epsilon(metrics["epsilon_planned"])
     table.add_row(
@@ -59,14 +59,32 @@ def result_table(result: Result) -> Table:
     )
     if result.plan.non_private and result.plan.reads_images:
         table.add_row("", "[bold red]NOT PRIVATE: sensitive images were used without noise[/]")
-    for name, metric in headline().items():
-        if name in metrics:
-            table.add_row(metric.title, shown(name, metrics[name]))
+    _add_scores(table, metrics)
     table.add_row("seconds", _seconds(metrics["seconds"]))
     table.add_row("orchestration", _orchestration(metrics["orchestration"]))
     for name, place in _places(result).items():
         table.add_row(name, place)
     return table
+
+
+def score_table(title: str, scores: Mapping[str, float]) -> Table:
+    """Scores alone."""
+    table = _two_columns(title)
+    _add_scores(table, scores)
+    return table
+
+
+def _two_columns(title: str) -> Table:
+    table = Table(title=title, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    return table
+
+
+def _add_scores(table: Table, metrics: Mapping[str, Any]) -> None:
+    for name, metric in headline().items():
+        if name in metrics:
+            table.add_row(metric.title, shown(name, metrics[name]))
 
 
 def _epsilon(value: float | str) -> str:
@@ -94,9 +112,10 @@ def _places(result: Result) -> dict[str, str]:
     adapter = "none"
     if directory.adapter.exists():
         adapter = f"{directory.adapter}/  (pipe.load_lora_weights)"
-    places = {
-        "synthetic data set": f"{directory.synthetic}/  (Parquet)",
-        "pictures": str(directory.plots / "synthetic.png"),
+    places = {"synthetic data set": f"{directory.synthetic}/  (Parquet)"}
+    if directory.sample_grid.exists():  # scores alone draw none
+        places["pictures"] = str(directory.sample_grid)
+    places |= {
         "adapter": adapter,
         "privacy card": str(directory.card),
     }

@@ -13,6 +13,7 @@ from typing import Any
 from sapf_ray.config import RunConfig
 from sapf_ray.data.base import ImageSource
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.privacy.card import privacy_note, verdict
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
@@ -116,6 +117,21 @@ class RunContext:
     def spent(self) -> float:
         """Epsilon of all releases; asked for once the stages that release are over."""
         return self.ledger.epsilon_spent()
+
+    @property
+    def privacy_note(self) -> str:
+        """What the card of a data set says of its privacy, in Markdown."""
+        return privacy_note(self.plan, self.spent, reproducible=self._reproducible)
+
+    @property
+    def verdict(self) -> str:
+        """What the results may be called, in Markdown."""
+        return verdict(self.plan, self.spent, reproducible=self._reproducible)
+
+    @property
+    def _reproducible(self) -> bool:
+        """Whether noise comes from a known seed."""
+        return self.config.privacy.reproducible_seed is not None
 
     @functools.cached_property
     def data_fingerprint(self) -> str:

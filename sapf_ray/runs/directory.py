@@ -21,12 +21,27 @@ from sapf_ray.config import RunConfig, from_dict, result_keys, to_dict
 from sapf_ray.errors import RunDirectoryError, reason
 from sapf_ray.files import write_atomic, write_json
 
+SYNTHESIS = "synthesis"
+EVALUATION = "evaluation"
+"""Folders of a finished run's directory for what is made from it later."""
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Result-bearing keys in which two configs differ, with both values."""
+    before = result_keys(old)
+    return {
+        key: (before.get(key), value)
+        for key, value in result_keys(new).items()
+        if before.get(key) != value
+    }
+
 
 class RunDirectory:
     """Paths of one run and the lock that keeps a second process out."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
+        self.home = self.root  # of all that is written
         self.config = self.root / "config.yaml"
         self.plan = self.root / "plan.json"
         self.ledger = self.root / "ledger.jsonl"
@@ -45,6 +60,9 @@ class RunDirectory:
         self.log = self.root / "run.log.jsonl"
         self.owner = self.root / "run_id"
         self.mlflow = self.root / "mlflow_run.json"
+        self.skipped = self.root / "skipped.json"
+        # classes, prompts and the public model's hash: all that later results need to know
+        self.public = self.root / "public.json"
         # sensitive or secret; never uploaded, deleted at the end of the run
         self.private = self.root / "private"
         self.noise_key = self.private / "noise_key"
@@ -55,6 +73,16 @@ class RunDirectory:
         self.checkpoints = self.root / "checkpoints"
         self._lock: IO[str] | None = None
         self._let_go: Callable[[], None] | None = None
+
+    @property
+    def name(self) -> str:
+        """What the run is called in MLflow and in what is made from it."""
+        return self.root.resolve().name
+
+    def data_sets(self) -> list[Path]:
+        """Other data sets of this run, which may hold the same images."""
+        later = sorted(self.root.glob(f"{SYNTHESIS}/*/synthetic"))
+        return [path for path in (self.root / "synthetic", *later) if path != self.synthetic]
 
     def claim(self, config: RunConfig) -> bool:
         """Creates or re-opens the directory for ``config``.
@@ -76,37 +104,37 @@ class RunDirectory:
 
     def _check_not_foreign(self) -> None:
         """The folder is a run directory, or empty, or not there yet."""
-        if not self.root.exists() or self.config.exists():
+        if not self.home.exists() or self.config.exists():
             return
-        if not self.root.is_dir():
-            raise RunDirectoryError(f"--out {self.root}: is a file, must be a directory")
-        for path in self.root.iterdir():
+        if not self.home.is_dir():
+            raise RunDirectoryError(f"{self._option}: is a file, must be a directory")
+        for path in self.home.iterdir():
             if path.name != ".lock" and path.suffix != ".partial":
                 raise RunDirectoryError(
-                    f"--out {self.root}: not empty and no run of sapf ({path.name} is there); "
+                    f"{self._option}: not empty and no run of sapf ({path.name} is there); "
                     "use another directory"
                 )
 
     def _take_lock(self) -> None:
         """Keeps a second process out, until this one ends."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.root / ".lock", "w", encoding="utf-8")  # noqa: SIM115 held until the process ends
+            self.home.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.home / ".lock", "w", encoding="utf-8")  # noqa: SIM115 held until the process ends
         except OSError as error:
             raise RunDirectoryError(
-                f"--out {self.root}: cannot be written ({error.strerror})"
+                f"{self._option}: cannot be written ({error.strerror})"
             ) from error
         try:
             self._let_go = locks.take(self._lock, wait=False)
         except locks.Held as error:
             told = f" ({error})" if str(error) else ""
             raise RunDirectoryError(
-                f"--out {self.root}: another sapf process is working there; wait for it or use "
+                f"{self._option}: another sapf process is working there; wait for it or use "
                 f"another directory{told}"
             ) from error
         except OSError as error:
             raise RunDirectoryError(
-                f"--out {self.root}: cannot be locked ({error.strerror}); use a directory on "
+                f"{self._option}: cannot be locked ({error.strerror}); use a directory on "
                 "another file system"
             ) from error
 
@@ -146,14 +174,24 @@ class RunDirectory:
         Raises:
             RunDirectoryError: It does; names the first key.
         """
-        old = result_keys(self.read_config())
-        new = result_keys(config)
-        for key, value in new.items():
-            if old.get(key) != value:
-                raise RunDirectoryError(
-                    f"--out {self.root}: holds a run with {key} = {old.get(key)!r}, requested is "
-                    f"{value!r}; use another directory, or the same config to continue that run"
-                )
+        for key, (old, new) in self.differences(config).items():
+            raise RunDirectoryError(
+                f"{self._option}: holds a run with {key} = {old!r}, requested is {new!r}; use "
+                "another directory, or the same config to continue that run"
+            )
+
+    def differences(self, config: RunConfig) -> dict[str, tuple[Any, Any]]:
+        """Result-bearing keys in which ``config`` is not the directory's, with both values.
+
+        Raises:
+            RunDirectoryError: The directory's config is not there, or damaged.
+        """
+        return changed_keys(self.read_config(), config)
+
+    @property
+    def _option(self) -> str:
+        """How the user named this directory."""
+        return f"--out {self.root}"
 
     def prepare_private(self) -> None:
         """Makes the folder of sensitive and secret files, for this user only."""
@@ -180,3 +218,51 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{path}: damaged ({error}); delete it to make that stage again"
             ) from error
+
+
+class ResultDirectory(RunDirectory):
+    """A folder of a finished run's directory for one thing that is made from it later.
+
+    What the run released (adapter, ledger, selection, …) is read where it lies; all that is written
+    goes to :attr:`home`, which looks like a small run directory.
+
+    Args:
+        run: The run directory.
+        kind: ``synthesis`` or ``evaluation``.
+        name: Name of the result.
+        data_set: The synthetic data set that the result is about, its own unless given.
+    """
+
+    def __init__(
+        self, run: str | Path, kind: str, *, name: str, data_set: Path | None = None
+    ) -> None:
+        super().__init__(run)
+        self.run_card = self.card
+        self.home = self.root / kind / name
+        self.config = self.home / "config.yaml"
+        self.synthetic = data_set or self.home / "synthetic"
+        self.metrics = self.home / "metrics.json"
+        self.card = self.home / "README.md"
+        self.plots = self.home / "plots"
+        self.sample_grid = self.plots / "synthetic.png"
+        self.timings = self.home / "timings.json"
+        self.orchestration = self.home / "orchestration.json"
+        self.memory = self.home / "peak_memory.json"
+        self.log = self.home / "run.log.jsonl"
+        self.mlflow = self.home / "mlflow_run.json"
+        self.skipped = self.home / "skipped.json"
+
+    @property
+    def name(self) -> str:
+        return f"{super().name}/{self.home.name}"
+
+    def check_same(self, config: RunConfig) -> None:
+        for key, (old, new) in self.differences(config).items():
+            raise RunDirectoryError(
+                f"{self.home}: holds a result with {key} = {old!r}, requested is {new!r}; give "
+                "this one another --name"
+            )
+
+    @property
+    def _option(self) -> str:
+        return str(self.home)

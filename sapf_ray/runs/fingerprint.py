@@ -12,7 +12,7 @@ from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sapf_ray.config import RunConfig, config_hash
+from sapf_ray.config import AFTERWARDS, RunConfig, config_hash
 from sapf_ray.privacy.planner import PrivacyPlan
 
 PACKAGES = ("sapf-ray", "torch", "diffusers", "transformers", "peft", "dp-accounting")
@@ -42,10 +42,14 @@ def run_fingerprint(
 
 
 def _releasing_sections(plan: PrivacyPlan) -> list[str]:
-    """Sections of the config that what is summed depends on."""
-    after = {"evaluation", "tracking"}
-    if plan.evolution is None:
-        after.add("synthesis")
+    """Sections of the config that what is summed depends on.
+
+    So a run with another number of images has, from the same secret, the same releases, and the
+    very images that :func:`sapf_ray.reuse.commands.synthesize` adds to the first.
+    """
+    after = {"tracking", *AFTERWARDS}
+    if plan.evolution is not None:
+        after.remove("synthesis")
     return [section.name for section in fields(RunConfig) if section.name not in after]
 
 

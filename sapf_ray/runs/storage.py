@@ -115,7 +115,15 @@ class Storage:
         """Name to SHA-256 of every file that the run releases."""
         run = self.directory
         files: list[Path] = []
-        for path in (run.config, run.plan, run.ledger, run.grounding, run.selection, run.card):
+        for path in (
+            run.config,
+            run.public,
+            run.plan,
+            run.ledger,
+            run.grounding,
+            run.selection,
+            run.card,
+        ):
             if path.exists():
                 files.append(path)
         for folder in (run.adapter, run.synthetic):

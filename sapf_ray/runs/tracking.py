@@ -18,7 +18,7 @@ from sapf_ray.errors import RunDirectoryError, SapfError, TrackingError
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PRIVATE_STAGES, PrivacyPlan
 from sapf_ray.runs import mlflow_page, runlog, stores
-from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.runs.directory import ResultDirectory, RunDirectory
 from sapf_ray.stages import Stage
 
 CURVE_POINTS = 25
@@ -206,7 +206,7 @@ class Tracker:
             return
         run = self.client.create_run(
             mlflow_page.experiment(self.client, config.tracking.experiment, uri=self.uri or ""),
-            run_name=directory.root.resolve().name,
+            run_name=directory.name,
             tags=tags,
         )
         self.run_id = run.info.run_id
@@ -317,17 +317,43 @@ class Tracker:
         # missed while the server was down
         if SPENT not in self.client.get_run(self.run_id).data.metrics:
             self._log_spend(Ledger.open(directory.ledger))
-        for key, value in flatten(dict(metrics)).items():
-            if isinstance(value, int | float):
-                self.client.log_metric(self.run_id, key.replace(".", "/"), float(value))
+        self._log_metrics(metrics, not_private)
         self.client.set_tag(self.run_id, "privacy.adjacency", plan.adjacency)
         self.client.set_tag(self.run_id, "privacy.accountant", plan.accountant)
-        if not_private:
-            names = ", ".join(sorted(not_private))
-            self.client.set_tag(self.run_id, "privacy.not_private", names)
         self.client.log_artifact(self.run_id, str(grid), "pictures")
         self._log_files(directory)
         self.client.set_terminated(self.run_id)
+
+    @_while_reachable
+    def finish_result(
+        self,
+        directory: ResultDirectory,
+        *,
+        metrics: Mapping[str, Any],
+        not_private: Sequence[str] = (),
+    ) -> None:
+        """Logs what was made from a finished run later, and closes the entry.
+
+        Args:
+            directory: Where it is.
+            metrics: As :meth:`finish`.
+            not_private: As :meth:`finish`.
+        """
+        self._log_metrics(metrics, not_private)
+        self.client.set_tag(self.run_id, "sapf.result_of", directory.root.resolve().name)
+        for path in (directory.config, directory.metrics, directory.card):
+            self.client.log_artifact(self.run_id, str(path))
+        if directory.sample_grid.exists():
+            self.client.log_artifact(self.run_id, str(directory.sample_grid), "pictures")
+        self.client.set_terminated(self.run_id)
+
+    def _log_metrics(self, metrics: Mapping[str, Any], not_private: Sequence[str]) -> None:
+        for key, value in flatten(dict(metrics)).items():
+            if isinstance(value, int | float):
+                self.client.log_metric(self.run_id, key.replace(".", "/"), float(value))
+        if not_private:
+            names = ", ".join(sorted(not_private))
+            self.client.set_tag(self.run_id, "privacy.not_private", names)
 
     def _log_files(self, directory: RunDirectory) -> None:
         for path in (

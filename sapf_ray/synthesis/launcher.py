@@ -8,7 +8,7 @@ visible to every node that runs an actor (any shared file system).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ import torch
 
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SynthesisConfig
-from sapf_ray.errors import ClusterError, DataError
-from sapf_ray.files import file_digest, short_hash
+from sapf_ray.errors import ClusterError
 from sapf_ray.finetune.adapter import load_adapter
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.runs import runlog, worktime
+from sapf_ray.synthesis.recipe import Recipe, adopt
 from sapf_ray.synthesis.sampler import sample_images
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 from sapf_ray.synthesis.writer import (
@@ -99,6 +99,7 @@ class SamplingActor:
                 seeds=batch_seeds.numpy(),
                 steps=config.steps,
                 guidance_scale=config.guidance_scale,
+                resolution=config.resolution,
             )
             encoded.append(self.encoder.submit(encode_png, images))
         files = [file for batch in encoded for file in batch.result()]
@@ -124,13 +125,15 @@ def synthesize(
     config: SynthesisConfig,
     seed: int,
     privacy_note: str,
+    donors: Iterable[Path] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Synthesis:
     """Makes the synthetic data set, or what is missing of it.
 
     Which images come out does not depend on the number of actors, nor on which actor makes which
     shard. A shard on disk that is whole and belongs to the same model, adapter, prompts, sampling
-    options and seed is kept; any other is made again.
+    options and seed is kept; any other is made again, or copied from a data set that differs from
+    this one in the number of its images alone.
 
     Args:
         out_dir: Directory of the shards, manifest and dataset card.
@@ -142,6 +145,7 @@ def synthesize(
         config: Sampling options.
         seed: Seed of the data set.
         privacy_note: Markdown for the dataset card.
+        donors: Directories of other data sets, to copy images from where they are the very same.
         on_progress: Called with (images done, images in all), first before any image is made.
 
     Raises:
@@ -155,11 +159,13 @@ def synthesize(
         n_classes=len(class_names),
         shard_size=config.shard_size,
         seed=seed,
+        weights=config.class_proportions,
     )
     adapter = str(Path(adapter_dir).resolve()) if adapter_dir is not None else None
-    spec = data_set_spec(
+    recipe = Recipe.of(
         model, adapter, class_names=class_names, prompts=prompts, config=config, seed=seed
     )
+    spec = recipe.spec(plan.n_images)
     job = SamplingJob(
         out_dir=str(out),
         model=model.config,
@@ -173,6 +179,8 @@ def synthesize(
 
     remove_foreign(out, plan, spec=spec)
     missing = [shard for shard in plan.shards if not is_complete(out, plan, shard=shard, spec=spec)]
+    if missing:
+        missing = adopt(out, plan, missing=missing, donors=donors, recipe=recipe)
     done = plan.n_images - sum(shard.rows for shard in missing)
     report = on_progress or (lambda done, total: None)
     report(done, plan.n_images)
@@ -268,45 +276,3 @@ def _pipeline(job: SamplingJob) -> Any:
             memory_format=torch.channels_last
         )  # what convolutions want, on CPU and on tensor cores
     return pipe
-
-
-def data_set_spec(
-    model: PublicModel,
-    adapter_dir: str | None,
-    *,
-    class_names: Sequence[str],
-    prompts: Sequence[str],
-    config: SynthesisConfig,
-    seed: int,
-) -> str:
-    """Hex digest over all that decides which images come out.
-
-    Args:
-        model: The public model; its files count by their content.
-        adapter_dir: The adapter, by its content, or None.
-        class_names: One per class.
-        prompts: One per class.
-        config: Sampling options; what only says how the work is spread does not count.
-        seed: Seed of the data set.
-
-    Raises:
-        DataError: No such adapter.
-    """
-    parts = {
-        "model": [model.content_hash, model.config.dtype, model.config.class_labels],
-        "adapter": _content(Path(adapter_dir)) if adapter_dir else None,
-        "classes": [list(class_names), list(prompts)],
-        "size": [config.n_images, config.shard_size, config.batch_size],
-        "sampling": [config.steps, config.guidance_scale, seed],
-    }
-    return short_hash(parts)
-
-
-def _content(directory: Path) -> dict[str, str]:
-    if not directory.is_dir():
-        raise DataError(f"{directory}: no such adapter directory")
-    return {
-        p.relative_to(directory).as_posix(): file_digest(p)
-        for p in sorted(directory.rglob("*"))
-        if p.is_file()
-    }

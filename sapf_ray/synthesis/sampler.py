@@ -12,6 +12,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from sapf_ray.models.conditioning import condition_arguments, denoiser_of, predict, to_denoiser
+from sapf_ray.models.loading import native_resolution
 
 
 @torch.no_grad()
@@ -23,6 +24,7 @@ def sample_images(
     seeds: Sequence[int] | np.ndarray,
     steps: int,
     guidance_scale: float,
+    resolution: int | None = None,
 ) -> np.ndarray:
     """One image per row of ``conditions``. Pure: the pipeline's own scheduler and generators are
     not touched.
@@ -31,13 +33,14 @@ def sample_images(
     batch nor the device change what it starts from.
 
     Args:
-        pipe: The public pipeline (its denoiser, VAE and scheduler); images come out at its native
-            resolution R.
+        pipe: The public pipeline (its denoiser, VAE and scheduler).
         conditions: (n, ...) of the images, see :mod:`sapf_ray.models.conditioning`.
         null: (1, ...) null condition; not used at guidance 1.
         seeds: n seeds in [0, 2**63).
         steps: Solver steps.
         guidance_scale: 1 is none.
+        resolution: Side R of the images in pixels, the pipeline's native one unless given; see
+            :meth:`sapf_ray.models.public_model.PublicModel.check_resolution`.
 
     Returns:
         uint8 (n, R, R, 3).
@@ -45,7 +48,9 @@ def sample_images(
     denoiser = denoiser_of(pipe)
     scheduler = solver(pipe)
     scheduler.set_timesteps(steps, device=denoiser.device)
-    side = denoiser.config.sample_size
+    side = int(denoiser.config.sample_size)
+    if resolution is not None:
+        side = side * resolution // native_resolution(pipe)
     shape = (denoiser.config.in_channels, side, side)
     latents = initial_noise(seeds, shape).to(denoiser.device) * scheduler.init_noise_sigma
     return decode_images(

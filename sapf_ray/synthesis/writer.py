@@ -84,10 +84,7 @@ def write_shard(
         "prompt": [prompts[label] for label in labels],
         "seed": plan.seeds(shard),
     }
-    sink = io.BytesIO()
-    # PNG bytes do not compress further
-    pq.write_table(pa.table(rows, schema=schema(class_names, spec)), sink, compression="none")
-    write_atomic(directory / shard.file, sink.getvalue())
+    write_table(pa.table(rows, schema=schema(class_names, spec)), directory / shard.file)
 
 
 def is_complete(directory: Path, plan: SamplingPlan, *, shard: Shard, spec: str) -> bool:
@@ -140,12 +137,12 @@ def write_manifest(
     Returns:
         The manifest as written.
     """
-    counts = np.bincount(np.arange(plan.n_images) % plan.n_classes, minlength=plan.n_classes)
     manifest = {
         "n_images": plan.n_images,
         "class_names": list(class_names),
         "prompts": list(prompts),
-        "class_counts": counts.tolist(),
+        "class_counts": plan.class_counts,
+        "class_weights": list(plan.weights) or None,
         "seed": plan.seed,
         "spec": spec,
         "shards": [{"file": s.file, "first_image": s.start, "rows": s.rows} for s in plan.shards],
@@ -189,6 +186,28 @@ def read_synthetic(directory: Path | str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.concatenate(labels)
 
 
+def copy_shard(source: Path, target: Path, *, rows: int, spec: str) -> None:
+    """Writes the first rows of a data set's shard as another data set's, whole or not at all.
+
+    Args:
+        source: Parquet file of :func:`write_shard`.
+        target: Where the copy goes.
+        rows: Number of rows to copy.
+        spec: The other data set's.
+    """
+    table = pq.read_table(source).slice(0, rows).combine_chunks()
+    metadata = {**(table.schema.metadata or {}), _SPEC_KEY.encode(): spec.encode()}
+    write_table(table.replace_schema_metadata(metadata), target)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """A Parquet file that is whole or not there."""
+    sink = io.BytesIO()
+    # PNG bytes do not compress further
+    pq.write_table(table, sink, compression="none")
+    write_atomic(path, sink.getvalue())
+
+
 def encode_png(images: np.ndarray) -> list[bytes]:
     """uint8 (n, R, R, 3) to n PNG files."""
     files = []
@@ -215,6 +234,15 @@ def _card(manifest: dict[str, Any], privacy_note: str) -> str:
             zip(manifest["class_names"], manifest["prompts"], manifest["class_counts"], strict=True)
         )
     )
+    frequencies = (
+        "Labels are uniform over\nthe classes; they say nothing about how often a class occurs in "
+        "the sensitive data."
+    )
+    if manifest["class_weights"]:
+        frequencies = (
+            "Labels follow the\nweights that the user gave as public knowledge "
+            f"({', '.join(f'{weight:g}' for weight in manifest['class_weights'])})."
+        )
     return f"""---
 task_categories:
 - image-classification
@@ -238,8 +266,7 @@ configs:
 
 ## Contents
 
-Parquet shards with the columns `image` (PNG), `label`, `prompt` and `seed`. Labels are uniform over
-the classes; they say nothing about how often a class occurs in the sensitive data.
+Parquet shards with the columns `image` (PNG), `label`, `prompt` and `seed`. {frequencies}
 
 | label | class | prompt | images |
 |---|---|---|---|

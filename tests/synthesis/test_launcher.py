@@ -16,7 +16,8 @@ from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError, DataError
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.public_model import PublicModel
-from sapf_ray.synthesis.launcher import data_set_spec, synthesize
+from sapf_ray.synthesis.launcher import synthesize
+from sapf_ray.synthesis.recipe import Recipe
 from sapf_ray.synthesis.writer import read_synthetic
 
 NAMES, PROMPTS = ("ant", "bee", "cat"), ("an ant", "a bee", "a cat")
@@ -112,9 +113,10 @@ def test_a_damaged_adapter_is_one_line_through_ray(model, ray_cluster, tmp_path)
 
 def test_the_spec_covers_all_that_decides_the_images_and_nothing_else(model, adapter, tmp_path):
     def spec(model=model, adapter=None, names=NAMES, prompts=PROMPTS, config=CONFIG, seed=5):
-        return data_set_spec(
+        recipe = Recipe.of(
             model, adapter, class_names=names, prompts=prompts, config=config, seed=seed
         )
+        return recipe.spec(config.n_images)
 
     results = {
         "n_images": 20,
@@ -122,6 +124,8 @@ def test_the_spec_covers_all_that_decides_the_images_and_nothing_else(model, ada
         "guidance_scale": 3.0,
         "shard_size": 9,
         "batch_size": 4,
+        "class_proportions": (3, 1, 1),
+        "resolution": 16,
     }
     specs = [
         spec(),

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapf_ray.synthesis.sampling_plan import SamplingPlan, image_seed
+from sapf_ray.synthesis.sampling_plan import SamplingPlan, image_seed, weighted_labels
 
 
 @given(
@@ -37,3 +37,25 @@ def test_an_images_seed_does_not_depend_on_the_shard_size():
 
 def test_seeds_of_two_data_sets_share_nothing():
     assert not {image_seed(0, i) for i in range(1000)} & {image_seed(1, i) for i in range(1000)}
+
+
+@given(
+    weights=st.lists(st.integers(0, 9), min_size=2, max_size=8).filter(any),
+    n_images=st.integers(1, 300),
+)
+def test_weighted_labels_follow_the_weights_at_every_length(weights, n_images):
+    labels = weighted_labels(tuple(map(float, weights)), n_images)
+    shares = np.array(weights) / sum(weights)
+    counts = np.cumsum(np.eye(len(weights))[labels], axis=0)
+    ahead = counts - shares * np.arange(1, n_images + 1)[:, None]
+    assert ahead.max() < 1 and ahead.min() > -np.log(len(weights)) - 1
+    assert np.array_equal(labels, weighted_labels(tuple(map(float, weights)), 300)[:n_images])
+    assert not counts[-1][shares == 0].any()
+
+
+def test_equal_weights_go_round_the_classes():
+    plan = SamplingPlan(n_images=20, n_classes=3, shard_size=20, seed=0)
+    weighted = SamplingPlan(n_images=20, n_classes=3, shard_size=20, seed=0, weights=(0.1,) * 3)
+    (shard,) = plan.shards
+    assert np.array_equal(plan.labels(shard), weighted.labels(shard))
+    assert plan.class_counts == weighted.class_counts == [7, 7, 6]
