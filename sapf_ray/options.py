@@ -127,8 +127,10 @@ def _add(
     parser.add_argument(*names, type=read, default=default, help=help, **switch)  # type: ignore[arg-type]
 
 
-def _add_config_keys(parser: argparse.ArgumentParser, keys: Collection[str] | None = None) -> None:
-    """Options for the keys, all of them unless given."""
+def _add_config_keys(
+    parser: argparse.ArgumentParser, keys: Collection[str] | None = None, *, of_run: bool = False
+) -> None:
+    """Options for the keys, all of them unless given; where they are a run's, so are defaults."""
     chosen = {key: field for key, field in fields().items() if keys is None or key in keys}
     sections = {field.section for field in chosen.values()}
     groups = {
@@ -139,15 +141,14 @@ def _add_config_keys(parser: argparse.ArgumentParser, keys: Collection[str] | No
     for key, field in chosen.items():
         names = [f"--{key}"] + ["--address"] * (key == "cluster.address")
         default = json.dumps(field.default) if field.default != "" else '""'
+        shown = "the run's" if of_run else default.strip(chr(34))
         groups[field.section].add_argument(
             *names,
             dest=key,
             type=field.kind.read,
             default=argparse.SUPPRESS,
             metavar=field.name.upper(),
-            help=_escaped(
-                f"({field.kind.hint()}) {field.help} (default: {default.strip(chr(34))})"
-            ),
+            help=_escaped(f"({field.kind.hint()}) {field.help} (default: {shown})"),
         )
 
 
@@ -217,7 +218,7 @@ def _later_options(parser: Parser, command: str) -> None:
         default=False,
         help="Show the lines of run.log.jsonl on stderr as well.",
     )
-    _add_config_keys(parser, later_keys(command))
+    _add_config_keys(parser, later_keys(command), of_run=True)
 
 
 def _plan_options(parser: Parser) -> None:
