@@ -130,7 +130,8 @@ def test_classes_in_given_proportions_and_another_resolution(finished):
     images, labels = read_synthetic(result.directory.synthetic)
     assert images.shape == (24, 16, 16, 3) and np.bincount(labels).tolist() == [18, 6]
     assert read_manifest(result.directory.synthetic)["class_counts"] == [18, 6]
-    assert "public knowledge\n(3, 1)" in (result.directory.synthetic / "README.md").read_text()
+    card = (result.directory.synthetic / "README.md").read_text()
+    assert "gave as public knowledge (3, 1)" in card
 
 
 @pytest.mark.parametrize(
