@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from annotated_types import Interval
+
 from sapf_ray.config.kinds import Count, Positive
 from sapf_ray.config.section import require, section
 from sapf_ray.registry import names
@@ -25,6 +29,9 @@ class GroundingConfig:
         features: Public features in which images are compared: auto (glyphs for a bundled model,
             else latents), glyphs, latents, or the path or hub id of a network.
         candidate_images: Images of the public model that show each candidate.
+        candidate_steps: DPM-Solver++ steps of such an image; more hardly change a vote.
+        candidate_guidance: Guidance scale of such an image; by default 1 with a bundled model, and
+            4 with others, whose unguided images are vague.
         vote_noise_multiplier: Noise std over sensitivity of the vote's table; by default 0.07
             records a class (N / classes), or what a twentieth of the budget buys where that is
             more noise.
@@ -36,6 +43,8 @@ class GroundingConfig:
     candidates: str | None = None
     features: str = AUTO
     candidate_images: Count = 32
+    candidate_steps: Count = 8
+    candidate_guidance: Annotated[float, Interval(ge=1)] | None = None
     vote_noise_multiplier: Positive | None = None
     cache_dir: str | None = None
 

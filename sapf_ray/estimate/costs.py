@@ -22,7 +22,7 @@ import yaml
 from sapf_ray.config import RunConfig
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import ConfigError
-from sapf_ray.grounding.vocabulary import known_prompts
+from sapf_ray.grounding.vocabulary import guidance_of, known_prompts
 from sapf_ray.models.catalog import PUBLIC_MODELS, KnownModel
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.stages import Stage
@@ -137,7 +137,7 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
     if plan.finetune is not None or plan.vote is not None:
         found[Stage.LATENTS] = plan.n_records
     if plan.vote is not None:
-        found[Stage.GROUNDING] = _shown_images(config) * passes
+        found[Stage.GROUNDING] = _shown_images(config) * _shown_passes(config)
     if plan.finetune is not None:
         if plan.selection is not None:
             scored = plan.n_records * plan.selection.sample_rate
@@ -177,6 +177,12 @@ def _shown_images(config: RunConfig) -> float:
     """Number of images that show the candidates of a vote."""
     candidates = len(known_prompts(config.model.path))
     return candidates * config.grounding.candidate_images
+
+
+def _shown_passes(config: RunConfig) -> int:
+    """Number of denoising passes of each."""
+    steps = config.grounding.candidate_steps
+    return steps if guidance_of(config) == 1 else 2 * steps
 
 
 def _evolved_images(config: RunConfig) -> float:

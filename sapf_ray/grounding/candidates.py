@@ -22,7 +22,7 @@ from sapf_ray.config import ModelConfig, RunConfig, SynthesisConfig
 from sapf_ray.errors import ConfigError
 from sapf_ray.files import short_hash, write_array
 from sapf_ray.grounding.space import Features
-from sapf_ray.grounding.vocabulary import BUNDLED, known_prompts, read_candidates
+from sapf_ray.grounding.vocabulary import BUNDLED, guidance_of, known_prompts, read_candidates
 from sapf_ray.models.conditioning import encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import kept_pipeline
@@ -116,38 +116,40 @@ def candidate_features(
     *,
     model: PublicModel,
     features: Features,
-    images: int,
-    sampling: SynthesisConfig,
+    config: RunConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """Features of ``images`` images of each candidate: float32 (candidates, images, d).
+    """Features of the images that show each candidate: float32 (candidates, images, d).
 
     Args:
         group: The candidates.
         model: The public model.
         features: The feature space.
-        images: Number of images that show a candidate.
-        sampling: How images are sampled, and what a task takes.
+        config: Its section ``grounding`` says how many images there are and how they are sampled;
+            a task takes what an actor of ``synthesis`` takes.
         on_progress: Called with (images done, images in all).
     """
+    settings = config.grounding
+    showing = Showing(
+        prompts=group.prompts,
+        model=model.config,
+        features=features,
+        images=settings.candidate_images,
+        steps=settings.candidate_steps,
+        guidance=guidance_of(config),
+        sampling=config.synthesis,
+    )
     key = short_hash(
         [
             [model.content_hash, model.config.dtype, features.key],
-            [images, sampling.steps, sampling.guidance_scale, SEED],
+            [showing.images, showing.steps, showing.guidance, SEED],
             list(group.prompts),
         ]
     )
     path = group.folder / f"candidates-{key}.npy"
     if path.exists():
         return np.load(path)
-    found = _make(
-        group.prompts,
-        model=model.config,
-        features=features,
-        images=images,
-        sampling=sampling,
-        on_progress=on_progress,
-    )
+    found = _make(showing, on_progress)
     group.folder.mkdir(parents=True, exist_ok=True)
     write_array(path, found)
     return found
@@ -160,21 +162,16 @@ class Showing(NamedTuple):
     model: ModelConfig
     features: Features
     images: int
+    steps: int
+    guidance: float
     sampling: SynthesisConfig
 
 
-def _make(
-    prompts: tuple[str, ...],
-    *,
-    model: ModelConfig,
-    features: Features,
-    images: int,
-    sampling: SynthesisConfig,
-    on_progress: Callable[[int, int], None],
-) -> np.ndarray:
-    total = len(prompts) * images
+def _make(showing: Showing, on_progress: Callable[[int, int], None]) -> np.ndarray:
+    sampling = showing.sampling
+    total = len(showing.prompts) * showing.images
     parts = np.array_split(np.arange(total), max(1, -(-total // IMAGES_PER_TASK)))
-    shared = ray.put(Showing(prompts, model, features, images, sampling))
+    shared = ray.put(showing)
     cpus = sampling.cpus_per_actor
     gpus = sampling.gpus_per_actor
     task = _show.options(
@@ -195,7 +192,7 @@ def _make(
         done += len(part)
         on_progress(done, total)
     assert found is not None
-    return found.reshape(len(prompts), images, -1)
+    return found.reshape(len(showing.prompts), showing.images, -1)
 
 
 @ray.remote(max_retries=3)
@@ -214,8 +211,8 @@ def _show(showing: Showing, part: np.ndarray) -> np.ndarray:
             conditions[torch.from_numpy(batch // showing.images)],
             null=null,
             seeds=np.array([image_seed(SEED, int(i)) for i in batch], np.int64),
-            steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale,
+            steps=showing.steps,
+            guidance_scale=showing.guidance,
         )
         found.append(showing.features(made))
     return np.concatenate(found)

@@ -11,12 +11,14 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from sapf_ray.config import RunConfig
 from sapf_ray.errors import ConfigError, reason
 
 CHARACTERS = "characters"
 NOUNS = "nouns"
 BUNDLED = ("glyphs-tiny", "letters-tiny", "glyphs-dit-tiny")
 FEWEST = 2  # candidates
+OTHERS_GUIDANCE = 4.0  # of models whose unguided images are vague
 
 
 def known_prompts(model: str, *, template: str = "An image of {name}") -> tuple[str, ...]:
@@ -30,6 +32,14 @@ def known_prompts(model: str, *, template: str = "An image of {name}") -> tuple[
     if model in BUNDLED:
         return _shipped(CHARACTERS)
     return tuple(template.replace("{name}", word) for word in _shipped(NOUNS))
+
+
+def guidance_of(config: RunConfig) -> float:
+    """Guidance scale of the images that show candidates."""
+    given = config.grounding.candidate_guidance
+    if given is not None:
+        return given
+    return 1.0 if config.model.path in BUNDLED else OTHERS_GUIDANCE
 
 
 def read_candidates(path: str) -> tuple[str, ...]:

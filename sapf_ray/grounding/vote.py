@@ -48,8 +48,7 @@ def assign_prompts(run: RunContext) -> dict[str, Any]:
                 part,
                 model=run.model,
                 features=features,
-                images=run.config.grounding.candidate_images,
-                sampling=run.config.synthesis,
+                config=run.config,
                 on_progress=run.report(Stage.GROUNDING),
             )
             for part in parts
