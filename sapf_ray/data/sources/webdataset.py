@@ -36,7 +36,7 @@ from sapf_ray.data.record_source import Decoded, RecordSource, attempt
 from sapf_ray.data.table_source import TableLabels
 from sapf_ray.data.tar_shards import Sample, read_image, samples
 from sapf_ray.data.walking import is_junk, shown
-from sapf_ray.errors import DataError
+from sapf_ray.errors import DataError, SapfError
 
 CLASS_NAMES = "classnames.txt"
 
@@ -86,6 +86,7 @@ class WebDataset(TableLabels, RecordSource):
         for home, paths in self.shards.items():
             listed = [(number, s) for number, path in enumerate(paths) for s in samples(path)]
             found[home] = listed
+        self._stamps = {home: tuple(map(stamp, paths)) for home, paths in self.shards.items()}
         self._indices = {home: Index(members) for home, members in found.items()}
         names, self._labels = _labels(root, found)
         self._split: dict[Split, np.ndarray] | None = None
@@ -117,8 +118,8 @@ class WebDataset(TableLabels, RecordSource):
         """Over class names and every shard's name, size, modification time and places."""
         digest = hashlib.sha256("\0".join(self.class_names).encode())
         for split in SPLITS:
-            for path in self.shards[split]:
-                digest.update(os.fsencode(f"{split}\0{path.name}\0{stamp(path)}\n"))
+            for path, when in zip(self.shards[split], self._stamps[split], strict=True):
+                digest.update(os.fsencode(f"{split}\0{path.name}\0{when}\n"))
             digest.update(self._indices[split].places.tobytes())
         digest.update(repr((self._pixel_range, self.skips)).encode())
         return digest.hexdigest()
@@ -131,7 +132,10 @@ class WebDataset(TableLabels, RecordSource):
         resolution: int,
     ) -> np.ndarray:
         index = self._indices[home]
-        path = self.shards[home][index.shards[row]]
+        number = int(index.shards[row])
+        path = self.shards[home][number]
+        if stamp(path) != self._stamps[home][number]:
+            raise SapfError(f"{shown(path)}: changed since it was listed; start the run again")
         offset, size = index.places[row].tolist()
         content = read_image(path, (offset, size))
         name = f"{shown(path)}, {shown(index.members[row])}"

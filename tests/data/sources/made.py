@@ -32,8 +32,6 @@ from tests.data.sources.published import (
     write_parquet,
 )
 
-FAULTS = ("truncated", "labels", "dtype", "missing")
-
 Build = Callable[[Path, str], Path]
 
 
@@ -42,7 +40,8 @@ class Made:
     """A source.
 
     Attributes:
-        build: Writes it, with a fault or ``right``; returns ``data.path``.
+        build: Writes it ``right``, or with a fault (``truncated``, wrong ``labels``, wrong
+            ``dtype``, a part ``missing``); returns ``data.path``.
         sizes: Training and test records; their sum where a hash splits them.
         classes: Names of its first classes.
         words: What the line about each fault holds.

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sapf_ray.data.files import split_of
+from sapf_ray.errors import SapfError
 from tests.data.sources.made import save_to_disk, shard_members, write_tar
 from tests.data.sources.published import hf_table, octmnist_arrays, open_named, read_all, refusal
 
@@ -172,6 +173,14 @@ class TestWebDataset:
             assert "cut off" in refusal("webdataset", tmp_path)
         path.write_bytes(b"no tar" * 200)
         assert "not a readable tar file" in refusal("webdataset", tmp_path)
+
+    def test_a_shard_that_changes_under_an_open_source(self, tmp_path):
+        for name in ("train", "test"):
+            write_tar(tmp_path / f"{name}.tar", shard_members(range(4)))
+        source = open_named("webdataset", tmp_path, on_error="skip")
+        write_tar(tmp_path / "train.tar", shard_members(range(6)))
+        with pytest.raises(SapfError, match=r"train\.tar: changed since"):
+            source.read("train", np.arange(4), resolution=4)
 
     def test_keys_that_repeat_cannot_split_records(self, tmp_path):
         for i in range(2):
