@@ -46,7 +46,7 @@ def good(field: Field) -> object:
     elif kind.base is bool:
         value = not field.default
     elif kind.base is int:
-        value = (kind.interval.ge or 0) + 7
+        value = (kind.interval.ge or 0) + 16
     elif kind.base is float:
         value = 0.75 if kind.interval.le or kind.interval.lt else 3.5
     else:
