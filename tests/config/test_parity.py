@@ -35,6 +35,8 @@ def good(field: Field) -> object:
         return "a picture of {name}"
     if field.name == "remedies":
         return "vote,tokens"
+    if field.name == "delta":
+        return 1e-5
     if field.name == "plugins":
         return ["math"]
     if field.name == "class_names":
