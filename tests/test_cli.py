@@ -115,7 +115,7 @@ def test_config_file_between_preset_and_flags(capsys, tmp_path):
             ["--data.n_records", "100", "--finetune.batch_size", "101"],
             ["finetune.batch_size = 101", "100"],
         ),
-        (["--data.source", "mnist"], ["data.source = 'mnist'", "digits"]),
+        (["--data.source", "imagenet"], ["data.source = 'imagenet'", "digits"]),
         (["--data.source", "image_folder", "--data.path", "/no/such/folder"], ["/no/such/folder"]),
         (["--preset", "nope"], ["--preset nope", "digits"]),
         (["--config", "/no/such.yaml"], ["/no/such.yaml"]),
