@@ -13,6 +13,7 @@ from sapf_ray.errors import ConfigError
 from sapf_ray.grounding import stage as stage_module
 from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.reuse.commands import synthesize
 from tests.tiny import DIGITS
 
 CANDIDATES = [f"an image of the {word}" for word in (*DIGITS, "digit", "image", "an")]
@@ -89,6 +90,11 @@ def test_without_training_the_public_model_shows_the_assigned_prompts(
     assert [e.release for e in Ledger.open(result.directory.ledger).events()] == ["vote"]
     assert not result.directory.adapter.exists() and result.directory.grounding.exists()
     assert 0 < result.metrics["epsilon_spent"] <= 10
+    prompts = json.loads(result.directory.grounding.read_text())["prompts"]
+    more = synthesize(tmp_path / "run", {"synthesis.n_images": 13})
+    (shard,) = more.directory.synthetic.glob("*.parquet")
+    ten = list(prompts.values())
+    assert pq.read_table(shard)["prompt"].to_pylist() == ten + ten[:3]
 
 
 def test_too_few_candidates_are_refused_before_anything_is_begun(settings, tmp_path):
