@@ -13,6 +13,7 @@ import time
 
 from sapf_ray import cluster
 from sapf_ray.config import RunConfig
+from sapf_ray.config.section import require
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.evaluation.metrics import from_real_images
 from sapf_ray.evaluation.protocol import check_evaluation
@@ -132,6 +133,12 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
     if plan.evolution is not None:
         check_evolution(config.evolution, config.synthesis, source=source, stage=plan.evolution)
         make_parts(config.evolution, config.synthesis, model=config.model, prompts=source.prompts)
+    require(
+        config.evaluation.test_images == "split",
+        "evaluation.test_images",
+        config.evaluation.test_images,
+        "must be split in a run, whose training images are no test; see `sapf evaluate`",
+    )
     config.synthesis.check_classes(len(source.class_names))
     model.check_resolution(config.synthesis.resolution)
     check_evaluation(config.evaluation)

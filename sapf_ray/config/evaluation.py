@@ -21,6 +21,8 @@ class EvaluationConfig:
         inception_weights: Path of torch-fidelity's Inception weights
             (weights-inception-2015-12-05-6726825d.pth).
         fid_reference: Real images that FID compares with: test, or train (as DPImageBench).
+        test_images: Of the real images, split (the source's test split), or all, where `sapf
+            evaluate` has a test set of its own that no run was trained on.
         cache_dir: Where Inception features of the real images are kept (mode 0700, as sensitive as
             the images) for the next run on the same images; by default nowhere.
         classifiers: Downstream classifiers whose accuracies are averaged: cnn, resnet, wrn,
@@ -37,6 +39,7 @@ class EvaluationConfig:
     fid_features: Annotated[str, NameIn("evaluation.fid_features")] = "auto"
     inception_weights: str | None = None
     fid_reference: Literal["test", "train"] = "test"
+    test_images: Literal["split", "all"] = "split"
     cache_dir: str | None = None
     classifiers: Annotated[tuple[ClassifierName, ...], FromList] = ("cnn",)
     epochs: Count = 20
@@ -46,6 +49,12 @@ class EvaluationConfig:
     gpus_per_task: NotNegative = 0.0
 
     def __post_init__(self) -> None:
+        require(
+            self.test_images == "split" or self.fid_reference == "test",
+            "evaluation.fid_reference",
+            self.fid_reference,
+            "must be test where evaluation.test_images is all: no training images are left",
+        )
         require(
             self.fid_features != "inception" or self.inception_weights is not None,
             "evaluation.inception_weights",

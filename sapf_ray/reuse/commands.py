@@ -16,7 +16,7 @@ from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.errors import ConfigError, RunDirectoryError
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.reuse.conclusion import conclude, plain
-from sapf_ray.reuse.finished import Finished, is_finished
+from sapf_ray.reuse.finished import Finished, is_finished, test_source
 from sapf_ray.runs import runlog
 from sapf_ray.runs.context import Progress
 from sapf_ray.runs.directory import (
@@ -110,12 +110,20 @@ def evaluate(
     """
     finished = Finished.open(run)
     config = finished.changed("evaluate", changes or {}, scored=True)
+    same_data = config.data.source == finished.own.data.source
+    if same_data and config.data.path == finished.own.data.path:
+        require(
+            config.evaluation.test_images == "split",
+            "evaluation.test_images",
+            config.evaluation.test_images,
+            "must be split on the run's own data, of which some were trained on",
+        )
     return _make(
         finished,
         config,
         kind=EVALUATION,
         name=name,
-        source=open_source(config.data),
+        source=test_source(config),
         stages=(Stage.EVALUATION,),
         show=Show(on_progress=on_progress, on_note=on_note, since=since),
     )

@@ -10,8 +10,9 @@ from typing import Any
 
 from sapf_ray.config import RunConfig, flatten, from_dict, nest, to_dict
 from sapf_ray.config.later import check_later
-from sapf_ray.data.base import ImageSource
+from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.data.recorded import RecordedClasses
+from sapf_ray.data.whole import WholeSource
 from sapf_ray.errors import DataError, RunDirectoryError
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.models.public_model import PublicModel
@@ -162,6 +163,16 @@ class Finished:
             )
         config.synthesis.check_classes(len(recorded.class_names))
         model.check_resolution(config.synthesis.resolution)
+
+
+def test_source(config: RunConfig) -> ImageSource:
+    """The real images that scores are measured on.
+
+    Raises:
+        SapfError: As :func:`sapf_ray.data.base.open_source`.
+    """
+    source = open_source(config.data)
+    return WholeSource(source) if config.evaluation.test_images == "all" else source
 
 
 def is_of_a_run(path: Path) -> bool:

@@ -9,13 +9,12 @@ from typing import Any
 from sapf_ray import cluster
 from sapf_ray.config import flatten, from_dict, nest
 from sapf_ray.config.later import check_later
-from sapf_ray.data.base import open_source
 from sapf_ray.errors import ConfigError
 from sapf_ray.evaluation.image_sets import ImageSet, parquet_files
 from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.protocol import check_evaluation
-from sapf_ray.reuse.finished import is_of_a_run
+from sapf_ray.reuse.finished import is_of_a_run, test_source
 
 UNKNOWN = (
     "no run is known that made these images: nothing can be said of their ε, and the scores below "
@@ -53,7 +52,7 @@ def evaluate_images(path: str | Path, changes: Mapping[str, Any]) -> dict[str, f
     config = from_dict(nest(flat | {"evaluation.enabled": True}))
     check_evaluation(config.evaluation)
     images = ImageSet.open(path)
-    source = open_source(config.data)
+    source = test_source(config)
     inputs = Inputs(
         synthetic_dir=str(images.path.resolve()),
         source=source,

@@ -13,6 +13,8 @@ from PIL import Image
 import sapf_ray
 from sapf_ray import steps
 from sapf_ray.config import flatten, from_dict, nest, to_dict
+from sapf_ray.data.base import open_source
+from sapf_ray.data.whole import WholeSource
 from sapf_ray.errors import ConfigError, DataError, RunDirectoryError
 from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.evaluation.protocol import evaluate as evaluate_here
@@ -305,3 +307,26 @@ def test_any_parquet_file_is_scored_without_a_run(finished, photos, scored_here,
     assert code == 0 and "nothing can be said of their ε" in out and "accuracy" in out
     code, _, err = call(capsys, *words)
     assert code == 2 and "data.source" in err and err.count("\n") == 1
+
+
+def test_a_test_set_of_its_own_counts_as_a_whole(finished, photos, scored_here):
+    changes = {"data.path": str(photos / "test"), "evaluation.test_images": "all"}
+    assert evaluate(finished, changes, name="all").metrics["n_test"] == 12
+    split = evaluate(finished, {"data.path": str(photos / "test")}, name="split")
+    assert split.metrics["n_test"] < 12
+    with pytest.raises(ConfigError, match="must be split on the run's own data"):
+        evaluate(finished, {"evaluation.test_images": "all"})
+
+
+def test_a_whole_source_has_the_images_of_both_splits_in_order():
+    source = open_source(from_dict({"data": {"source": "digits"}}).data)
+    whole = WholeSource(source)
+    rows = np.array([1296, 1297, 0, 1796])
+    images, labels = whole.read("test", rows, resolution=8)
+    train, of_train = source.read("train", np.array([1296, 0]), resolution=8)
+    test, of_test = source.read("test", np.array([0, 499]), resolution=8)
+    assert np.array_equal(images, np.stack([train[0], test[0], train[1], test[1]]))
+    assert labels.tolist() == [of_train[0], of_test[0], of_train[1], of_test[1]]
+    assert np.array_equal(whole.labels("test")[rows], labels)
+    with pytest.raises(ConfigError, match="leaves no training images"):
+        whole.labels("train")
