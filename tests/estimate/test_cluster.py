@@ -392,10 +392,7 @@ def test_json_has_the_cluster_only_when_asked_and_the_config_section_stays(capsy
         round(cluster["stages"][name]["hours"], 9)
         for name in ("selection", "finetune", "synthesis")
     ] == [0.6, 3.5, 1.9]
-    assert (
-        cluster["hours"] == pytest.approx(6.0)
-        and cluster["cost"] == pytest.approx(48.0)
-        and cluster["devices"] == 4
-    )
+    assert cluster["hours"] == pytest.approx(6.0) and cluster["cost"] == pytest.approx(48.0)
+    assert cluster["devices"] == 4
     _, text, _ = call(capsys, *PLAN, *SD, "--cluster=4xa6000")
     assert "3.5 h to 15.6 h" in text and "Privacy plan" in text

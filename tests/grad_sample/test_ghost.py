@@ -11,49 +11,14 @@ import pytest
 import torch
 from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sapf_ray.errors import ConfigError
 from sapf_ray.finetune.adapter import add_lora
-from sapf_ray.finetune.optimizer import Clipping
 from sapf_ray.grad_sample.ghost import GhostGradients
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.clipping import clip_factors
-from sapf_ray.privacy.planner import GHOST_SLACK
-from tests.allocations import Allocations
-from tests.networks import CASES, Case, dit_case, unet_case
-
-CHOICES = {
-    "all": lambda name: True,
-    "attention": lambda name: any(
-        part in name for part in (".to_q.", ".to_k.", ".to_v.", ".to_out.")
-    ),
-    "cross-attention q": lambda name: ".attn2.to_q.weight" in name,
-    "biases": lambda name: name.endswith("bias"),
-    "convolution weights and norms": lambda name: (
-        ("conv" in name and name.endswith("weight")) or "norm" in name
-    ),
-}
-
-
-def chosen(case: Case, choice: str = "all", freeze: bool = True) -> dict[str, nn.Parameter]:
-    parameters = {name: p for name, p in case.model.named_parameters() if CHOICES[choice](name)}
-    if freeze:
-        case.model.requires_grad_(False)
-        for p in parameters.values():
-            p.requires_grad_(True)
-    return parameters
-
-
-class Clip:
-    """``clip_factors`` that remembers the norms it saw."""
-
-    def __init__(self, clipping_norm: float = 1.0, mode: str = "automatic") -> None:
-        self.clipping_norm, self.mode = clipping_norm, mode
-
-    def __call__(self, norms: Tensor) -> Tensor:
-        self.norms = norms
-        return clip_factors(norms, self.clipping_norm, mode=self.mode, gamma=1e-3)
+from tests.grad_sample.ghost_cases import CHOICES, Clip, chosen
+from tests.networks import Case, dit_case, unet_case
 
 
 class InstantiatedGradients:
@@ -346,85 +311,3 @@ def test_wrong_arguments_are_refused_before_anything_is_summed():
     net.requires_grad_(False)
     with pytest.raises(ValueError, match="weight: must require a gradient"):
         GhostGradients(net, parameters)
-
-
-def ordinary_step(case: Case, parameters: dict[str, nn.Parameter]) -> None:
-    torch.autograd.grad(case.losses().sum(), list(parameters.values()))
-
-
-def ghost_step(case: Case, parameters: dict[str, nn.Parameter]) -> None:
-    with GhostGradients(
-        case.model, parameters, rows_per_record=case.rows_per_record, max_temporary_bytes=2**17
-    ) as ghost:
-        ghost.clipped_sums(case.losses(), Clip())
-
-
-@pytest.mark.parametrize("choice", ["all", "attention", "cross-attention q", "biases"])
-def test_memory_is_that_of_an_ordinary_step(choice):
-    """Peak of live bytes within 1.5x of the non-private step; no tensor of batch x matrix."""
-    n = 32
-    peaks = []
-    for step in (ordinary_step, ghost_step):
-        case = unet_case(n)
-        parameters = chosen(case, choice)
-        with Allocations() as seen:
-            step(case, parameters)
-        peaks.append(seen.peak)
-    assert peaks[1] <= 1.5 * peaks[0]
-    if choice == "all":
-        assert seen.peak < 0.5 * 4 * n * sum(p.numel() for p in parameters.values())
-        assert seen.largest < 4 * n * max(p.numel() for p in parameters.values())
-
-
-@pytest.mark.parametrize("choice", ["all", "attention", "cross-attention q"])
-def test_cost_is_one_more_backward_pass_and_what_is_not_trained_is_not_paid_for(choice):
-    """An ordinary step has forward, input and weight gradients; ours adds input gradients and
-    norms, no weight gradients.
-    """
-    flops = []
-    for step in (ordinary_step, ghost_step):
-        case = unet_case(4)
-        parameters = chosen(case, choice)
-        with FlopCounterMode(display=False) as counter:
-            step(case, parameters)
-        flops.append(counter.get_total_flops())
-    assert flops[1] < 1.6 * flops[0]
-
-
-@pytest.mark.parametrize("kind", sorted(CASES))
-def test_a_record_moves_the_sum_by_no_more_than_the_slack_allows(kind):
-    """Two micro-batches, regrouped when a record leaves, against C and against float64."""
-    bound = 1.0
-    n = 16
-    case = CASES[kind](n)
-    parameters = dict(case.model.named_parameters())
-    clip = Clipping(norm=bound, mode="flat")
-
-    def total(records: list[int]) -> torch.Tensor:
-        units = torch.zeros(sum(p.numel() for p in parameters.values()), dtype=torch.int64)
-        with GhostGradients(case.model, parameters) as ghost:
-            grid = ghost.grid_step(bound)
-            for start in range(0, len(records), 8):
-                part = tuple(x[records[start : start + 8]] for x in case.batch)
-                sums = ghost.clipped_units(case.row_losses(case.model, *part), clip, grid=grid)
-                units += torch.cat([s.flatten() for s in sums])
-        return units.double() * grid
-
-    everyone = list(range(n))
-    with_all = total(everyone)
-    for record in (0, 7, 15):
-        moved = with_all - total([r for r in everyone if r != record])
-        assert 0.9 * bound < moved.norm() <= bound * (1 + GHOST_SLACK / 100)
-
-
-def test_units_of_the_finer_grid_are_the_rounded_sums():
-    case = CASES["unet"](3)
-    parameters = dict(case.model.named_parameters())
-    clip = Clipping(norm=0.5, mode="flat")
-    with GhostGradients(case.model, parameters) as ghost:
-        grid = ghost.grid_step(0.5)
-        units = ghost.clipped_units(case.losses(), clip, grid=grid)
-        sums = ghost.clipped_sums(case.losses(), clip)
-    for integers, values in zip(units, sums, strict=True):
-        assert integers.dtype == torch.int64
-        assert (integers.double() * grid - values.double()).abs().max() <= grid / 2
