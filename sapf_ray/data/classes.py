@@ -14,6 +14,8 @@ import numpy as np
 from sapf_ray.data.walking import as_text
 from sapf_ray.errors import DataError
 
+MOST_CLASSES = 1000  # numbers of classes that may exceed the number of records
+
 LEFT_OUT = -1
 """Label of a record whose class is not among the named ones."""
 
@@ -57,8 +59,12 @@ def choose_classes(
         where: What errors name.
 
     Raises:
-        DataError: A single class; or files whose classes are named otherwise.
+        DataError: A single class, one that is named twice, or files whose classes are named
+            otherwise.
     """
+    if len(set(own)) != len(own):
+        twice = next(name for name in own if own.count(name) > 1)
+        raise DataError(f"{where}: two classes are called {twice}; labels need names of their own")
     numbered = tuple(str(label) for label in range(highest + 1))
     if requested and not own:
         by_number = all(name.isdecimal() for name in requested)

@@ -12,7 +12,7 @@ import numpy as np
 
 from sapf_ray.config import DataConfig
 from sapf_ray.data.base import SPLITS, ImageSource, Split
-from sapf_ray.data.classes import LEFT_OUT, Classes, choose_classes, left_out_note
+from sapf_ray.data.classes import LEFT_OUT, MOST_CLASSES, Classes, choose_classes, left_out_note
 from sapf_ray.data.files import check_labels, prompts_of
 from sapf_ray.errors import DataError
 
@@ -53,6 +53,12 @@ class TableLabels(ImageSource):
         """
         all_labels = [self.own_labels(home) for home in SPLITS]
         highest = max(int(labels.max(initial=-1)) for labels in all_labels)
+        n_records = sum(map(len, all_labels))
+        if not own and highest >= max(MOST_CLASSES, n_records):
+            raise DataError(
+                f"{where}: labels up to {highest:,} in {n_records:,} records; "
+                "number the classes from 0"
+            )
         for labels in all_labels:
             check_labels(labels, len(own) or highest + 1, where=where)
         self._classes = choose_classes(config.class_names, own, highest=highest, where=where)

@@ -14,12 +14,13 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import pickle
 import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,6 @@ from sapf_ray.data.columns import hashed_records
 from sapf_ray.data.decoding import decode
 from sapf_ray.data.files import required_path, stamp
 from sapf_ray.data.layouts import ROLES
-from sapf_ray.data.packing import Names
 from sapf_ray.data.record_source import Decoded, RecordSource, attempt
 from sapf_ray.data.table_source import TableLabels
 from sapf_ray.data.tar_shards import Sample, read_image, samples
@@ -44,27 +44,28 @@ _MOST_WORDS = 1000
 _PATTERN = re.compile(r"[*?\[]")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Index:
-    """Where the records of a home are; pickles to a few bytes per record.
+    """Where the records of a home are.
 
     Attributes:
-        shards: For each record, number of its shard.
-        places: (n, 2) offset and size of its image.
+        shards: For each record, number of its shard, int32.
+        places: (n, 2) offset and size of its image, int64.
         members: Names of the images' members.
     """
 
-    def __init__(self, found: list[tuple[int, Sample]]) -> None:
-        self.shards = np.array([number for number, _ in found], np.int32)
-        places = [(sample.offset, sample.size) for _, sample in found]
-        self.places = np.array(places, np.int64).reshape(-1, 2)
-        self.members = Names(sample.member for _, sample in found)
+    shards: np.ndarray
+    places: np.ndarray
+    members: list[str]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "places": zlib.compress(self.places.tobytes())}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        places = np.frombuffer(zlib.decompress(state["places"]), np.int64)
-        self.__dict__.update(state, places=places.reshape(-1, 2))
+def _index(found: list[tuple[int, Sample]]) -> Index:
+    places = [(sample.offset, sample.size) for _, sample in found]
+    return Index(
+        shards=np.array([number for number, _ in found], np.int32),
+        places=np.array(places, np.int64).reshape(-1, 2),
+        members=[sample.member for _, sample in found],
+    )
 
 
 @register("webdataset")
@@ -87,7 +88,7 @@ class WebDataset(TableLabels, RecordSource):
             listed = [(number, s) for number, path in enumerate(paths) for s in samples(path)]
             found[home] = listed
         self._stamps = {home: tuple(map(stamp, paths)) for home, paths in self.shards.items()}
-        self._indices = {home: Index(members) for home, members in found.items()}
+        self._indices = {home: _index(members) for home, members in found.items()}
         names, self._labels = _labels(root, found)
         self._split: dict[Split, np.ndarray] | None = None
         if not self.shards["test"]:
@@ -95,8 +96,15 @@ class WebDataset(TableLabels, RecordSource):
             self._split = _hashed(root, keys, test_fraction=config.test_fraction)
         self.open_classes(config, names, where=root)
 
+    def __getstate__(self) -> bytes:
+        # a few bytes per record instead of a hundred
+        return zlib.compress(pickle.dumps(self.__dict__))
+
+    def __setstate__(self, packed: bytes) -> None:
+        self.__dict__.update(pickle.loads(zlib.decompress(packed)))
+
     def own_labels(self, home: Split) -> np.ndarray:
-        return self._labels[home].astype(np.int64)
+        return self._labels[home]
 
     def split_rows(self, split: Split) -> tuple[Split, np.ndarray]:
         if self._split is not None:
@@ -186,13 +194,13 @@ def _role(path: Path, root: Path) -> str | None:
 def _labels(
     root: Path, found: dict[Split, list[tuple[int, Sample]]]
 ) -> tuple[tuple[str, ...], dict[Split, np.ndarray]]:
-    """Class names (none where labels are only numbered), and labels int32 per home."""
+    """Class names (none where labels are only numbered), and labels int64 per home."""
     texts = [sample.label for home in SPLITS for _, sample in found[home]]
     n_train = len(found["train"])
     named = root / CLASS_NAMES
     if all(text.isdecimal() for text in texts):
         names = _class_names(named) if named.is_file() else ()
-        labels = np.array(list(map(int, texts)), np.int32)
+        labels = _numbers(root, texts)
     else:
         names, own = labels_of_words(texts)
         if len(names) > min(_MOST_WORDS, len(texts) / 2):
@@ -200,7 +208,7 @@ def _labels(
                 f"{root}: {len(names):,} different labels in {len(texts):,} samples: captions? "
                 "Labels must name a class"
             )
-        labels = own.astype(np.int32)
+        labels = own
     return names, {"train": labels[:n_train], "test": labels[n_train:]}
 
 
@@ -209,10 +217,14 @@ def _class_names(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{shown(path)}: cannot be read ({type(error).__name__})") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if len(set(names)) != len(names):
-        raise DataError(f"{shown(path)}: names a class twice")
-    return names
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _numbers(root: Path, texts: list[str]) -> np.ndarray:
+    try:
+        return np.array(list(map(int, texts)), np.int64)
+    except (OverflowError, ValueError) as error:
+        raise DataError(f"{root}: a label is too large; number the classes from 0") from error
 
 
 def _hashed(

@@ -151,6 +151,17 @@ class TestWebDataset:
             message = refusal("webdataset", tmp_path)
             assert words in message and "train.tar" in message, message
 
+    def test_numbers_that_count_no_classes(self, tmp_path):
+        for number in (b"1000", b"10000000000", b"9" * 30, b"9" * 5000):
+            members = shard_members(range(6))
+            members[0] = (members[0][0], number)
+            write_tar(tmp_path / "train.tar", members)
+            write_tar(tmp_path / "test.tar", shard_members(range(6)))
+            assert "number the classes from 0" in refusal("webdataset", tmp_path)
+        (tmp_path / "classnames.txt").write_text("crane\ncrane\n")
+        write_tar(tmp_path / "train.tar", shard_members(range(6)))
+        assert "two classes are called crane" in refusal("webdataset", tmp_path)
+
     def test_captions_are_no_classes(self, tmp_path):
         members = []
         for name, content in shard_members(range(40), "txt"):
@@ -306,6 +317,8 @@ class TestNpz:
             ({"train_labels": np.array([0, -1, 1, 0])}, "found -1"),
             ({"train_labels": np.array(list("abab"))}, "words in one split only"),
             ({"class_names": np.array(["only"])}, "[0, 1)"),
+            ({"class_names": np.array(["a", "a"])}, "two classes are called a"),
+            ({"train_labels": np.array([0, 10**12, 1, 0])}, "number the classes from 0"),
         ):
             message = refusal("npz", self.write(path, **{**good, **change}))
             assert words in message and "it.npz" in message, message
