@@ -21,6 +21,7 @@ from sapf_ray.evaluation.protocol import evaluate as evaluate_here
 from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.reuse.commands import evaluate, synthesize
+from sapf_ray.runs.tracking import Tracker
 from sapf_ray.synthesis.writer import read_manifest, read_synthetic
 from tests.commands import call
 from tests.reuse.runs import (
@@ -330,3 +331,43 @@ def test_a_whole_source_has_the_images_of_both_splits_in_order():
     assert np.array_equal(whole.labels("test")[rows], labels)
     with pytest.raises(ConfigError, match="leaves no training images"):
         whole.labels("train")
+
+
+class Client:
+    """Keeps what is logged to MLflow."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, str] = {}
+        self.metrics: dict[str, float] = {}
+        self.files: list[str] = []
+        self.ended = False
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        self.tags[key] = value
+
+    def log_metric(self, run_id: str, key: str, value: float) -> None:
+        self.metrics[key] = value
+
+    def log_artifact(self, run_id: str, path: str, folder: str | None = None) -> None:
+        self.files.append(Path(path).name)
+
+    def set_terminated(self, run_id: str) -> None:
+        self.ended = True
+
+
+def test_a_result_is_a_child_of_the_runs_entry_in_mlflow(finished, monkeypatch):
+    (finished / "mlflow_run.json").write_text(json.dumps({"run_id": "abc", "uri": "sqlite:///x"}))
+    client, parents = Client(), []
+
+    def open_tracker(config, directory):
+        parents.append(config.tracking.parent_run_id)
+        tracker = Tracker("sqlite:///x", "child")
+        tracker.client = client
+        return tracker
+
+    monkeypatch.setattr(Tracker, "open", open_tracker)
+    result = synthesize(finished, {"synthesis.n_images": 22})
+    assert parents == ["abc"] and result.tracking_uri == "sqlite:///x"
+    assert client.metrics["epsilon_spent"] == result.metrics["epsilon_spent"]
+    assert client.tags["sapf.result_of"] == "moved" and client.ended
+    assert client.files == ["config.yaml", "metrics.json", "README.md", "synthetic.png"]
