@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,13 @@ def dicom_image(file: Path | bytes, name: str, *, pixel_range: PixelRange | None
     """
     values, header = _read(file, name)
     try:
-        return Image.fromarray(_levels(values, header, pixel_range=pixel_range))
-    except ValueError as error:  # our own words
+        meaning = _meaning(header)
+    except Exception as error:  # elements are parsed where they are first looked at
+        kind = type(error).__name__
+        raise DataError(f"{name}: cannot be read as an image (damaged DICOM, {kind})") from None
+    try:
+        return Image.fromarray(_levels(values, meaning, pixel_range=pixel_range))
+    except (ValueError, TypeError) as error:  # our own words, or of shapes
         raise DataError(f"{name}: cannot be read as an image ({error})") from None
 
 
@@ -100,7 +106,10 @@ def n_frames(file: Path | bytes, name: str) -> int:
         DataError: Not a DICOM file.
     """
     header = _dataset(file, name, tags=_FRAMES, stop_before_pixels=True)
-    return int(header.get("NumberOfFrames") or 1)
+    try:
+        return int(header.get("NumberOfFrames") or 1)
+    except Exception:
+        raise DataError(f"{name}: cannot be read as an image (damaged DICOM)") from None
 
 
 def _read(file: Path | bytes, name: str) -> tuple[np.ndarray, Any]:
@@ -164,9 +173,52 @@ warnings.filterwarnings("ignore", module=r"pydicom\.")
 warnings.filterwarnings("ignore", module=r"sapf_ray\.data\.dicom")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Meaning:
+    """What a header says of stored values.
+
+    Attributes:
+        kind: Photometric interpretation.
+        slope: Of rescaling.
+        intercept: Of rescaling.
+        bits: Number of bits of a value.
+        signed: Whether values may be negative.
+        has_lut: Whether values pass through a table first.
+    """
+
+    kind: str
+    slope: float
+    intercept: float
+    bits: int
+    signed: bool
+    has_lut: bool
+
+
+def _meaning(header: Any) -> _Meaning:
+    kind = str(header.PhotometricInterpretation)
+    bits = int(header.get("BitsStored", 0))
+    if kind == _PALETTE:
+        bits = int(header.RedPaletteColorLookupTableDescriptor[2])
+    home = header
+    for key in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        groups = header.get(key)
+        if groups and groups[0].get("PixelValueTransformationSequence"):
+            home = groups[0].PixelValueTransformationSequence[0]
+            break
+    slope = home.get("RescaleSlope")
+    return _Meaning(
+        kind=kind,
+        slope=float(1 if slope is None else slope),
+        intercept=float(home.get("RescaleIntercept") or 0),
+        bits=bits,
+        signed=bool(header.get("PixelRepresentation", 0)),
+        has_lut="ModalityLUTSequence" in header,
+    )
+
+
 def _levels(
     values: np.ndarray,
-    header: Any,
+    meaning: _Meaning,
     *,
     pixel_range: PixelRange | None,
 ) -> np.ndarray:
@@ -175,37 +227,22 @@ def _levels(
     Raises:
         ValueError: The range of its values is not known; in our own words.
     """
-    kind = header.PhotometricInterpretation
-    if kind == _PALETTE:
-        bits = int(header.RedPaletteColorLookupTableDescriptor[2])
-        return grey_levels(values, (0.0, 2.0**bits - 1))
-    if "ModalityLUTSequence" in header:
+    full = (0.0, 2.0**meaning.bits - 1)
+    if meaning.kind == _PALETTE:
+        return grey_levels(values, full)
+    if meaning.has_lut:
         raise ValueError("its values pass through a modality LUT, which is not read; convert it")
-    slope, intercept = _rescale(header)
-    stored = int(header.get("BitsStored", 0))
-    signed = bool(header.get("PixelRepresentation", 0))
-    plain = slope == 1 and intercept == 0 and not signed and values.dtype.kind in "bu"
-    if plain and stored <= 8:
-        known: PixelRange | None = (0.0, 2.0**stored - 1)
-    else:
-        known = pixel_range
+    stored_as_shown = (
+        meaning.slope == 1
+        and meaning.intercept == 0
+        and not meaning.signed
+        and values.dtype.kind in "bu"
+    )
+    known = full if stored_as_shown and 0 < meaning.bits <= 8 else pixel_range
     if known is None:
         raise ValueError(
             "DICOM values of more than 8 bits; set data.pixel_range to those that are black and "
             "white after rescaling, e.g. -1000,400 for CT in Hounsfield units"
         )
-    levels = grey_levels(values.astype(np.float64) * slope + intercept, known)
-    return 255 - levels if kind == "MONOCHROME1" else levels
-
-
-def _rescale(header: Any) -> tuple[float, float]:
-    """Slope and intercept: of the file, or of the first frame where they are kept per frame."""
-    home = header
-    for key in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        groups = header.get(key)
-        if groups and groups[0].get("PixelValueTransformationSequence"):
-            home = groups[0].PixelValueTransformationSequence[0]
-            break
-    slope = home.get("RescaleSlope")
-    intercept = home.get("RescaleIntercept")
-    return float(1 if slope is None else slope), float(intercept or 0)
+    levels = grey_levels(values.astype(np.float64) * meaning.slope + meaning.intercept, known)
+    return 255 - levels if meaning.kind == "MONOCHROME1" else levels

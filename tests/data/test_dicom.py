@@ -148,6 +148,25 @@ def test_of_several_frames_the_first_is_read_and_that_is_said_once(folder):
     assert lines == ["2 files have several frames; the first is read"]
 
 
+def test_enhanced_files_keep_slope_and_intercept_per_frame(folder):
+    root, path = folder
+    transform = Dataset()
+    transform.RescaleSlope = 2
+    transform.RescaleIntercept = -100
+    group = Dataset()
+    group.PixelValueTransformationSequence = [transform]
+    frames = np.stack([(RAMP * 1000).round().astype(np.uint16)] * 2)
+    groups = {"PerFrameFunctionalGroupsSequence": [group, Dataset()]}
+    write(path, frames, NumberOfFrames=2, **groups)
+    assert is_ramp(image(root, pixel_range=(-100, 1900)))
+
+
+def test_a_modality_lut_is_refused(folder):
+    root, path = folder
+    write(path, (RAMP * 255).round().astype(np.uint8), ModalityLUTSequence=[Dataset()])
+    assert "modality LUT" in refused(root, path)
+
+
 def damaged(path, how):
     grey = (RAMP * 255).round().astype(np.uint8)
     write(path, grey)
@@ -167,6 +186,12 @@ def damaged(path, how):
         data.save_as(path)
     elif how == "odd elements":
         path.write_bytes(content.replace(b"19640812", b"1964\xff\xff\xff\xff", 1)[:-60])
+    elif how == "a name for a number":
+        write(path, grey, RescaleSlope="1234567890123456")
+        path.write_bytes(path.read_bytes().replace(b"1234567890123456", PATIENT.encode()))
+    elif how == "a name for frames":
+        write(path, grey, NumberOfFrames="123456789012")
+        path.write_bytes(path.read_bytes().replace(b"123456789012", PATIENT.encode()[:12]))
     elif how == "no rows":
         data = pydicom.dcmread(path)
         del data.Rows
@@ -186,6 +211,8 @@ DAMAGES = (
     "empty",
     "no pixels",
     "odd elements",
+    "a name for a number",
+    "a name for frames",
     "no rows",
     "compressed",
 )
