@@ -36,6 +36,7 @@ from sapf_ray.steps import (
     Note,
     Result,
     Step,
+    earlier_scores,
     encodes,
     evolution,
     evolves,
@@ -149,7 +150,8 @@ def algorithm(run: RunContext, on_note: Note | None = None) -> Result:
     is begun.
     """
     learned = [step for step in LEARN if step.is_due(run)]
-    inspect(run, splits_to_read(run.config, learns=bool(learned)), on_note=on_note)
+    splits = splits_to_read(run.config, learns=bool(learned), known=earlier_scores(run))
+    inspect(run, splits, on_note=on_note)
     PLAN(run)
     if learned:
         _ = run.releaser  # refuses a lost key or other images before any of them is read

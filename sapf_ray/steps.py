@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sapf_ray.config import RunConfig, config_hash
 from sapf_ray.data.base import Split
-from sapf_ray.evaluation.inputs import TRAIN
+from sapf_ray.evaluation.inputs import REFERENCE, TEST, TRAIN
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
-from sapf_ray.evaluation.metrics import known_scores, requested
+from sapf_ray.evaluation.metrics import known_scores, read_for
 from sapf_ray.evolution.dataset import is_written, write_data_set
 from sapf_ray.evolution.evolve import Evolution, make_parts
 from sapf_ray.files import write_json
@@ -299,20 +299,22 @@ RELEASE = (
 # What they read, and what they leave --------------------------------------------------------------
 
 
-def splits_to_read(config: RunConfig, *, learns: bool) -> list[Split]:
-    """Splits of the sensitive images that a start of a run reads."""
-    evaluation = config.evaluation
+def splits_to_read(config: RunConfig, *, learns: bool, known: Iterable[str] = ()) -> list[Split]:
+    """Splits of the sensitive images that a start of a run reads.
+
+    Args:
+        config: The whole experiment.
+        learns: Whether a stage that learns from the training images is still to be run.
+        known: Names of the scores that an earlier start left.
+    """
+    reads = read_for(config.evaluation, known)
+    reference = {config.evaluation.fid_reference} if REFERENCE in reads else set()
     splits: list[Split] = []
-    if learns or (evaluation.enabled and _scores_read_train(config)):
+    if learns or TRAIN in reads or "train" in reference:
         splits.append("train")
-    if evaluation.enabled:
+    if TEST in reads or "test" in reference:
         splits.append("test")
     return splits
-
-
-def _scores_read_train(config: RunConfig) -> bool:
-    metrics = requested(config.evaluation).values()
-    return config.evaluation.fid_reference == "train" or any(TRAIN in m.reads for m in metrics)
 
 
 def inspect(run: RunContext, splits: list[Split], *, on_note: Note | None = None) -> None:

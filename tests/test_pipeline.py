@@ -27,7 +27,7 @@ def test_run_leaves_every_artifact_and_says_where(plain_run):
     assert metrics["epsilon_spent"] == pytest.approx(
         Ledger.open(out / "ledger.jsonl").epsilon_spent()
     )
-    assert {"fid_glyph", "accuracy"} <= set(metrics)
+    assert {"fid_glyph", "accuracy", "conditional_fidelity", "judge_accuracy"} <= set(metrics)
     assert {"selection", "finetune", "synthesis", "evaluation"} <= set(metrics["seconds"])
     selection = json.loads((out / "selection.json").read_text())
     assert len(selection["matrices"]) == 8 and len(selection["scores"]) == 24
@@ -42,6 +42,7 @@ def test_run_leaves_every_artifact_and_says_where(plain_run):
     for words in (
         "ε spent / planned",
         "accuracy",
+        "conditional fidelity (not private)",
         "mlflow ui --backend-store-uri",
         "privacy_card.md",
     ):
@@ -102,7 +103,9 @@ def test_tracking_holds_spend_scores_and_pictures(plain_run):
         0 < run.data.metrics["orchestration/total_share"] < 1
         and "orchestration/finetune" in run.data.metrics
     )
-    assert run.data.tags["privacy.not_private"] == "accuracy, accuracy_cnn, fid_glyph"
+    assert run.data.tags["privacy.not_private"] == (
+        "accuracy, accuracy_cnn, conditional_fidelity, fid_glyph, judge_accuracy"
+    )
     logged = set(run.data.metrics) | set(run.data.params)
     assert not [name for name in logged if "loss" in name or "grad" in name or "realised" in name]
 

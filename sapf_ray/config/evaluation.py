@@ -12,10 +12,11 @@ ClassifierName = Annotated[str, NameIn("evaluation.classifiers")]
 
 @section("evaluation")
 class EvaluationConfig:
-    """Scores against the real test images: a non-private measurement of research runs.
+    """Scores against real images: a non-private measurement of research runs.
 
     Args:
-        enabled: False for a release run: the test images are then never read.
+        enabled: False for a release run: no real image is then read for a score, and no test image
+            at all.
         fid_features: auto (Inception where weights are given, else glyph), glyph (reported as
             fid_glyph) or inception.
         inception_weights: Path of torch-fidelity's Inception weights
@@ -23,15 +24,18 @@ class EvaluationConfig:
         fid_reference: Real images that FID compares with: test, or train (as DPImageBench).
         test_images: Of the real images, split (the source's test split), or all, where `sapf
             evaluate` has a test set of its own that no run was trained on.
-        cache_dir: Where Inception features of the real images are kept (mode 0700, as sensitive as
-            the images) for the next run on the same images; by default nowhere.
+        cache_dir: Where Inception features of the real images and the judge are kept (mode 0700, as
+            sensitive as the images) for the next run on the same images; by default nowhere.
         classifiers: Downstream classifiers whose accuracies are averaged: cnn, resnet, wrn,
             resnext.
+        judge: Classifier of conditional fidelity, one of the same: it learns from the real training
+            images, with the settings below, and tells what share of the synthetic images show the
+            class that they are labelled with.
         epochs: Epochs of a downstream classifier.
         batch_size: Images per classifier step.
         learning_rate: Peak step size of the classifier's AdamW one-cycle schedule.
-        cpus_per_task: CPU cores of each of the Ray tasks: one for FID, one per classifier; 0 takes
-            a node's cores.
+        cpus_per_task: CPU cores of each of the Ray tasks: one for FID, one per classifier, one for
+            the judge; 0 takes a node's cores.
         gpus_per_task: GPUs of each; may be a fraction.
     """
 
@@ -42,6 +46,7 @@ class EvaluationConfig:
     test_images: Literal["split", "all"] = "split"
     cache_dir: str | None = None
     classifiers: Annotated[tuple[ClassifierName, ...], FromList] = ("cnn",)
+    judge: ClassifierName = "cnn"
     epochs: Count = 20
     batch_size: Count = 64
     learning_rate: Positive = 2e-3

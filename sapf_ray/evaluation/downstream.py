@@ -68,7 +68,18 @@ def accuracy_on_test(
             "sizes must agree"
         )
     model = fit(build, train, n_classes=n_classes, config=config, seed=seed, device=device)
-    accuracy, _ = _score(model, *_to_tensors(*test), device=device)
+    return accuracy_of(model, test, device=device)
+
+
+def accuracy_of(model: nn.Module, images: Labelled, *, device: str = "cpu") -> float:
+    """Share of the images that a trained network gives their own label, in [0, 1].
+
+    Args:
+        model: As :func:`fit` returns it, on ``device``.
+        images: Images uint8 (m, R, R, 3), m ≥ 1, and labels int64 (m,).
+        device: Torch device string.
+    """
+    accuracy, _ = _score(model, *_to_tensors(*images), device=device)
     return accuracy
 
 

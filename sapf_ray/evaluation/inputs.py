@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from sapf_ray.config import EvaluationConfig
-from sapf_ray.data.base import ImageSource, Split
+from sapf_ray.data.base import SKIPPED, ImageSource, Split
 from sapf_ray.errors import DataError
 from sapf_ray.evaluation.image_sets import ImageSet, Labelled
 
@@ -100,6 +100,16 @@ class Inputs:
         """Real training images uint8 (n, R, R, 3) and labels int64 (n,)."""
         self._check(TRAIN)
         return self._real("train", self.source.n_train)
+
+    def some_train(self, n: int) -> Labelled:
+        """As :attr:`train`, but at most n of them, drawn at random; no other is decoded."""
+        self._check(TRAIN)
+        if n >= self.source.n_train:
+            return self.train
+        chosen = np.random.default_rng(self.seed).permutation(self.source.n_train)[:n]
+        images, labels = self.source.read("train", np.sort(chosen), resolution=self.resolution)
+        readable = labels != SKIPPED
+        return images[readable], labels[readable]
 
     @property
     def reference(self) -> Labelled:

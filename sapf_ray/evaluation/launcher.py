@@ -14,7 +14,7 @@ from sapf_ray import cluster
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.data.base import ImageSource
 from sapf_ray.evaluation.inputs import REFERENCE, Inputs
-from sapf_ray.evaluation.metrics import requested
+from sapf_ray.evaluation.metrics import Score, named, requested
 from sapf_ray.evaluation.protocol import combined
 from sapf_ray.models.device import pick_device
 from sapf_ray.runs import worktime
@@ -23,7 +23,7 @@ MOST_CPUS = 8.0
 
 
 @ray.remote(max_retries=3)
-def _score(compute: Callable[[Inputs], float], inputs: Inputs, cpus: float) -> worktime.Worked:
+def _score(compute: Callable[[Inputs], Score], inputs: Inputs, cpus: float) -> worktime.Worked:
     torch.set_num_threads(max(1, int(cpus)))
     if REFERENCE in inputs.reads:
         importlib.import_module("sapf_ray.evaluation.fidelity")  # seconds, and no work
@@ -78,8 +78,9 @@ def evaluate_on_cluster(
             continue
         readable = inputs.restricted_to(metric.reads)
         if metric.cheap:
-            scores[name] = metric.compute(readable)
+            scores |= named(name, metric.compute(readable))
         else:
             pending[name] = task.remote(metric.compute, readable, cpus)
-    scores |= {name: cluster.result(reference) for name, reference in pending.items()}
+    for name, reference in pending.items():
+        scores |= named(name, cluster.result(reference))
     return combined(scores, config)

@@ -32,8 +32,13 @@ from sapf_ray.evaluation.inputs import REFERENCE, SYNTHETIC, TEST, TRAIN, Inputs
 from sapf_ray.registry import Registry
 
 ACCURACY = "accuracy"
+FIDELITY = "conditional_fidelity"
+JUDGE = "judge_accuracy"
 _PER_CLASSIFIER = f"{ACCURACY}_"
 _REAL = frozenset({TEST, TRAIN, REFERENCE})
+
+Score = float | Mapping[str, float]
+"""What a metric computes: its own number, or that and those of other rows, by name."""
 
 
 def _always(config: EvaluationConfig) -> bool:
@@ -49,7 +54,8 @@ class Metric:
         higher_is_better: Direction; None where a value is neither good nor bad.
         reads: What it is computed from (:mod:`sapf_ray.evaluation.inputs`); ``compute`` is refused
             anything else. Empty: no image.
-        compute: From the inputs to the stored number. Runs as a Ray task of its own.
+        compute: From the inputs to the stored number, or to several by name, where rows without
+            ``compute`` come out of the same work. Runs as a Ray task of its own.
         combine: From the other scores of the run to the stored number; ``reads`` is then what those
             were computed from.
         when: Whether these settings ask for it.
@@ -66,7 +72,7 @@ class Metric:
     title: str
     higher_is_better: bool | None
     reads: tuple[str, ...] = ()
-    compute: Callable[[Inputs], float] | None = None
+    compute: Callable[[Inputs], Score] | None = None
     combine: Callable[[Mapping[str, float]], float] | None = None
     when: Callable[[EvaluationConfig], bool] = _always
     cheap: bool = False
@@ -104,6 +110,13 @@ def _accuracy(build: Build, inputs: Inputs) -> float:
 def _mean_accuracy(scores: Mapping[str, float]) -> float:
     parts = [value for name, value in scores.items() if name.startswith(_PER_CLASSIFIER)]
     return float(sum(parts) / len(parts))
+
+
+def _fidelity(inputs: Inputs) -> Score:
+    from sapf_ray.evaluation.judge import fidelity_and_judge  # torch
+
+    found = fidelity_and_judge(inputs)
+    return {} if found is None else {FIDELITY: found[0], JUDGE: found[1]}
 
 
 def _frechet(space: FeatureSpace, inputs: Inputs) -> float:
@@ -154,6 +167,22 @@ METRICS: Registry[Metric] = Registry(
             unit="%",
             format=".1f",
             paper_key="paper_acc",
+        ),
+        FIDELITY: Metric(
+            title="conditional fidelity (not private)",
+            header="conditional fidelity %",
+            higher_is_better=True,
+            reads=(SYNTHETIC, TRAIN, TEST),
+            compute=_fidelity,
+            scale=100.0,
+            unit="%",
+            format=".1f",
+        ),
+        JUDGE: Metric(
+            title="accuracy of conditional fidelity's judge on real test images",
+            higher_is_better=None,
+            reads=(TRAIN, TEST),
+            headline=False,
         ),
         "fid": frechet_metric(
             "inception", title="FID (Inception)", header="FID", paper_key="paper_fid"
@@ -208,6 +237,20 @@ def requested(config: EvaluationConfig) -> dict[str, Metric]:
     }
     chosen = {name: metric for name, metric in METRICS.items() if metric.when(config)}
     return {**per_classifier, **chosen}
+
+
+def named(name: str, score: Score) -> dict[str, float]:
+    """What a metric's ``compute`` returned, by the names under which it is stored."""
+    return dict(score) if isinstance(score, Mapping) else {name: score}
+
+
+def read_for(config: EvaluationConfig, known: Iterable[str] = ()) -> frozenset[str]:
+    """What the rows that these settings ask for read, without those whose score is known."""
+    if not config.enabled:
+        return frozenset()
+    known = set(known)
+    missing = [metric for name, metric in requested(config).items() if name not in known]
+    return frozenset(what for metric in missing if metric.compute for what in metric.reads)
 
 
 def known_scores(saved: Mapping[str, Any]) -> dict[str, float]:

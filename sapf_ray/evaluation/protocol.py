@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.evaluation.features import FEATURES, feature_space_name
 from sapf_ray.evaluation.inputs import Inputs
-from sapf_ray.evaluation.metrics import requested
+from sapf_ray.evaluation.metrics import named, requested
 
 
 def check_evaluation(config: EvaluationConfig) -> None:
@@ -29,19 +29,18 @@ def evaluate(inputs: Inputs) -> dict[str, float]:
 
     Returns:
         One number for each row of :func:`sapf_ray.evaluation.metrics.requested`, under its name:
-        e.g. ``fid_glyph``, ``accuracy`` and ``accuracy_<classifier>`` in [0, 1], the counts
-        ``n_synthetic``, ``n_reference`` and ``n_test``.
+        e.g. ``fid_glyph``, ``accuracy``, ``accuracy_<classifier>`` and ``conditional_fidelity`` in
+        [0, 1], the counts ``n_synthetic``, ``n_reference`` and ``n_test``.
 
     Raises:
         DataError: The synthetic data set is unfinished, damaged or has other classes than the
             source.
     """
     inputs.check_classes()
-    scores = {
-        name: metric.compute(inputs.restricted_to(metric.reads))
-        for name, metric in requested(inputs.config).items()
-        if metric.compute is not None
-    }
+    scores: dict[str, float] = {}
+    for name, metric in requested(inputs.config).items():
+        if metric.compute is not None:
+            scores |= named(name, metric.compute(inputs.restricted_to(metric.reads)))
     return combined(scores, inputs.config)
 
 

@@ -345,12 +345,9 @@ def _public(config: RunConfig) -> str:
 def _not_private(config: RunConfig, *, scores: Sequence[str], diagnostics: Sequence[str]) -> str:
     items = ["evaluation against real images: no"]
     if config.evaluation.enabled:
-        images = "test"
-        if config.evaluation.fid_reference == "train":
-            images = "test and training"
-        names = ", ".join(f"`{name}`" for name in scores) or "FID, accuracy"
+        names = ", ".join(f"`{name}`" for name in scores) or "FID, accuracy, conditional fidelity"
         items = [
-            f"evaluation ({names}) against real {images} images: yes. Those scores are "
+            f"evaluation ({names}) against real test and training images: yes. Those scores are "
             "measurements of a research run; they are not covered by ε and should not be released "
             "with the images"
         ]

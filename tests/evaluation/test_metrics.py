@@ -53,7 +53,9 @@ def test_the_settings_choose_the_rows():
     assert "fid_glyph" in requested(CONFIG) and "fid" not in requested(CONFIG)
     both = EvaluationConfig(classifiers=["cnn", "wrn"])
     assert list(requested(both))[:2] == ["accuracy_cnn", "accuracy_wrn"]
-    with pytest.raises(ConfigError, match=r"metric = 'nothing': must be one of accuracy, fid"):
+    with pytest.raises(
+        ConfigError, match=r"metric = 'nothing': must be one of accuracy, conditional_fidelity, fid"
+    ):
         METRICS["nothing"]
 
 
@@ -123,12 +125,19 @@ def test_what_comes_from_real_images_is_known():
     names = ["accuracy", "accuracy_cnn", "fid", "n_test", "synthesis_idle_share", "epsilon_spent"]
     assert from_real_images(names) == ["accuracy", "accuracy_cnn", "fid"]
     assert all(REFERENCE in METRICS[name].reads for name in ("fid", "fid_glyph"))
-    assert not any(TRAIN in metric.reads for metric in METRICS.values())
+    of_train = [name for name, metric in METRICS.items() if TRAIN in metric.reads]
+    assert of_train == ["conditional_fidelity", "judge_accuracy"] == from_real_images(of_train)
 
 
 def test_scores_are_shown_as_the_row_says(brightness):
     assert (shown("accuracy", 0.7512), shown("fid_glyph", 4.034)) == ("75.1%", "4.03")
-    assert list(headline()) == ["accuracy", "fid", "fid_glyph", "brightness"]
+    assert list(headline()) == [
+        "accuracy",
+        "conditional_fidelity",
+        "fid",
+        "fid_glyph",
+        "brightness",
+    ]
     rows = [{"accuracy": 75.1, "brightness": 3.0}]
     assert [c.key for c in score_columns(rows)] == ["accuracy", "brightness"]
     assert [c.paper_key for c in score_columns(rows, paper=True)] == [

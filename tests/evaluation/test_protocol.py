@@ -55,12 +55,15 @@ def test_scores_of_a_data_set_on_disk(source, tmp_path, side):
         "fid_glyph",
         "accuracy",
         "accuracy_cnn",
+        "conditional_fidelity",
+        "judge_accuracy",
         "n_synthetic",
         "n_reference",
         "n_test",
     }
     assert (scores["n_synthetic"], scores["n_reference"], scores["n_test"]) == (60, 500, 500)
     assert scores["accuracy"] > 0.2 and scores["fid_glyph"] > 0
+    assert min(scores["conditional_fidelity"], scores["judge_accuracy"]) > 0.6, "these are real"
 
 
 def test_another_list_of_classes_is_refused(source, tmp_path):

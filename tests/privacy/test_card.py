@@ -52,7 +52,7 @@ def test_private_run(tmp_path):
         "| 4 | 1 |",
         f"noise {plan.finetune.noise_multiplier:g}, Poisson sample 0.197379",
         "Assumed to be public",
-        "evaluation (`accuracy`) against real test images: yes",
+        "evaluation (`accuracy`) against real test and training images: yes",
         "operating system's cryptographic generator. It was deleted",
         "- fine-tuning (automatic clipping): bound C = 1, grid of 9.54e-07;",
         "drawn and added in integers",
@@ -89,10 +89,10 @@ def test_a_key_that_is_kept_is_not_called_deleted(tmp_path):
     assert "keep it secret or delete it" in text and "It was deleted" not in text
 
 
-def test_real_training_images_that_were_read_for_a_score_are_named(tmp_path):
-    evaluation = EvaluationConfig(fid_reference="train")
+def test_a_release_run_reads_no_real_image_for_a_score(tmp_path):
+    evaluation = EvaluationConfig(enabled=False)
     text = card(tmp_path, dataclasses.replace(small(steps=2), evaluation=evaluation))
-    assert "against real test and training images: yes" in text
+    assert "evaluation against real images: no" in text
 
 
 def test_non_private_run_is_marked(tmp_path):
