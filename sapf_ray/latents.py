@@ -54,9 +54,16 @@ class LatentCache:
     def read(self, records: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Moments (n, 2C, h, w) and conditions (n, ...) of the given records."""
         moments = np.load(Path(self.directory) / "moments.npy", mmap_mode="r")
+        return torch.from_numpy(moments[records]), self.all_conditions()[self.labels(records)]
+
+    def labels(self, records: np.ndarray) -> torch.Tensor:
+        """Classes int64 (n,) of the given records."""
         labels = np.load(Path(self.directory) / "labels.npy", mmap_mode="r")
-        conditions = np.load(Path(self.directory) / self.conditions)
-        return torch.from_numpy(moments[records]), torch.from_numpy(conditions[labels[records]])
+        return torch.from_numpy(labels[records])
+
+    def all_conditions(self) -> torch.Tensor:
+        """(classes, ...) public conditions."""
+        return torch.from_numpy(np.load(Path(self.directory) / self.conditions))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -66,8 +73,8 @@ class LatentCache:
 
     def any_conditions(self, n: int) -> torch.Tensor:
         """(n, ...) conditions in the shape of the records'; reads no record."""
-        condition = np.load(Path(self.directory) / self.conditions)[:1]
-        return torch.from_numpy(condition).repeat(n, *[1] * (condition.ndim - 1))
+        condition = self.all_conditions()[:1]
+        return condition.repeat(n, *[1] * (condition.ndim - 1))
 
 
 @ray.remote(max_retries=3)

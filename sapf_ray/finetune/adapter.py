@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ def save_weights(
     *,
     values: dict[str, Tensor],
     config: FinetuneConfig,
+    beside: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Writes trained values and random ones so that :func:`load_adapter` finds them; the directory
     is replaced as a whole.
@@ -151,6 +152,8 @@ def save_weights(
         denoiser: As :func:`add_adapter` left it.
         values: Trained parameters by name, to write in place of the current ones (such as their
             moving average).
+        config: Settings of the stage.
+        beside: Writes further files into the directory.
     """
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -173,6 +176,7 @@ def save_weights(
         save_file(
             {name: value.contiguous() for name, value in whole.items()}, partial / WHOLE_WEIGHTS
         )
+    beside(partial)
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(partial, directory)
 

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from sapf_ray.config import FinetuneConfig, ModelConfig
@@ -38,10 +36,13 @@ from sapf_ray.finetune.micro_batch import (
     keep,
     kept,
 )
+from sapf_ray.finetune.objective import Objective
 from sapf_ray.finetune.optimizer import Clipping, ReleaseOptimizer, release_name
+from sapf_ray.grad_sample.joint import JointGradients
+from sapf_ray.grad_sample.lora import LoraGradients
 from sapf_ray.latents import LatentCache
-from sapf_ray.models.conditioning import denoiser_of, to_denoiser
-from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
+from sapf_ray.models.class_tokens import TOKENS, ClassTokens, save_class_tokens
+from sapf_ray.models.conditioning import denoiser_of
 from sapf_ray.models.device import fix_rounding
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.privacy.keyed_rng import NoiseKey
@@ -50,6 +51,8 @@ from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.privacy.release import Releaser
 from sapf_ray.runs import runlog
 from sapf_ray.stages import Stage
+
+Gradients = SampleGradients | JointGradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,10 @@ class FinetuneJob:
         key: The run's bound key.
         ledger: Path of the run's ledger; what is found about micro-batches is kept beside it.
         seed: Seed of the factors' first values.
+        class_names: One per class, for the class tokens' file.
+        class_tokens: Whether class tokens are trained with the factors.
+        token_weight: w of the class tokens.
+        token_learning_rate: Step size of their offsets; 0 takes the factors'.
         device: Torch device string.
     """
 
@@ -76,6 +83,10 @@ class FinetuneJob:
     key: NoiseKey
     ledger: str
     seed: int
+    class_names: tuple[str, ...] = ()
+    class_tokens: bool = False
+    token_weight: float = 1.0
+    token_learning_rate: float = 0.0
     device: str = "cpu"
 
     def releaser(self) -> Releaser:
@@ -164,17 +175,25 @@ def train(
     config = job.config
     rank = dist.get_rank()
     fix_rounding()
-    objective = _Objective.load(job)
+    objective = Objective.load(job)
     factors = add_adapter(objective.denoiser, job.matrices, config=config, seed=job.seed)
+    if job.class_tokens:
+        objective.tokens = ClassTokens.add_to(
+            objective.denoiser, job.cache.all_conditions(), weight=job.token_weight
+        )
     objective.denoiser.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    gradients = sample_gradients(objective.denoiser, factors, config=config)
+    gradients: Gradients = sample_gradients(objective.denoiser, factors, config=config)
+    if objective.tokens is not None:
+        assert isinstance(gradients, LoraGradients), "class tokens are trained with LoRA factors"
+        gradients = JointGradients(gradients, objective.tokens)
+        factors[TOKENS] = objective.tokens.values
     micro_batches = _micro_batches(objective, gradients, factors=factors)
     releaser = job.releaser()
     clipping = Clipping.of(config)
     grid = gradients.grid_step(clipping.norm)
     optimizer = ReleaseOptimizer(
         torch.optim.AdamW(
-            factors.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+            _groups(job, factors), lr=config.learning_rate, weight_decay=config.weight_decay
         ),
         clipping=clipping,
         grid=grid,
@@ -215,80 +234,16 @@ def train(
     return state()
 
 
-@dataclass(kw_only=True)
-class _Objective:
-    """Denoising loss of records, as training and the search for its micro-batch size call it."""
-
-    job: FinetuneJob
-    denoiser: nn.Module
-    scheduler: DDPMScheduler
-    scaling_factor: float
-
-    @classmethod
-    def load(cls, job: FinetuneJob) -> _Objective:
-        """The denoiser alone goes on: VAE and text encoder have done their work in the latent
-        cache.
-        """
-        pipe = load_pipeline(
-            job.model.path, job.model.dtype if job.config.adapter == "lora" else "float32"
-        )
-        return cls(
-            job=job,
-            denoiser=denoiser_of(pipe),
-            scheduler=training_scheduler(pipe),
-            scaling_factor=pipe.vae.config.scaling_factor,
-        )
-
-    def losses(self, records: np.ndarray, step: int) -> Tensor:
-        """(n,) losses of the named records with the draws of this step."""
-        job = self.job
-        draws = draw(
-            job.key,
-            "finetune/loss",
-            step,
-            records,
-            k=job.config.draws_per_record,
-            latent_shape=job.cache.latent_shape,
-            timesteps=self.scheduler.config.num_train_timesteps,
-            part=(job.config.timestep_start, job.config.timestep_end),
-        )
-        return self._losses(*job.cache.read(records), draws=draws)
-
-    def random_losses(self, n: int) -> Tensor:
-        """(n,) losses of random numbers in the shape of records, the first always the same.
-
-        No record is read.
-        """
-        job = self.job
-        k = job.config.draws_per_record
-        channels, height, width = job.cache.latent_shape
-        numbers = np.random.default_rng(0).standard_normal(
-            (n, k + 3, channels, height, width), dtype=np.float32
-        )
-        normal = torch.from_numpy(numbers)
-        draws = Draws(
-            posterior=normal[:, 0],
-            noise=normal[:, 3:],
-            timesteps=torch.full((n, k), self.scheduler.config.num_train_timesteps // 2),
-        )
-        moments = normal[:, 1:3].flatten(1, 2)
-        return self._losses(moments, job.cache.any_conditions(n), draws=draws)
-
-    def _losses(self, moments: Tensor, conditions: Tensor, *, draws: Draws) -> Tensor:
-        dtype: torch.dtype = self.denoiser.dtype  # type: ignore[assignment]
-        conditions = to_denoiser(conditions, self.job.device, dtype=dtype)
-        return per_record_loss(
-            self.denoiser,
-            self.scheduler,
-            moments=moments,
-            scaling_factor=self.scaling_factor,
-            conditions=conditions,
-            draws=draws,
-        )
+def _groups(job: FinetuneJob, factors: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameters with their step sizes, in the order of ``factors``."""
+    rate = (job.token_learning_rate or job.config.learning_rate) / job.token_weight
+    of_tokens = [p for name, p in factors.items() if name == TOKENS]
+    others = [p for name, p in factors.items() if name != TOKENS]
+    return [{"params": others}, *({"params": [p], "lr": rate} for p in of_tokens)]
 
 
 def _micro_batches(
-    objective: _Objective, gradients: SampleGradients, *, factors: dict[str, nn.Parameter]
+    objective: Objective, gradients: Gradients, *, factors: dict[str, nn.Parameter]
 ) -> MicroBatches:
     """How this run's steps are dealt, found by the first start and kept in the run directory."""
     job = objective.job
@@ -317,7 +272,7 @@ def _from_rank_zero(value: Any) -> Any:
     return values[0]
 
 
-def _common_size(objective: _Objective, gradients: SampleGradients) -> int:
+def _common_size(objective: Objective, gradients: Gradients) -> int:
     """The smallest of the ranks' best micro-batch sizes."""
     job = objective.job
     clipping = Clipping.of(job.config)
@@ -352,4 +307,16 @@ def write_adapter(job: FinetuneJob, state: TrainState, *, directory: Path) -> No
     """Writes what the stage releases, out of its last state."""
     denoiser = denoiser_of(load_pipeline(job.model.path, job.model.dtype))
     add_adapter(denoiser, job.matrices, config=job.config, seed=job.seed)
-    save_weights(denoiser, directory, values=state.average, config=job.config)
+    values = dict(state.average)
+    tokens = values.pop(TOKENS, None)
+
+    def add(folder: Path) -> None:
+        if tokens is not None:
+            save_class_tokens(
+                folder,
+                job.token_weight * tokens,
+                conditions=job.cache.all_conditions(),
+                class_names=job.class_names,
+            )
+
+    save_weights(denoiser, directory, values=values, config=job.config, beside=add)

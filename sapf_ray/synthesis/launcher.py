@@ -21,6 +21,7 @@ from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError
 from sapf_ray.finetune.adapter import load_adapter
+from sapf_ray.models.class_tokens import with_class_tokens
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import load_pipeline
@@ -81,9 +82,11 @@ class SamplingActor:
         # loaded here rather than in __init__, so that a broken model comes back as its own error
         if self.pipe is None:
             self.pipe = _pipeline(self.job)
-            self.conditions = encode_conditions(
+            public = encode_conditions(
                 self.pipe, self.job.prompts, class_labels=self.job.model.class_labels
             )
+            adapter = Path(self.job.adapter_dir) if self.job.adapter_dir else None
+            self.conditions = with_class_tokens(self.pipe, public, adapter)
             self.null = null_condition(self.pipe)
         job = self.job
         config = job.config

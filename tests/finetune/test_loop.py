@@ -9,12 +9,14 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from sapf_ray.config import FinetuneConfig, ModelConfig, PrivacyConfig, RunConfig, SaliencyConfig
-from sapf_ray.finetune.adapter import add_lora, save_adapter
-from sapf_ray.finetune.loop import FinetuneJob, TrainState, train
+from sapf_ray.finetune.adapter import add_lora, load_adapter, save_adapter
+from sapf_ray.finetune.loop import FinetuneJob, TrainState, train, write_adapter
 from sapf_ray.finetune.optimizer import ReleaseOptimizer
 from sapf_ray.latents import LatentCache
+from sapf_ray.models.class_tokens import CLASS_TOKENS, TOKENS
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
@@ -34,7 +36,13 @@ def cache(tmp_path_factory, tiny_pipeline) -> LatentCache:
     return save_latents(tmp_path_factory.mktemp("latents"), tiny_pipeline, N)
 
 
-def make_job(tiny_pipeline: Path, cache: LatentCache, directory: Path, **finetune) -> FinetuneJob:
+def make_job(
+    tiny_pipeline: Path,
+    cache: LatentCache,
+    directory: Path,
+    class_tokens: bool = False,
+    **finetune,
+) -> FinetuneJob:
     config = RunConfig(
         privacy=PrivacyConfig(epsilon=8.0, accountant="rdp"),
         saliency=SaliencyConfig(noise_multiplier=30.0),
@@ -64,6 +72,8 @@ def make_job(tiny_pipeline: Path, cache: LatentCache, directory: Path, **finetun
         key=NoiseKey.create(3).bind("run"),
         ledger=str(ledger),
         seed=0,
+        class_names=("a", "b"),
+        class_tokens=class_tokens,
     )
 
 
@@ -91,11 +101,15 @@ def same(a: TrainState, b: TrainState) -> bool:
 def oracle_sum(job: FinetuneJob, pipe, records: np.ndarray) -> torch.Tensor:
     """Each record's own gradient by autograd through peft's forward, clipped, and added up."""
     config = job.config
-    factors = add_lora(pipe.unet, job.matrices, rank=config.lora_rank, seed=0)
-    total = torch.zeros(sum(p.numel() for p in factors.values()), dtype=torch.float64)
+    trained = list(add_lora(pipe.unet, job.matrices, rank=config.lora_rank, seed=0).values())
+    offsets = torch.zeros(job.cache.all_conditions().shape, requires_grad=True)
+    if job.class_tokens:
+        trained.append(offsets)
+    total = torch.zeros(sum(p.numel() for p in trained), dtype=torch.float64)
     for record in records:
         one = np.array([record])
         moments, embeddings = job.cache.read(one)
+        embeddings = embeddings + offsets[job.cache.labels(one)]
         draws = draw(
             job.key,
             "finetune/loss",
@@ -114,7 +128,7 @@ def oracle_sum(job: FinetuneJob, pipe, records: np.ndarray) -> torch.Tensor:
             conditions=embeddings,
             draws=draws,
         )
-        grads = torch.autograd.grad(loss.sum(), list(factors.values()))
+        grads = torch.autograd.grad(loss.sum(), trained)
         flat = torch.cat([g.flatten() for g in grads]).double()
         factor = clip_factors(
             flat.norm()[None], 0.05, mode=config.clipping, gamma=config.clipping_gamma
@@ -123,9 +137,16 @@ def oracle_sum(job: FinetuneJob, pipe, records: np.ndarray) -> torch.Tensor:
     return total
 
 
-@pytest.mark.parametrize("clipping", ["automatic", "flat"])
-@pytest.mark.parametrize("draws", [1, 2])
-def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, draws):
+@pytest.mark.parametrize(
+    "clipping,draws,class_tokens",
+    [
+        ("automatic", 1, False),
+        ("flat", 1, False),
+        ("automatic", 2, True),
+        ("flat", 2, False),
+    ],
+)
+def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, draws, class_tokens):
     """Clip each record's own gradient, sum, add the keyed noise, divide by B, one AdamW step."""
     job = make_job(
         tiny_pipeline,
@@ -137,6 +158,7 @@ def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, dra
         draws_per_record=draws,
         timestep_start=0.2,
         timestep_end=0.8,
+        class_tokens=class_tokens,
     )
     ((state, noisy),) = run_ranks(1, tmp_path / "r", train_and_keep_release, job)
     releaser = job.releaser()
@@ -149,6 +171,8 @@ def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, dra
     assert releaser.ledger.events()[-1].replay
     pipe = load_pipeline(str(tiny_pipeline))
     factors = add_lora(pipe.unet, job.matrices, rank=job.config.lora_rank, seed=0)
+    if class_tokens:
+        factors[TOKENS] = torch.nn.Parameter(torch.zeros(job.cache.all_conditions().shape))
     optimizer = torch.optim.AdamW(factors.values(), lr=1e-2, weight_decay=job.config.weight_decay)
     parts = expected.float().split([p.numel() for p in factors.values()])
     for p, value in zip(factors.values(), parts, strict=True):
@@ -172,13 +196,14 @@ def train_and_keep_release(job: FinetuneJob) -> tuple[TrainState, dict[str, torc
         return train(job), seen
 
 
-@pytest.mark.parametrize("adapter", ["lora", "direct"])
+@pytest.mark.parametrize("adapter", ["lora", "lora with class tokens", "direct"])
 def test_any_number_of_workers_gives_the_same_adapter_to_the_last_bit(
     tiny_pipeline, cache, tmp_path, adapter
 ):
+    kind = {"adapter": adapter.split()[0], "class_tokens": "tokens" in adapter}
     states = []
     for world in (1, 2, 3):
-        job = make_job(tiny_pipeline, cache, tmp_path / f"job{world}", adapter=adapter)
+        job = make_job(tiny_pipeline, cache, tmp_path / f"job{world}", **kind)
         ranks = run_ranks(world, tmp_path / f"r{world}", train, job)
         assert all(same(ranks[0], other) for other in ranks[1:])
         states.append(ranks[0])
@@ -222,7 +247,7 @@ def test_steps_without_any_record_are_taken_by_every_rank(tiny_pipeline, cache, 
 
 
 def test_resume_replays_the_same_releases_and_costs_nothing(tiny_pipeline, cache, tmp_path):
-    job = make_job(tiny_pipeline, cache, tmp_path / "job")
+    job = make_job(tiny_pipeline, cache, tmp_path / "job", class_tokens=True)
     ((whole, _),) = run_ranks(1, tmp_path / "whole", run_and_keep, job)
     spent = Ledger.open(job.ledger).epsilon_spent()
     crashed = dataclasses.replace(job, ledger=str(tmp_path / "crashed" / "ledger.jsonl"))
@@ -235,6 +260,7 @@ def test_resume_replays_the_same_releases_and_costs_nothing(tiny_pipeline, cache
     Ledger.open(crashed.ledger).record(paid.release, paid.event, paid.noise_id, paid.stage)
     ((resumed, _),) = run_ranks(1, tmp_path / "rest", run_and_keep, crashed, kept[-1])
     assert same(whole, resumed)
+    assert whole.factors[TOKENS].abs().max() > 0
     events = Ledger.open(crashed.ledger).events()
     assert [e.release for e in events if e.replay] == ["finetune/step/2"]
     assert Ledger.open(crashed.ledger).epsilon_spent() == pytest.approx(spent)
@@ -257,3 +283,64 @@ def test_adapter_loads_in_a_stock_pipeline_and_changes_its_output(tiny_pipeline,
     torch.testing.assert_close(after, pipe.unet(x, 5, encoder_hidden_states=states).sample)
     adapted = {n.split(".lora_A")[0] for n, _ in stock.unet.named_parameters() if "lora_A" in n}
     assert adapted == set(job.matrices)
+
+
+class NoNoiseOnTokens(ReleaseOptimizer):
+    """Broken twin: the class tokens' part of the sum is released as it is."""
+
+    def release(self, total: ExactSum) -> list[torch.Tensor]:
+        (noisy,) = super().release(total)
+        n = 2 * 16 * 16
+        return [torch.cat([noisy[:-n], total.values()[0][-n:]])]
+
+
+class NoiseByClass(ReleaseOptimizer):
+    """Broken twin: as if each class's tokens were a batch of their own."""
+
+    def release(self, total: ExactSum) -> list[torch.Tensor]:
+        (noisy,) = super().release(total)
+        n = 2 * 16 * 16
+        clean = total.values()[0]
+        noisy[-n:] = clean[-n:] + (noisy[-n:] - clean[-n:]) / 2
+        return [noisy]
+
+
+def noise_on_tokens(job: FinetuneJob, kind: type[ReleaseOptimizer]) -> torch.Tensor:
+    """Noise of one step on all class tokens, over the std that the plan says."""
+    seen = {}
+
+    class Watched(kind):
+        def release(self, total: ExactSum) -> list[torch.Tensor]:
+            released = super().release(total)
+            seen["noise"] = released[0] - total.values()[0]
+            return released
+
+    with mock.patch("sapf_ray.finetune.loop.ReleaseOptimizer", Watched):
+        train(job)
+    sigma = job.plan.finetune.noise_multiplier * job.config.clipping_norm
+    return seen["noise"][-2 * 16 * 16 :] / sigma
+
+
+@pytest.mark.parametrize("kind", [ReleaseOptimizer, NoNoiseOnTokens, NoiseByClass])
+def test_class_tokens_have_the_noise_of_the_plan(tiny_pipeline, cache, tmp_path, kind):
+    job = make_job(tiny_pipeline, cache, tmp_path / "job", class_tokens=True, steps=1)
+    (noise,) = run_ranks(1, tmp_path / "r", noise_on_tokens, job, kind)
+    p = stats.chi2.cdf(float(noise.square().sum()), noise.numel())
+    assert (5e-7 < p < 1 - 5e-7) == (kind is ReleaseOptimizer)
+
+
+def test_adapter_with_class_tokens_is_written_and_the_factors_load_as_before(
+    tiny_pipeline, cache, tmp_path
+):
+    from safetensors.torch import load_file
+
+    job = make_job(tiny_pipeline, cache, tmp_path / "job", class_tokens=True, steps=1)
+    (state,) = run_ranks(1, tmp_path / "r", train, job)
+    write_adapter(job, state, directory=tmp_path / "adapter")
+    saved = load_file(tmp_path / "adapter" / CLASS_TOKENS)
+    assert torch.equal(saved["offsets"], state.average[TOKENS])
+    assert torch.equal(saved["prompt_embeds"], job.cache.all_conditions() + saved["offsets"])
+    pipe = load_pipeline(str(tiny_pipeline))
+    pipe.load_lora_weights(tmp_path / "adapter")  # stock diffusers: finds the factors beside them
+    assert any("lora_A" in name for name, _ in pipe.unet.named_parameters())
+    load_adapter(load_pipeline(str(tiny_pipeline)), tmp_path / "adapter")

@@ -1,0 +1,109 @@
+"""The denoising loss of records, as training and the search for its micro-batch size call it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from sapf_ray.models.class_tokens import ClassTokens
+from sapf_ray.models.conditioning import denoiser_of, to_denoiser
+from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
+from sapf_ray.models.loading import load_pipeline
+
+if TYPE_CHECKING:
+    from sapf_ray.finetune.loop import FinetuneJob
+
+
+@dataclass(kw_only=True)
+class Objective:
+    """What a step minimises.
+
+    Attributes:
+        job: The work.
+        denoiser: The public denoiser; training adds to it.
+        scheduler: The forward process.
+        scaling_factor: The VAE's latent scale.
+        tokens: Class tokens, where they are trained.
+    """
+
+    job: FinetuneJob
+    denoiser: nn.Module
+    scheduler: DDPMScheduler
+    scaling_factor: float
+    tokens: ClassTokens | None = None
+
+    @classmethod
+    def load(cls, job: FinetuneJob) -> Objective:
+        """The denoiser alone goes on: VAE and text encoder have done their work in the latent
+        cache.
+        """
+        pipe = load_pipeline(
+            job.model.path, job.model.dtype if job.config.adapter == "lora" else "float32"
+        )
+        return cls(
+            job=job,
+            denoiser=denoiser_of(pipe),
+            scheduler=training_scheduler(pipe),
+            scaling_factor=pipe.vae.config.scaling_factor,
+        )
+
+    def losses(self, records: np.ndarray, step: int) -> Tensor:
+        """(n,) losses of the named records with the draws of this step."""
+        job = self.job
+        draws = draw(
+            job.key,
+            "finetune/loss",
+            step,
+            records,
+            k=job.config.draws_per_record,
+            latent_shape=job.cache.latent_shape,
+            timesteps=self.scheduler.config.num_train_timesteps,
+            part=(job.config.timestep_start, job.config.timestep_end),
+        )
+        moments, conditions = job.cache.read(records)
+        return self._losses(moments, conditions, labels=job.cache.labels(records), draws=draws)
+
+    def random_losses(self, n: int) -> Tensor:
+        """(n,) losses of random numbers in the shape of records, the first always the same.
+
+        No record is read.
+        """
+        job = self.job
+        k = job.config.draws_per_record
+        channels, height, width = job.cache.latent_shape
+        numbers = np.random.default_rng(0).standard_normal(
+            (n, k + 3, channels, height, width), dtype=np.float32
+        )
+        normal = torch.from_numpy(numbers)
+        draws = Draws(
+            posterior=normal[:, 0],
+            noise=normal[:, 3:],
+            timesteps=torch.full((n, k), self.scheduler.config.num_train_timesteps // 2),
+        )
+        moments = normal[:, 1:3].flatten(1, 2)
+        conditions = job.cache.any_conditions(n)
+        labels = torch.zeros(n, dtype=torch.int64)
+        return self._losses(moments, conditions, labels=labels, draws=draws)
+
+    def _losses(
+        self, moments: Tensor, conditions: Tensor, *, labels: Tensor, draws: Draws
+    ) -> Tensor:
+        dtype: torch.dtype = self.denoiser.dtype  # type: ignore[assignment]
+        if self.tokens is None:
+            conditions = to_denoiser(conditions, self.job.device, dtype=dtype)
+        else:
+            conditions = self.tokens.shift(conditions.to(self.job.device), labels)
+            conditions = to_denoiser(conditions, self.job.device, dtype=dtype)
+        return per_record_loss(
+            self.denoiser,
+            self.scheduler,
+            moments=moments,
+            scaling_factor=self.scaling_factor,
+            conditions=conditions,
+            draws=draws,
+        )
