@@ -29,8 +29,9 @@ class EvaluationConfig:
         classifiers: Downstream classifiers whose accuracies are averaged: cnn, resnet, wrn,
             resnext.
         judge: Classifier of conditional fidelity, one of the same: it learns from the real training
-            images, with the settings below, and tells what share of the synthetic images show the
-            class that they are labelled with.
+            images and tells what share of the synthetic images show the class that they are
+            labelled with.
+        judge_epochs: Its epochs, at least 100 steps.
         epochs: Epochs of a downstream classifier.
         batch_size: Images per classifier step.
         learning_rate: Peak step size of the classifier's AdamW one-cycle schedule.
@@ -47,6 +48,7 @@ class EvaluationConfig:
     cache_dir: str | None = None
     classifiers: Annotated[tuple[ClassifierName, ...], FromList] = ("cnn",)
     judge: ClassifierName = "cnn"
+    judge_epochs: Count = 6
     epochs: Count = 20
     batch_size: Count = 64
     learning_rate: Positive = 2e-3

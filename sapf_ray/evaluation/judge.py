@@ -24,7 +24,7 @@ from sapf_ray.evaluation.downstream import Labelled, accuracy_of, fit
 from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.files import short_hash, write_atomic
 
-LEAST_STEPS = 200  # of the judge's optimizer; small data sets take more epochs for it
+LEAST_STEPS = 100  # of the judge's optimizer; small data sets take more epochs for it
 LEAST_IMAGES = 5000  # that the judge may learn from, however few synthetic ones there are
 FEWEST = 4  # training images below which there is no judge
 
@@ -32,8 +32,8 @@ FEWEST = 4  # training images below which there is no judge
 def fidelity_and_judge(inputs: Inputs) -> tuple[float, float] | None:
     """Conditional fidelity, and the accuracy of the judge itself on real test images.
 
-    The judge is trained with the settings of the downstream classifiers, on at most as many real
-    images as there are synthetic ones (but up to 5,000), so it costs no more than an accuracy.
+    The judge is trained as the downstream classifiers are, for fewer epochs, on at most as many
+    real images as there are synthetic ones (but up to 5,000), so it costs less than an accuracy.
 
     Args:
         inputs: Synthetic images, real training and test images.
@@ -85,7 +85,7 @@ def _n_images(inputs: Inputs) -> int:
 
 def _epochs(inputs: Inputs, train: Labelled) -> int:
     steps = max(1, len(train[0]) // inputs.config.batch_size)
-    return max(inputs.config.epochs, -(-LEAST_STEPS // steps))
+    return max(inputs.config.judge_epochs, -(-LEAST_STEPS // steps))
 
 
 def _kept(inputs: Inputs) -> Path | None:
@@ -95,6 +95,6 @@ def _kept(inputs: Inputs) -> Path | None:
         return None
     folder = Path(config.cache_dir)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    settings = [config.judge, config.epochs, config.batch_size, config.learning_rate]
+    settings = [config.judge, config.judge_epochs, config.batch_size, config.learning_rate]
     parts = [inputs.source.fingerprint(), inputs.resolution, inputs.seed, _n_images(inputs)]
     return folder / f"judge-{short_hash([*parts, *settings])}.pt"
