@@ -121,6 +121,10 @@ def fine_tuning(run: RunContext) -> None:
         key=run.key,
         ledger=str(run.directory.ledger.resolve()),
         seed=run.config.seed,
+        class_names=run.source.class_names,
+        class_tokens="tokens" in run.plan.remedies,
+        token_weight=run.config.grounding.token_weight,
+        token_learning_rate=run.config.grounding.token_learning_rate,
     )
     finetune(
         job,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from sapf_ray.config.kinds import Count, Positive
+from sapf_ray.config.kinds import Count, NotNegative, Positive
 from sapf_ray.config.section import require, section
 from sapf_ray.registry import names
 
@@ -35,6 +35,10 @@ class GroundingConfig:
         vote_noise_multiplier: Noise std over sensitivity of the vote's table; by default 0.07
             records a class (N / classes), or what a twentieth of the budget buys where that is
             more noise.
+        token_weight: Scales the gradient of class tokens against that of the adapter's factors,
+            with which they share one clip: above 1 more of a record's contribution is theirs.
+        token_learning_rate: AdamW step size of what class tokens add to a class's condition; 0
+            takes finetune.learning_rate.
         cache_dir: Where features of candidates' images are kept for further runs, public; by
             default sapf-ray in the user's cache folder.
     """
@@ -46,6 +50,8 @@ class GroundingConfig:
     candidate_steps: Count = 8
     candidate_guidance: Annotated[float, Interval(ge=1)] | None = None
     vote_noise_multiplier: Positive | None = None
+    token_weight: Positive = 1.0
+    token_learning_rate: NotNegative = 0.0
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:

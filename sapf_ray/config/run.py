@@ -58,6 +58,14 @@ class RunConfig:
             "must be none or auto where evolution.enabled is true",
         )
         require(
+            "tokens" not in self.grounding.named
+            or (self.finetune.adapter == "lora" and self.finetune.steps > 0),
+            "grounding.remedies",
+            self.grounding.remedies,
+            "must not name tokens, unless finetune.adapter is lora and finetune.steps above 0: "
+            "they are trained with its factors",
+        )
+        require(
             not self.evolution.enabled or self.finetune.steps == 0,
             "finetune.steps",
             self.finetune.steps,

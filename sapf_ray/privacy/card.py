@@ -94,6 +94,13 @@ def _grounded(plan: PrivacyPlan, grounding: Mapping[str, Any]) -> str:
         f"- {name}: {registry.row('grounding.remedies', name).title};" for name in plan.remedies
     ]
     text = "## How classes are told to the model\n\n" + "\n".join(titles)[:-1] + "."
+    if "tokens" in plan.remedies:
+        text += (
+            "\n\nClass tokens were trained in fine-tuning's own releases, their gradient clipped "
+            "jointly with that of the adapter's factors: they cost nothing beside it. They lie in "
+            "`adapter/class_tokens.safetensors`, which `load_lora_weights` does not load; without "
+            "them the adapter makes other images."
+        )
     prompts = grounding.get("prompts")
     if not prompts:
         return text

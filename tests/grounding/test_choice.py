@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from sapf_ray.config import RunConfig, from_dict, nest
+from sapf_ray.config import FinetuneConfig, GroundingConfig, RunConfig, from_dict, nest
 from sapf_ray.errors import ConfigError
 from sapf_ray.grounding.price import vote_noise
 from sapf_ray.privacy.calibration import Budget
@@ -98,3 +100,31 @@ def test_a_vote_that_costs_all_is_refused():
     given = config(**{"grounding.remedies": "vote", "grounding.vote_noise_multiplier": 0.01})
     with pytest.raises(ConfigError, match=r"grounding\.vote_noise_multiplier .* the vote alone"):
         make_plan(given, 1297)
+
+
+@pytest.mark.parametrize(
+    "epsilon,changes,classes,expected",
+    [
+        (10.0, {}, 10, True),
+        (1.0, {}, 10, False),
+        (1.0, {}, 63, True),  # more classes than prompts: no vote
+        (10.0, {"adapter": "direct"}, 10, False),
+    ],
+)
+def test_tokens_are_chosen_where_a_class_is_heard_or_no_vote_is_possible(
+    epsilon, changes, classes, expected
+):
+    whole = RunConfig(finetune=FinetuneConfig(**changes))
+    budget = dataclasses.replace(BUDGET, epsilon=epsilon)
+    assert ("tokens" in choose(whole, facts(classes=classes, known=False), budget=budget)) == (
+        expected
+    )
+    assert "tokens" not in choose(whole, facts(classes=classes, known=True), budget=budget)
+
+
+@pytest.mark.parametrize("changes", [{"adapter": "direct"}, {"steps": 0}])
+def test_tokens_without_factors_to_train_them_with_are_refused(changes):
+    with pytest.raises(ConfigError, match=r"grounding\.remedies = 'vote,tokens': must not name"):
+        RunConfig(
+            finetune=FinetuneConfig(**changes), grounding=GroundingConfig(remedies="vote,tokens")
+        )
