@@ -12,7 +12,7 @@ from sapf_ray.data import open_source
 from sapf_ray.evaluation import judge
 from sapf_ray.evaluation.inputs import SYNTHETIC, TEST, TRAIN, Inputs
 from sapf_ray.evaluation.metrics import METRICS
-from sapf_ray.pipeline import splits_to_read
+from sapf_ray.steps import splits_to_read
 
 from .test_protocol import write_digits
 
