@@ -45,6 +45,10 @@ def _always(config: EvaluationConfig) -> bool:
     return True
 
 
+def _has_train(config: EvaluationConfig) -> bool:
+    return config.test_images == "split"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One score of a run. A row without ``compute`` and ``combine`` is recorded by a stage itself.
@@ -174,6 +178,7 @@ METRICS: Registry[Metric] = Registry(
             higher_is_better=True,
             reads=(SYNTHETIC, TRAIN, TEST),
             compute=_fidelity,
+            when=_has_train,
             scale=100.0,
             unit="%",
             format=".1f",
@@ -182,6 +187,7 @@ METRICS: Registry[Metric] = Registry(
             title="accuracy of conditional fidelity's judge on real test images",
             higher_is_better=None,
             reads=(TRAIN, TEST),
+            when=_has_train,
             headline=False,
         ),
         "fid": frechet_metric(

@@ -69,6 +69,7 @@ def test_no_more_training_images_are_read_than_the_judge_needs(tmp_path, monkeyp
         ({}, True, (), ["train", "test"]),
         ({}, False, ("conditional_fidelity",), ["test"]),
         ({"fid_reference": "train"}, False, ("conditional_fidelity",), ["train", "test"]),
+        ({"test_images": "all"}, False, (), ["test"]),  # none is left to train a judge
         ({"enabled": False}, True, (), ["train"]),
         ({"enabled": False}, False, (), []),
     ],
