@@ -23,6 +23,9 @@ from sapf_ray.errors import ConfigError, SapfError, is_environments, remedy
 from sapf_ray.options import config_of, given_keys, make_parser, parse
 
 if TYPE_CHECKING:
+    from sapf_ray.data.base import ImageSource
+    from sapf_ray.models.public_model import PublicModel
+    from sapf_ray.privacy.planner import PrivacyPlan
     from sapf_ray.pipeline import Result
     from sapf_ray.tune.grid import Grid
 
@@ -30,18 +33,24 @@ if TYPE_CHECKING:
 def _run(namespace: argparse.Namespace, console: Console) -> None:
     config = config_of(namespace)
     from sapf_ray.pipeline import run
-    from sapf_ray.report.terminal import progress_bars, result_table
+    from sapf_ray.report.sizing import opening_lines
+    from sapf_ray.report.terminal import result_table, show_progress
     from sapf_ray.runs import runlog, worktime
+
+    def on_plan(plan: PrivacyPlan, source: ImageSource, model: PublicModel) -> None:
+        for line in opening_lines(config, namespace.out, plan=plan, source=source, model=model):
+            _say(console, line)
 
     with (
         runlog.shown() if namespace.verbose else contextlib.nullcontext(),
-        progress_bars(console) as on_progress,
+        show_progress(console) as on_progress,
     ):
         result = run(
             config,
             namespace.out,
             on_progress=on_progress,
             on_note=lambda line, secret: _note(console, line, secret=secret),
+            on_plan=on_plan,
             since=worktime.process_start(),
         )
     console.print(result_table(result))
@@ -98,7 +107,52 @@ def _later(command: Callable[..., Result], namespace: argparse.Namespace, consol
 def _note(console: Console, line: str, *, secret: bool) -> None:
     """A line about the data; what tells of single records is shown on a terminal, never logged."""
     if console.is_terminal or not secret:
-        console.print(f"sapf: note: {line}", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"note: {line}")
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(f"sapf: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _init(namespace: argparse.Namespace, console: Console) -> None:
+    from sapf_ray.first_config import write_first_config
+
+    made = write_first_config(
+        namespace.path,
+        namespace.out,
+        force=namespace.force,
+        minutes=namespace.minutes,
+        given=given_keys(namespace),
+    )
+    for line in made:
+        _say(console, line)
+
+
+def _doctor(namespace: argparse.Namespace, console: Console) -> int:
+    import dataclasses
+    from pathlib import Path
+
+    from sapf_ray.doctor import Subject, examine
+
+    given = given_keys(namespace)
+    if namespace.path is not None:
+        from sapf_ray.first_config import data_keys
+
+        namespace = argparse.Namespace(**{**data_keys(namespace.path), **vars(namespace)})
+    subject = Subject(
+        config=config_of(namespace),
+        out=Path(namespace.out),
+        has_data=bool(namespace.path or namespace.config or "data.source" in given),
+    )
+    findings = []
+    for finding in examine(subject):
+        findings.append(finding)
+        if not namespace.json:
+            line = finding.line()
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if namespace.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    return int(any(finding.state == "FAULT" for finding in findings))
 
 
 def _plan(namespace: argparse.Namespace, console: Console) -> None:
@@ -266,7 +320,9 @@ def _show(
 
 INTERRUPTED = 130  # exit code, as shells have it
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int | None]] = {
+    "init": _init,
+    "doctor": _doctor,
     "run": _run,
     "plan": _plan,
     "synthesize": _synthesize,
@@ -286,7 +342,11 @@ def _one_line(error: Exception) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code (0 done, 2 bad input, 130 interrupted)."""
+    """Entry point.
+
+    Returns:
+        The exit code: 0 done, 1 faults found by ``doctor``, 2 bad input, 130 interrupted.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     plain_text.use()
     # else a thread that outlives ctrl-C starts Ray again
@@ -296,7 +356,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         namespace = parse(arguments)
-        _COMMANDS[namespace.command](namespace, Console())
+        return _COMMANDS[namespace.command](namespace, Console()) or 0
     except SapfError as error:
         sys.stderr.write(f"sapf: error: {_one_line(error)}\n")
         return 2

@@ -62,7 +62,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         name, _, value = option.removeprefix("--").partition("=")
         if arguments[0] in ("synthesize", "evaluate") and name in fields():
             check_later(arguments[0], {name: value or next(iter(rest[1:]), None)})
-        known = ["preset", "method", "config", "out", "json", *fields()]
+        known = ["preset", "method", "config", "out", "json", "force", "minutes", *fields()]
         raise SapfError(f"{name}: {unknown_key(name, known)}")
     return namespace
 
@@ -221,6 +221,33 @@ def _later_options(parser: Parser, command: str) -> None:
     _add_config_keys(parser, later_keys(command), of_run=True)
 
 
+def _init_options(parser: Parser) -> None:
+    parser.usage = "sapf init PHOTOS [--out run.yaml] [OPTIONS]"
+    parser.add_argument("path", metavar="PHOTOS", help="Folder or file of the images.")
+    parser.add_argument("--out", default="run.yaml", help="File to write (default: run.yaml).")
+    _add(parser, "--force", kind=_SWITCH, default=False, help="Replace the file.")
+    _add(
+        parser,
+        "--minutes",
+        kind=_NUMBER,
+        help="Time that the run may take (default: 10; 120 with a model for GPUs).",
+    )
+    _add_config_keys(parser)
+
+
+def _doctor_options(parser: Parser) -> None:
+    parser.usage = "sapf doctor [PHOTOS] [OPTIONS]"
+    parser.add_argument(
+        "path", metavar="PHOTOS", nargs="?", help="Folder or file of the images, to check as well."
+    )
+    parser.add_argument(
+        "--out", default="runs", help="Where run directories will be (default: runs)."
+    )
+    _json_option(parser, "Print one JSON list.")
+    _add_config_sources(parser)
+    _add_config_keys(parser)
+
+
 def _plan_options(parser: Parser) -> None:
     parser.usage = "sapf plan [OPTIONS]"
     _json_option(parser, "Print one JSON object.")
@@ -334,6 +361,8 @@ def _json_option(parser: Parser, help: str) -> None:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
+    "init": ("Write a config that suits your images and this machine.", _init_options),
+    "doctor": ("Check this machine, and print what mends each fault.", _doctor_options),
     "run": ("Run or continue one experiment.", _run_options),
     "plan": ("Plan the privacy spend; reads no image.", _plan_options),
     "synthesize": (

@@ -64,6 +64,7 @@ def run(
     *,
     on_progress: Progress | None = None,
     on_note: Note | None = None,
+    on_plan: Callable[[PrivacyPlan, ImageSource, PublicModel], None] | None = None,
     since: float | None = None,
 ) -> Result:
     """Runs or continues one experiment in directory ``out``; of a finished one whose synthesis or
@@ -72,8 +73,10 @@ def run(
     Args:
         config: The whole experiment.
         out: Run directory; created, or one that an earlier start of the same config left.
-        on_progress: Called with (stage, done, total).
+        on_progress: Called with (stage, done, total); total is 0 where it is not known.
         on_note: Called with each line about the data, and whether it is for the terminal only.
+        on_plan: Called with the plan, the listed images and the model, before anything is read or
+            written.
         since: ``time.time()`` from which on time counts as the run's, now unless given; see
             :meth:`sapf_ray.runs.clock.Clock.cost`.
 
@@ -89,6 +92,8 @@ def run(
     found = find_facts(config, source, model=model)
     plan = make_plan(config, source.n_train, facts=found.facts)
     check(config, source=source, model=model, plan=plan)
+    if on_plan is not None:
+        on_plan(plan, source, model)
     warning = found.words.line(plan.remedies)
     if warning is not None and on_note is not None:
         on_note(warning, False)

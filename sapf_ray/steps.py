@@ -276,6 +276,7 @@ class Step:
 
     def __call__(self, run: RunContext) -> None:
         if self.is_due(run):
+            run.begin(self.stage)
             with run.clock(self.stage):
                 self.make(run)
 

@@ -113,6 +113,10 @@ class ImageSource(ABC):
         """What listing left out, one line each, with numbers; names no file."""
         return ()
 
+    def file_bytes(self) -> int:
+        """Size of all image files by listing, for estimates of time; 0 where it is not known."""
+        return 0
+
     def read_whole(self, split: Split, *, resolution: int) -> tuple[np.ndarray, np.ndarray]:
         """All records of a split that can be read, as :meth:`read` returns them."""
         import numpy as np

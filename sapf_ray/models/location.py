@@ -6,6 +6,7 @@ Reads headers of files at most and imports no deep-learning library, so listings
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from sapf_ray.errors import DataError, reason
@@ -78,3 +79,47 @@ def check_pipeline_directory(directory: Path) -> None:
             raise DataError(
                 f"{weights}: truncated or damaged weights ({reason(error)}); copy the file again"
             ) from error
+
+
+def hub_cache() -> Path:
+    """Where the hub's libraries keep what they fetch, by their environment variables."""
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if given:
+        return Path(given).expanduser()
+    home = os.environ.get("HF_HOME")
+    if home:
+        return Path(home).expanduser() / "hub"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "huggingface" / "hub"
+
+
+def cached_pipeline(hub_id: str) -> Path | None:
+    """Folder of a hub model's newest pipeline in the local cache; None where it is not there whole.
+
+    Args:
+        hub_id: owner/name.
+    """
+    root = hub_cache() / f"models--{hub_id.replace('/', '--')}"
+    for index in sorted(root.glob("snapshots/*/model_index.json"), key=_age):
+        if all(_has_weights(index.parent / name) for name in _networks(index)):
+            return index.parent
+    return None
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime
+
+
+def _networks(index: Path) -> list[str]:
+    """Sub-folders of a pipeline that hold weights it cannot do without."""
+    try:
+        names = json.loads(index.read_text())
+    except (OSError, ValueError):
+        return ["unet"]
+    networks = ("unet", "transformer", "vae", "text_encoder")
+    return [name for name in networks if (names.get(name) or [None])[0]]
+
+
+def _has_weights(folder: Path) -> bool:
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    return any(path.exists() for path in files)

@@ -221,7 +221,8 @@ def _check_size(config: RunConfig, n_records: int) -> None:
         raise ConfigError(
             "finetune.batch_size",
             finetune.batch_size,
-            f"must be at most the number of training records, {n_records}",
+            f"must be at most the number of training records, {n_records}; `sapf init` writes a "
+            "config that fits the images",
         )
 
 

@@ -1,8 +1,12 @@
-"""What a run shows in the terminal: progress bars while it works, one table at its end."""
+"""What a run shows: progress while it works, as bars in a terminal and as lines elsewhere, and one
+table at its end.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +28,23 @@ if TYPE_CHECKING:
     from sapf_ray.pipeline import Result
 
 
+Update = Callable[[str, int, int], None]
+"""Takes stage, units done and units in all; 0 in all where the stage does not count."""
+
+LINE_SECONDS = 10.0
+"""Longest time without a line where the output is no terminal."""
+
+
+def show_progress(console: Console) -> contextlib.AbstractContextManager[Update]:
+    """Bars in a terminal, lines elsewhere (files, pipes, job logs)."""
+    if console.is_terminal:
+        return progress_bars(console)
+    return progress_lines(console)
+
+
 @contextlib.contextmanager
-def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields a callback (stage, done, total); one bar per stage."""
+def progress_bars(console: Console) -> Iterator[Update]:
+    """Yields a callback; one bar per stage."""
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
@@ -37,12 +55,83 @@ def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]
     with Progress(*columns, console=console) as progress:
         bars: dict[str, TaskID] = {}
 
+        def end_uncounted() -> None:
+            for task in progress.tasks:
+                if task.total is None:
+                    progress.update(task.id, total=1, completed=1)
+
         def update(stage: str, done: int, total: int) -> None:
             if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=total)
-            progress.update(bars[stage], completed=done, total=total)
+                end_uncounted()
+                bars[stage] = progress.add_task(stage, total=total or None)
+            if total:
+                progress.update(bars[stage], completed=done, total=total)
 
         yield update
+        end_uncounted()
+
+
+@contextlib.contextmanager
+def progress_lines(console: Console, *, every: float = LINE_SECONDS) -> Iterator[Update]:
+    """Yields a callback; a line when a stage begins, and one at least every so many seconds.
+
+    Args:
+        console: Where the lines go.
+        every: Longest time between two lines in seconds.
+    """
+    lines = _Lines(console, every)
+    watcher = threading.Thread(target=lines.watch, daemon=True, name="progress")
+    watcher.start()
+    try:
+        yield lines.update
+    finally:
+        lines.stopped.set()
+        watcher.join()
+
+
+class _Lines:
+    """What was reported last, and when a line was last printed."""
+
+    def __init__(self, console: Console, every: float) -> None:
+        self.console = console
+        self.every = every
+        self.stopped = threading.Event()
+        self.began = time.monotonic()
+        self.printed = self.began
+        self.stage = "starting"
+        self.done = 0
+        self.total = 0
+        self._lock = threading.Lock()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        with self._lock:
+            is_new = stage != self.stage
+            self.stage = stage
+            self.done = done
+            self.total = total
+            if is_new:
+                self._print()
+
+    def watch(self) -> None:
+        # looks more often than it prints: a stage's own lines count, too
+        while not self.stopped.wait(self.every / 20):
+            with (
+                self._lock,
+                contextlib.suppress(OSError),
+            ):  # the reader is gone: the run's own error
+                if time.monotonic() - self.printed >= 0.9 * self.every:
+                    self._print()
+
+    def _print(self) -> None:
+        self.printed = time.monotonic()
+        minutes, seconds = divmod(int(self.printed - self.began), 60)
+        done = f" {self.done:,}/{self.total:,}" if self.total else ""
+        self.console.print(
+            f"sapf: {minutes}:{seconds:02}  {self.stage}{done}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def result_table(result: Result) -> Table:

@@ -88,3 +88,8 @@ class Clock:
 def _earlier(path: Path, default: Any) -> Any:
     """What an earlier start of the run left in a JSON file."""
     return RunDirectory.read_json(path) if path.exists() else default
+
+
+def finished_stages(out: str) -> list[str]:
+    """Stages that earlier starts of the run in directory ``out`` ended."""
+    return list(_earlier(RunDirectory(out).timings, {}))

@@ -52,7 +52,7 @@ class RunContext:
         directory: Everything the run leaves behind.
         tracker: The run's MLflow entry, or a silent one.
         clock: Time and memory of each stage.
-        on_progress: Called with (stage, done, total).
+        on_progress: Called with (stage, done, total); total is 0 where it is not known.
         scores: What synthesis and evaluation measured, by name.
     """
 
@@ -70,6 +70,11 @@ class RunContext:
     def meter(self) -> Meter:
         """Prometheus gauges; needs a Ray that is up."""
         return Meter(self.directory.root.name, self.plan.epsilon)
+
+    def begin(self, stage: Stage) -> None:
+        """Tells that a stage begins, before the number of its units is known."""
+        if self.on_progress is not None:
+            self.on_progress(stage, 0, 0)
 
     def report(self, stage: Stage) -> Callable[[int, int], None]:
         """Where a stage reports how many of its units are done."""

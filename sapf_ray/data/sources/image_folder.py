@@ -18,6 +18,7 @@ break it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -105,6 +106,14 @@ class ImageFolder(RecordSource):
 
     def notes(self) -> tuple[str, ...]:
         return self._notes
+
+    def file_bytes(self) -> int:
+        total = 0
+        for paths in self._paths.values():
+            for path in paths:
+                with contextlib.suppress(OSError):  # a link to nothing: verify names it
+                    total += (self.root / path).stat().st_size
+        return total
 
     def inspect(self, splits: Sequence[Split] = SPLITS) -> Findings:
         """All faults: by headers and checksums, decoding only what has no cheaper check.

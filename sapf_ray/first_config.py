@@ -1,0 +1,101 @@
+"""``sapf init``: a commented config for these images and this machine; asks nothing."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from sapf_ray.config import from_dict, nest
+from sapf_ray.data.base import ImageSource, open_source
+from sapf_ray.errors import SapfError, reason
+from sapf_ray.estimate.machine import this_machine
+from sapf_ray.estimate.sizing import Images, cached_model, can_train_large, choose
+from sapf_ray.files import write_atomic
+from sapf_ray.report.sizing import commented_yaml, sizing_lines
+
+
+def write_first_config(
+    photos: str,
+    out: str,
+    *,
+    force: bool = False,
+    minutes: float | None = None,
+    given: dict[str, Any] | None = None,
+) -> list[str]:
+    """Writes the config.
+
+    Args:
+        photos: The images: ``data.path``.
+        out: The file to write.
+        force: Whether to replace a file.
+        minutes: Time that the run may take; chosen by the machine unless given.
+        given: Config keys that the user sets; they are kept.
+
+    Returns:
+        What was chosen and the next command, in lines.
+
+    Raises:
+        SapfError: The images cannot be listed, the file exists or cannot be written; one line.
+    """
+    file = Path(out).expanduser()
+    if file.exists() and not force:
+        raise SapfError(f"--out {out}: exists already; give another name, or --force to replace it")
+    if minutes is not None and not minutes > 0:
+        raise SapfError(f"--minutes {minutes:g}: must be above 0")
+    keys = {**data_keys(photos), **(given or {})}
+    place = Path(keys["data.path"])
+    source = open_source(from_dict(nest(keys)).data)
+    machine = this_machine()
+    sizing = choose(
+        Images(
+            n_train=source.n_train,
+            n_classes=len(source.class_names),
+            file_bytes=source.file_bytes(),
+        ),
+        machine,
+        minutes=minutes,
+        given=keys,
+        cached=cached_model() if can_train_large(machine) else None,
+        factor=_factor(keys),
+    )
+    command = shlex.join(["sapf", "run", "--config", out, "--out", f"runs/{place.stem or 'mine'}"])
+    text = commented_yaml(sizing, machine, command=command)
+    try:
+        write_atomic(file, text)
+    except OSError as error:
+        raise SapfError(f"--out {out}: cannot be written ({reason(error)})") from error
+    lines = list(sizing_lines(sizing, machine, images=_words(source)))
+    return [*lines, f"written:   {out}", f"next:      {command}"]
+
+
+def _factor(keys: dict[str, Any]) -> float:
+    """Size of the model that is given, if one is."""
+    if "model.path" not in keys:
+        return 1.0
+    from sapf_ray.estimate.arithmetic import size_factor
+    from sapf_ray.models.public_model import PublicModel
+
+    return size_factor(PublicModel.open(from_dict(nest(keys)).model))
+
+
+def data_keys(photos: str) -> dict[str, Any]:
+    """``data.source`` and ``data.path`` of what lies there."""
+    place = Path(photos).expanduser().absolute()
+    return {"data.source": source_of(place), "data.path": str(place)}
+
+
+def source_of(place: Path) -> str:
+    """Name of the source that reads what is there, by names of files alone."""
+    if place.suffix == ".parquet" or (place.is_dir() and any(place.glob("*.parquet"))):
+        return "parquet"
+    return "image_folder"
+
+
+def _words(source: ImageSource) -> str:
+    names = list(source.class_names)
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    return (
+        f"{source.n_train:,} to learn from, {source.n_test:,} to test with; {len(names)} classes "
+        f"({shown})"
+    )
