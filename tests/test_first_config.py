@@ -81,7 +81,7 @@ def test_a_folder_without_classes_is_one_line(capsys, tmp_path, folders, inside,
 )
 def test_bad_options_are_one_line(capsys, tmp_path, photos, option, value, words):
     out = ("--out", str(tmp_path / "r.yaml")) if option != "--out" else ()
-    code, _, err = call(capsys, "init", str(photos), *out, option, value)
+    code, _, err = call(capsys, "init", str(photos), *FAST, *out, option, value)
     assert code == 2 and err.count("\n") == 1 and words in err
 
 

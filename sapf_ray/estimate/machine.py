@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-PROBE_SECONDS = 0.020
+PROBE_SECONDS = 0.030
 """What :func:`probe` takes on the machine whose costs are shipped (row ``core``)."""
 
+_REPETITIONS = 9
 _CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
@@ -88,36 +90,45 @@ def usable_gpus() -> tuple[Gpu, ...]:
 
 
 def core_speed() -> float:
-    """Speed of a core against one of the machine whose costs are shipped."""
+    """Speed of a core, all being at work, against one of the machine whose costs are shipped."""
     return PROBE_SECONDS / probe()
 
 
-def probe(repetitions: int = 9) -> float:
-    """Seconds of a small piece of a U-Net's work on one core, the least of several times: what else
-    the machine does makes it longer, never shorter.
+def probe() -> float:
+    """Seconds of a small piece of a U-Net's work on one core, while all others do the same: cores
+    may share units and caches.
     """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(16, 64, 16, 16, generator=generator)
-        kernel = torch.randn(64, 64, 3, 3, generator=generator)
-        weights = torch.randn(64, 64, generator=generator)
-        seconds = math.inf
-        for _ in range(repetitions):
-            begun = time.perf_counter()
-            for _ in range(4):
-                features = torch.nn.functional.silu(
-                    torch.nn.functional.conv2d(images, kernel, padding=1)
-                )
-                tokens = features.flatten(2).transpose(1, 2) @ weights
-                torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
-            seconds = min(seconds, time.perf_counter() - begun)
-        return seconds
+        cores = usable_cores()
+        with ThreadPoolExecutor(cores) as pool:
+            times = list(pool.map(_probe_once, range(cores)))
+        return sum(times) / len(times)
     finally:
         torch.set_num_threads(threads)
+
+
+def _probe_once(seed: int) -> float:
+    """The least of several times: what else the machine does makes it longer, never shorter."""
+    import torch
+    from torch.nn import functional
+
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(16, 64, 16, 16, generator=generator)
+    kernel = torch.randn(64, 64, 3, 3, generator=generator)
+    weights = torch.randn(64, 64, generator=generator)
+    seconds = math.inf
+    for _ in range(_REPETITIONS):
+        begun = time.perf_counter()
+        for _ in range(4):
+            features = functional.silu(functional.conv2d(images, kernel, padding=1))
+            tokens = features.flatten(2).transpose(1, 2) @ weights
+            functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        seconds = min(seconds, time.perf_counter() - begun)
+    return seconds
 
 
 def _first_line(path: Path) -> str:

@@ -228,7 +228,7 @@ def batch_size(n_train: int, affordable: float) -> int:
     """Expected batch size: what is affordable, at most half the images, at least 8.
 
     >>> batch_size(160, 1e6), batch_size(16_000, 1_790)
-    (80, 1760)
+    (80, 1776)
     """
     size = max(8, min(n_train // 2, int(affordable)))
     return size if size < 64 else size - size % 16

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sapf_ray.models.public_model import PublicModel
     from sapf_ray.privacy.planner import PrivacyPlan
 
-LONG_SECONDS = 2 * 3600.0
+LONG_SECONDS = 3600.0
 """From here on a run on cores is called long, with the remedy."""
 
 
