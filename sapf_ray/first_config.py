@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sapf_ray.errors import SapfError, reason
 from sapf_ray.estimate.machine import this_machine
 from sapf_ray.estimate.sizing import Images, cached_model, can_train_large, choose
 from sapf_ray.files import write_atomic
+from sapf_ray.grounding.facts import find_facts
 from sapf_ray.report.sizing import commented_yaml, sizing_lines
 
 
@@ -45,13 +47,16 @@ def write_first_config(
         raise SapfError(f"--minutes {minutes:g}: must be above 0")
     keys = {**data_keys(photos), **(given or {})}
     place = Path(keys["data.path"])
-    source = open_source(from_dict(nest(keys)).data)
+    config = from_dict(nest(keys))
+    source = open_source(config.data)
     machine = this_machine()
+    facts = find_facts(config, source)
     sizing = choose(
         Images(
             n_train=source.n_train,
             n_classes=len(source.class_names),
             file_bytes=source.file_bytes(),
+            words_known=facts.words.known,
         ),
         machine,
         minutes=minutes,
@@ -59,6 +64,9 @@ def write_first_config(
         cached=cached_model() if can_train_large(machine) else None,
         factor=_factor(keys),
     )
+    warning = facts.words.line(sizing.plan.remedies)
+    if warning is not None:
+        sizing = dataclasses.replace(sizing, notes=(*sizing.notes, warning))
     command = shlex.join(["sapf", "run", "--config", out, "--out", f"runs/{place.stem or 'mine'}"])
     text = commented_yaml(sizing, machine, command=command)
     try:
@@ -85,10 +93,24 @@ def data_keys(photos: str) -> dict[str, Any]:
     return {"data.source": source_of(place), "data.path": str(place)}
 
 
+_SIGNS = {
+    "arrow": ("dataset_dict.json", "state.json"),
+    "parquet": ("*.parquet", "data/*.parquet"),
+    "webdataset": ("*.tar", "*/*.tar"),
+    "npz": ("*.npz",),
+}
+"""Source to names of files by which it is recognised."""
+
+
 def source_of(place: Path) -> str:
     """Name of the source that reads what is there, by names of files alone."""
-    if place.suffix == ".parquet" or (place.is_dir() and any(place.glob("*.parquet"))):
-        return "parquet"
+    for name, patterns in _SIGNS.items():
+        if place.is_dir():
+            found = any(next(place.glob(pattern), None) for pattern in patterns)
+        else:
+            found = any(place.match(pattern) for pattern in patterns)
+        if found:
+            return name
     return "image_folder"
 
 

@@ -85,7 +85,29 @@ def test_bad_options_are_one_line(capsys, tmp_path, photos, option, value, words
     assert code == 2 and err.count("\n") == 1 and words in err
 
 
-def test_parquet_files_are_recognised(tmp_path):
-    (tmp_path / "train.parquet").touch()
-    assert first_config.source_of(tmp_path) == "parquet"
-    assert first_config.source_of(tmp_path / "train.parquet") == "parquet"
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("train.parquet", "parquet"),
+        ("data/train.parquet", "parquet"),
+        ("dataset_dict.json", "arrow"),
+        ("train/000.tar", "webdataset"),
+        ("mine.npz", "npz"),
+        ("cat/1.png", "image_folder"),
+        ("labels.csv", "image_folder"),
+    ],
+)
+def test_the_source_is_recognised_by_names(tmp_path, name, source):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    assert first_config.source_of(tmp_path) == source
+    if file.parent == tmp_path and file.suffix != ".json":
+        assert first_config.source_of(file) == source
+
+
+def test_classes_whose_words_are_unknown_are_told(capsys, tmp_path):
+    some(tmp_path / "photos", "0", "1", n=30)
+    file = tmp_path / "run.yaml"
+    code, out, _ = call(capsys, "init", str(tmp_path / "photos"), "--out", str(file), *FAST)
+    assert code == 0 and "class words are unknown" in out

@@ -19,6 +19,7 @@ from sapf_ray.estimate.machine import Machine
 from sapf_ray.models.catalog import PUBLIC_MODELS, KnownModel
 from sapf_ray.models.location import cached_pipeline
 from sapf_ray.presets import load_preset
+from sapf_ray.privacy.facts import Facts
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 
 MINUTES = 10.0
@@ -76,11 +77,20 @@ class Images:
         n_train: Number of training records.
         n_classes: Number of classes.
         file_bytes: Size of all files; 0 where unknown.
+        words_known: Whether the model knows the classes' words.
     """
 
     n_train: int
     n_classes: int
     file_bytes: int = 0
+    words_known: bool = True
+
+    def plan(self, config: RunConfig) -> PrivacyPlan:
+        """The plan of a run on them."""
+        facts = Facts(
+            n_records=self.n_train, n_classes=self.n_classes, words_known=self.words_known
+        )
+        return make_plan(config, self.n_train, facts=facts)
 
 
 def choose(
@@ -150,7 +160,7 @@ class _Made:
         """The run with this batch size, or the given one."""
         choices = self._choices(batch)
         config = _config(choices)
-        plan = make_plan(config, self.images.n_train)
+        plan = self.images.plan(config)
         return Sizing(
             choices=tuple(choices.values()),
             config=config,
@@ -171,7 +181,7 @@ class _Made:
         config = _config(self._choices(min(batch, self.images.n_train)))
         privacy = dataclasses.replace(config.privacy, non_private=True)
         config = dataclasses.replace(config, privacy=privacy)
-        return self._forecast(config, make_plan(config, self.images.n_train)).total
+        return self._forecast(config, self.images.plan(config)).total
 
     def _forecast(self, config: RunConfig, plan: PrivacyPlan) -> Forecast:
         return forecast(

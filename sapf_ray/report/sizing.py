@@ -13,6 +13,7 @@ from sapf_ray.config.fields import section_titles
 from sapf_ray.estimate.arithmetic import size_factor
 from sapf_ray.estimate.local import Forecast, duration, forecast, uses_gpus
 from sapf_ray.estimate.machine import this_machine
+from sapf_ray.privacy.planner import PRIVATE_STAGES
 from sapf_ray.runs.clock import finished_stages
 
 if TYPE_CHECKING:
@@ -82,13 +83,10 @@ def _budget(plan: PrivacyPlan) -> str:
     what = f"add/remove one of {plan.n_records:,} images"
     if plan.non_private:
         return f"NOT PRIVATE, no noise ({what})"
+    stages = {name: getattr(plan, name) for name in PRIVATE_STAGES}
     noises = [
         f"{name} {stage.noise_multiplier:.4g}"
-        for name, stage in (
-            ("selection", plan.selection),
-            ("fine-tuning", plan.finetune),
-            ("evolution", plan.evolution),
-        )
+        for name, stage in stages.items()
         if stage is not None
     ]
     return (

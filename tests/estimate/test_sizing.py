@@ -114,7 +114,7 @@ def test_the_plan_shows_epsilon_delta_and_noise():
     plan = make_plan(config, 500)
     budget, work, time = plan_lines(config, plan, forecast(config, plan, machine=LAPTOP))
     assert f"ε = 10 at δ = {plan.delta:.3g}" in budget
-    assert f"fine-tuning {plan.finetune.noise_multiplier:.4g}" in budget
+    assert f"finetune {plan.finetune.noise_multiplier:.4g}" in budget
     assert "10 steps x 100 images" in work
     for stage in ("start", "latents", "selection", "finetune", "synthesis", "evaluation"):
         assert stage in time
