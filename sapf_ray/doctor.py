@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,6 +20,7 @@ from sapf_ray.config import RunConfig
 from sapf_ray.errors import SapfError, reason
 from sapf_ray.estimate.local import uses_gpus
 from sapf_ray.estimate.machine import usable_cores, usable_gpus, usable_memory_gb
+from sapf_ray.runs import probes, stores
 
 LEAST_DISK_GB = 2.0
 LEAST_MEMORY_GB = 4.0  # what a run with the bundled model takes, all processes together: 3 to 6 GB
@@ -198,23 +198,24 @@ def check_mlflow(subject: Subject) -> str:
     if not subject.config.tracking.enabled:
         return "not used (tracking.enabled false)"
     uri = tracking.tracking_uri(subject.config, RunDirectory(subject.out / "any"))
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return "a sqlite file, to be made by the first run"
-    tracking._probe(uri)
-    return uri
+    file = stores.sqlite_path(uri)
+    if file is not None and not file.exists() and probes.unwritable(nearest(file.parent)) is None:
+        return f"{file}, to be made by the first run"
+    stores.probe(uri)
+    return stores.shown(uri)
 
 
 def check_disk(subject: Subject) -> str:
     """Room for run directories and for Ray's temporary files."""
     low = []
     texts = []
-    for name, folder in {"out": subject.out, "temp": Path(tempfile.gettempdir())}.items():
+    for name, folder in {"out": subject.out, "temp": probes.ray_folder()}.items():
         free = shutil.disk_usage(nearest(folder)).free / 1e9
         texts.append(f"{free:.0f} GB free in {folder}")
         if free < LEAST_DISK_GB:
             low.append(name)
     if low:
-        remedy = "give an --out on another disk" if "out" in low else "TMPDIR=/another/disk"
+        remedy = "give an --out on another disk" if "out" in low else "RAY_TMPDIR=/another/disk"
         raise Fault(f"{'; '.join(texts)}; {LEAST_DISK_GB:g} are needed", remedy)
     return "; ".join(texts)
 
@@ -236,17 +237,22 @@ def check_shm(subject: Subject) -> str:
 
 def check_locks(subject: Subject) -> str:
     """The file system of run directories can be written, and locks files."""
-    import fcntl
-
     folder = nearest(subject.out)
-    remedy = "give an --out on a local disk, or mount with locks (NFS: without nolock)"
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        what = "cannot be written or locked"
-        raise Fault(f"{folder}: {what} ({error.strerror})", remedy) from error
+    fault = probes.unwritable(folder)
+    if fault is not None:
+        raise Fault(f"{folder}: {fault}", "give an --out that can be written")
+    if not probes.has_locks(folder):
+        raise Fault(
+            f"{folder}: its file system has no locks; files named *.held stand for them",
+            "give an --out on a local disk, or mount with locks (NFS: without nolock)",
+            stops=False,
+        )
     return f"files in {folder} can be written and locked"
+
+
+def check_temporary(subject: Subject) -> str:
+    """The folder of Ray's sessions."""
+    return str(probes.temporary_folder())
 
 
 def check_weights(subject: Subject) -> str:
@@ -291,6 +297,7 @@ CHECKS: Mapping[str, Check] = {
     "disk": check_disk,
     "shm": check_shm,
     "locks": check_locks,
+    "temp": check_temporary,
     "weights": check_weights,
     "data": check_data,
     "mlflow": check_mlflow,

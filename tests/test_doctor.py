@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from importlib import metadata
 from pathlib import Path
@@ -104,14 +103,19 @@ def test_full_disks(tmp_path, monkeypatch):
     assert shm.state == "WARNING" and "--shm-size" in shm.remedy
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    def refuse(file, operation):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+def test_a_file_system_without_locks_and_one_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.probes, "has_locks", lambda folder: False)
     finding = found("locks", tmp_path)
-    assert finding.state == "FAULT" and "No locks available" in finding.text
-    assert "local disk" in finding.remedy
+    assert finding.state == "WARNING" and "local disk" in finding.remedy
+    monkeypatch.setattr(doctor.probes, "unwritable", lambda folder: "cannot be written (x)")
+    finding = found("locks", tmp_path)
+    assert finding.state == "FAULT" and "--out" in finding.remedy
+
+
+def test_a_temporary_folder_that_ray_cannot_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 30)))
+    finding = found("temp", tmp_path)
+    assert finding.state == "FAULT" and "RAY_TMPDIR" in finding.text
 
 
 def test_weights_of_a_hub_model(tmp_path, monkeypatch):
