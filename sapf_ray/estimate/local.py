@@ -8,6 +8,7 @@ paper's. Reading the images' files comes on top.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -127,7 +128,7 @@ def forecast(
     return Forecast(
         seconds=seconds,
         unknown=tuple(unknown),
-        is_rough=on_gpus or factor != 1,
+        is_rough=on_gpus or not math.isclose(factor, 1.0, rel_tol=0.02),
         place=place,
     )
 
