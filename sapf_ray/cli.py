@@ -25,8 +25,8 @@ from sapf_ray.options import config_of, given_keys, make_parser, parse
 if TYPE_CHECKING:
     from sapf_ray.data.base import ImageSource
     from sapf_ray.models.public_model import PublicModel
-    from sapf_ray.privacy.planner import PrivacyPlan
     from sapf_ray.pipeline import Result
+    from sapf_ray.privacy.planner import PrivacyPlan
     from sapf_ray.tune.grid import Grid
 
 
@@ -81,14 +81,14 @@ def _evaluate(namespace: argparse.Namespace, console: Console) -> None:
 
 def _later(command: Callable[..., Result], namespace: argparse.Namespace, console: Console) -> None:
     """A command on a finished run."""
-    from sapf_ray.report.terminal import progress_bars, result_table
+    from sapf_ray.report.terminal import result_table, show_progress
     from sapf_ray.runs import runlog, worktime
 
     as_json = vars(namespace).get("json", False)
     notes = Console(stderr=True) if as_json else console
     with (
         runlog.shown() if namespace.verbose else contextlib.nullcontext(),
-        progress_bars(notes) as on_progress,
+        show_progress(notes) as on_progress,
     ):
         result = command(
             namespace.directory,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 
 from sapf_ray import cluster
 from sapf_ray.config import RunConfig
