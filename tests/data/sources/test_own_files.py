@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from sapf_ray.data.files import split_of
 from sapf_ray.errors import SapfError
@@ -226,6 +227,22 @@ class TestArrow:
             assert words in refusal("arrow", tmp_path / "b")
         state.write_text("{")
         assert "state.json: cannot be read" in refusal("arrow", tmp_path / "b")
+
+    def test_files_are_mapped_not_read(self, tmp_path):
+        sink = io.BytesIO()
+        Image.new("RGB", (300, 300), (9, 8, 7)).save(sink, format="BMP")  # 270 kB
+        rows = [{"bytes": sink.getvalue(), "path": f"{i}.bmp"} for i in range(40)]
+        table = hf_table(range(40), [i % 2 for i in range(40)])
+        column = pa.array(rows, table.schema[0].type)
+        table = table.set_column(0, table.schema.field("image"), column)
+        for split in ("train", "test"):
+            save_to_disk(tmp_path / split, table, split)
+        (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+        del table, column
+        before = pa.total_allocated_bytes()
+        images, _ = open_named("arrow", tmp_path).read("train", np.array([39]), resolution=4)
+        assert images[0, 0, 0].tolist() == [9, 8, 7]
+        assert pa.total_allocated_bytes() - before < 1e6  # of 20 MB
 
     def test_images_that_lie_elsewhere(self, tmp_path):
         table = hf_table(range(4), [0, 1, 0, 1])
