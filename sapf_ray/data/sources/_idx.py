@@ -48,9 +48,11 @@ class IdxSet(ArraySource):
         folder = root / _FOLDERS[name]
         if folder.is_dir():
             root = folder
-        self.images = {split: self._file(root, part, "images") for split, part in _PARTS.items()}
+        self.images = {
+            split: self._file(root, part, what="images") for split, part in _PARTS.items()
+        }
         self.label_files = {
-            split: self._file(root, part, "labels") for split, part in _PARTS.items()
+            split: self._file(root, part, what="labels") for split, part in _PARTS.items()
         }
         self.class_names = row.class_names
         self.prompts = row.prompts
@@ -85,6 +87,7 @@ class IdxSet(ArraySource):
         self,
         root: Path,
         part: str,
+        *,
         what: str,
     ) -> Path:
         rank = {"images": 3, "labels": 1}[what]

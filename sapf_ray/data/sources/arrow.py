@@ -83,9 +83,9 @@ class ArrowFolder(TableLabels, RecordSource):
         home, records = self.records(split)
         column = self._sets[home].table()[self._columns.image.removesuffix(".bytes")]
         for row in records[rows].tolist():
-            yield attempt(
-                partial(self._image, column[row].as_py(), f"{home} row {row}", resolution)
-            )
+            cell = column[row].as_py()
+            place = f"{home} row {row}"
+            yield attempt(partial(self._image, cell, place, resolution=resolution))
 
     def fingerprint(self) -> str:
         """Over class names and every file's name, size and modification time."""
@@ -112,7 +112,7 @@ class ArrowFolder(TableLabels, RecordSource):
             found["test"] = open_saved(test)
         return found
 
-    def _image(self, cell: Any, place: str, resolution: int) -> np.ndarray:
+    def _image(self, cell: Any, place: str, *, resolution: int) -> np.ndarray:
         name = f"{shown(self.root)}, {place}"
         content = cell["bytes"] if isinstance(cell, dict) else cell
         return decode(

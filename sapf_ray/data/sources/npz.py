@@ -131,7 +131,7 @@ class Npz(TableLabels, ArraySource):
         if words:
             return words
         for path in self._paths():
-            name = _find(npz_names(path), "", _CLASS_NAMES)
+            name = _find(npz_names(path), _CLASS_NAMES)
             if name is not None:
                 return tuple(map(str, npz_vector(path, name).tolist()))
         return ()
@@ -154,12 +154,12 @@ def _parts(root: Path) -> dict[Split, Part]:
         return found
     names = npz_names(root)
     for split, roles in _ROLES.items():
-        if any(_find(names, role, _IMAGES + _LABELS) for role in roles):
+        if any(_find(names, _IMAGES + _LABELS, role=role) for role in roles):
             found[split] = _part(root, roles)
     if "train" in found and "test" in found:
         return found
     part = _part(root, ("", *_ROLES["train"]))
-    ids = _find(names, "", _IDS)
+    ids = _find(names, _IDS)
     if ids is None:
         raise DataError(
             f"{root}: no test images (it has {', '.join(names)}); add test_images and "
@@ -171,8 +171,8 @@ def _parts(root: Path) -> dict[Split, Part]:
 def _part(path: Path, roles: tuple[str, ...]) -> Part:
     names = npz_names(path)
     for role in roles:
-        images = _find(names, role, _IMAGES)
-        labels = _find(names, role, _LABELS)
+        images = _find(names, _IMAGES, role=role)
+        labels = _find(names, _LABELS, role=role)
         if images and labels:
             return Part(path=path, images=images, labels=labels)
     role = f"{roles[0]}_" if roles[0] else ""
@@ -183,8 +183,9 @@ def _part(path: Path, roles: tuple[str, ...]) -> Part:
 
 def _find(
     names: tuple[str, ...],
-    role: str,
     words: tuple[str, ...],
+    *,
+    role: str = "",
 ) -> str | None:
     """The array that is called by a word, with the role before or after it."""
     lower = {name.lower(): name for name in reversed(names)}
