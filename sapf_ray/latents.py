@@ -9,9 +9,10 @@ rather than samples are kept, so that training still draws a fresh latent each t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import ray
@@ -24,6 +25,7 @@ from sapf_ray.files import only_one, short_hash, write_array
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import kept_pipeline, native_resolution
+from sapf_ray.models.public_features import Features, posterior_moments
 from sapf_ray.runs import worktime
 
 BATCH = 64  # images that the VAE encodes together
@@ -36,7 +38,8 @@ class LatentCache:
     Attributes:
         directory: Holds ``moments.npy`` (N, 2C, h, w) float32, ``labels.npy`` (N,) int64,
             ``conditions.npy`` (classes, L, d) float32 prompt embeddings, or (classes,) int64 label
-            ids.
+            ids. Where a run grounds its classes also ``features.npy`` (N, d) float32, what a
+            public network says of each image.
         conditions: Name of the file that is read in place of ``conditions.npy``, where grounding
             gave the classes other prompts than the source's.
     """
@@ -50,6 +53,10 @@ class LatentCache:
             (Path(self.directory) / f"{name}.npy").is_file()
             for name in ("moments", "labels", "conditions")
         )
+
+    @property
+    def has_features(self) -> bool:
+        return (Path(self.directory) / "features.npy").is_file()
 
     def read(self, records: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Moments (n, 2C, h, w) and conditions (n, ...) of the given records."""
@@ -65,6 +72,23 @@ class LatentCache:
         """(classes, ...) public conditions."""
         return torch.from_numpy(np.load(Path(self.directory) / self.conditions))
 
+    def record_features(self, block: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Public features of all records, as sensitive as the images.
+
+        Args:
+            block: Records that are in memory together.
+
+        Yields:
+            Features float32 (n, d) and labels int64 (n,), in the records' order; the label is
+            ``SKIPPED`` where an image could not be read, and such a record counts for nothing.
+        """
+        features = np.load(Path(self.directory) / "features.npy", mmap_mode="r")
+        labels = np.load(Path(self.directory) / "labels.npy", mmap_mode="r")
+        for start in range(0, len(labels), block):
+            rows = np.array(features[start : start + block])
+            read = np.isfinite(rows).all(1)
+            yield rows, np.where(read, labels[start : start + block], SKIPPED)
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w)."""
@@ -77,25 +101,32 @@ class LatentCache:
         return condition.repeat(n, *[1] * (condition.ndim - 1))
 
 
+class Reading(NamedTuple):
+    """How tasks read and encode records: source, public model, GPUs a task, public features."""
+
+    source: ImageSource
+    model: ModelConfig
+    gpus: float
+    features: Features | None
+
+
 @ray.remote(max_retries=3)
 @worktime.timed
 def _encode_shard(
-    source: ImageSource, model: ModelConfig, gpus: float, records: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Moments float32 (n, 2C, h, w) and labels int64 (n,) of n records."""
-    device = pick_device(gpus)
-    pipe = kept_pipeline(model, device)
+    reading: Reading, records: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Moments float32 (n, 2C, h, w), labels int64 (n,) and features (n, d) of n records."""
+    source, model, gpus, features = reading
+    pipe = kept_pipeline(model, pick_device(gpus))
     images, labels = source.read("train", records, resolution=native_resolution(pipe))
-    moments = []
-    with torch.no_grad():
-        for batch in np.array_split(images, max(1, -(-len(images) // BATCH))):
-            pixels = torch.from_numpy(batch).to(device, pipe.vae.dtype).permute(0, 3, 1, 2)
-            posterior = pipe.vae.encode(pixels / 127.5 - 1).latent_dist
-            moments.append(posterior.parameters.float().cpu().numpy())
-    encoded = np.concatenate(moments)
+    batches = np.array_split(images, max(1, -(-len(images) // BATCH)))
+    encoded = np.concatenate([posterior_moments(pipe.vae, batch) for batch in batches])
+    seen = None if features is None else features(images, encoded)
     # a gradient that is not a number is clipped to zero: the record contributes nothing
     encoded[labels == SKIPPED] = np.nan
-    return encoded, labels.clip(min=0)
+    if seen is not None:
+        seen[labels == SKIPPED] = np.nan
+    return encoded, labels.clip(min=0), seen
 
 
 def with_prompts(
@@ -140,9 +171,12 @@ def build_latent_cache(
     shard_size: int,
     cpus: float = 1.0,
     gpus: float = 0.0,
+    features: Features | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LatentCache:
     """Encodes all training images, one Ray task per shard, into ``directory``.
+
+    Each image is decoded once, whatever is made of it.
 
     Args:
         directory: Folder of the cache; an earlier run may have filled it.
@@ -151,11 +185,12 @@ def build_latent_cache(
         shard_size: Records per task; the driver holds one shard at a time.
         cpus: Cores of a task.
         gpus: GPUs of a task; 0 encodes on the CPU.
+        features: Public features that are kept beside the latents, if any.
         on_progress: Called with (shards done, shards in all).
     """
     cache = LatentCache(str(directory))
     with only_one(directory):
-        if not cache.complete:
+        if not cache.complete or (features is not None and not cache.has_features):
             _build(
                 directory,
                 source,
@@ -163,6 +198,7 @@ def build_latent_cache(
                 shard_size=shard_size,
                 cpus=cpus,
                 gpus=gpus,
+                features=features,
                 on_progress=on_progress or (lambda done, total: None),
             )
     return cache
@@ -176,39 +212,60 @@ def _build(
     shard_size: int,
     cpus: float,
     gpus: float,
+    features: Features | None,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    """Writes the three files of :class:`LatentCache`; parameters as :func:`build_latent_cache`."""
+    """Writes the files of :class:`LatentCache`; parameters as :func:`build_latent_cache`."""
     placed = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": cluster.SPREAD}
     conditions = _encode_prompts.options(name="prompts", **placed).remote(
         model, gpus, source.prompts
     )
     shards = np.array_split(np.arange(source.n_train), max(1, -(-source.n_train // shard_size)))
     # ImageSource may be large (a list of 300,000 paths): by reference, not pickled into every task
-    source_ref = ray.put(source)
+    shared = ray.put(Reading(source, model, gpus, features))
     task = _encode_shard.options(name="encode", **placed)
     encoded = cluster.as_finished(
-        lambda shard: task.remote(source_ref, model, gpus, shard),
+        lambda shard: task.remote(shared, shard),
         shards,
         window=cluster.in_flight(cpus, gpus),
     )
-    moments: np.memmap | None = None
+    tables = {"moments": _Table(directory / "moments.npy", source.n_train)}
+    if features is not None:
+        tables["features"] = _Table(directory / "features.npy", source.n_train)
     labels = np.empty(source.n_train, np.int64)
-    partial = directory / "moments.partial.npy"
-    for done, (shard, (values, shard_labels)) in enumerate(encoded, 1):
-        if moments is None:
-            _touch_private(partial)
-            shape = (source.n_train, *values.shape[1:])
-            moments = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-        moments[shard] = values
+    for done, (shard, (moments, shard_labels, seen)) in enumerate(encoded, 1):
+        tables["moments"].fill(shard, moments)
+        if features is not None:
+            tables["features"].fill(shard, seen)
         labels[shard] = shard_labels
         on_progress(done, len(shards))
-    assert moments is not None
-    moments.flush()
-    del moments
     write_array(directory / "conditions.npy", cluster.result(conditions), mode=0o600)
     write_array(directory / "labels.npy", labels, mode=0o600)
-    os.replace(partial, directory / "moments.npy")
+    for table in reversed(tables.values()):
+        table.finish()
+
+
+class _Table:
+    """A private ``.npy`` of float32 that is filled shard by shard and has its name once whole."""
+
+    def __init__(self, path: Path, rows: int) -> None:
+        self.path = path
+        self.partial = path.with_name(f"{path.stem}.partial.npy")
+        self.rows = rows
+        self.values: np.memmap | None = None
+
+    def fill(self, rows: np.ndarray, values: np.ndarray) -> None:
+        if self.values is None:
+            _touch_private(self.partial)
+            shape = (self.rows, *values.shape[1:])
+            self.values = np.lib.format.open_memmap(self.partial, "w+", np.float32, shape)
+        self.values[rows] = values
+
+    def finish(self) -> None:
+        assert self.values is not None
+        self.values.flush()
+        self.values = None
+        os.replace(self.partial, self.path)
 
 
 def _touch_private(path: Path) -> None:

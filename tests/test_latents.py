@@ -9,9 +9,41 @@ from PIL import Image
 
 from sapf_ray.config import DataConfig, ModelConfig
 from sapf_ray.data import open_source
+from sapf_ray.data.base import SKIPPED, ImageSource
 from sapf_ray.errors import DataError
 from sapf_ray.latents import LatentCache, build_latent_cache
+from sapf_ray.models.feature_table import make_features
 from sapf_ray.models.loading import load_pipeline
+from sapf_ray.models.public_model import PublicModel
+
+
+class Counting(ImageSource):
+    """20 images of two classes, the seventh unreadable; notes which of train are decoded."""
+
+    name = "counting"
+    class_names = prompts = ("a", "b")
+    n_train = n_test = 20
+
+    def __init__(self, reads: str) -> None:
+        self.reads = reads
+
+    def labels(self, split):
+        return np.arange(20) % 2
+
+    def read(self, split, indices, *, resolution):
+        if split == "train":
+            with open(self.reads, "a") as file:
+                file.write(" ".join(map(str, indices)) + " ")
+        images = np.random.default_rng(0).integers(0, 256, (20, resolution, resolution, 3))
+        labels = self.labels(split)
+        labels[7] = SKIPPED
+        return images[indices].astype(np.uint8), labels[indices]
+
+    def fingerprint(self) -> str:
+        return "counting"
+
+    def verify(self, splits=()) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +90,35 @@ def test_records_are_those_of_the_source(built, tiny_pipeline):
     torch.testing.assert_close(
         embeddings, pipe.text_encoder(tokens.input_ids)[0], rtol=1e-4, atol=1e-5
     )
+
+
+def test_features_come_from_the_same_decoding(ray_cluster, tmp_path):
+    model = ModelConfig(path="glyphs-tiny")
+    features = make_features("auto", model)
+    source = Counting(reads=str(tmp_path / "reads"))
+    directory = tmp_path / "latents"
+    cache = build_latent_cache(directory, source, model=model, shard_size=8, features=features)
+    assert cache.complete and cache.has_features
+    assert (directory / "features.npy").stat().st_mode & 0o777 == 0o600
+    assert not list(directory.glob("*partial*"))
+    assert sorted((tmp_path / "reads").read_text().split()) == sorted(map(str, range(20)))
+    blocks = list(cache.record_features(block=6))
+    assert [len(labels) for _, labels in blocks] == [6, 6, 6, 2]
+    labels = np.concatenate([labels for _, labels in blocks])
+    expected = np.arange(20) % 2
+    expected[7] = SKIPPED
+    assert labels.tolist() == expected.tolist()
+    rows = np.concatenate([rows for rows, _ in blocks])
+    assert np.isnan(rows[7]).all()
+    images, _ = source.read("test", np.arange(20), resolution=32)
+    kept = labels != SKIPPED
+    assert np.allclose(rows[kept], features(images)[kept], atol=1e-4)
+
+
+def test_the_key_of_a_cache_includes_the_features(tiny_pipeline):
+    model = PublicModel.open(ModelConfig(path=str(tiny_pipeline)))
+    keys = {model.latents_key("data", ("a", "b"), features) for features in (None, "x", "y")}
+    assert len(keys) == 3 and model.latents_key("data", ("a", "b")) in keys
 
 
 def test_half_a_cache_is_not_complete(built, tmp_path):

@@ -8,19 +8,15 @@ this module loads no network and no library of networks.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sapf_ray.config import EvaluationConfig
-from sapf_ray.errors import DataError
+from sapf_ray.models.inception import INCEPTION_EXTRACTOR, check_inception_weights
 from sapf_ray.registry import Registry
 
 GLYPH_EXTRACTOR = "sapf-glyph"
-INCEPTION_EXTRACTOR = "inception-v3-compat"
-INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def _nothing(config: EvaluationConfig) -> None:
@@ -60,33 +56,6 @@ def _inception(config: EvaluationConfig) -> dict[str, Any]:
         "feature_extractor": INCEPTION_EXTRACTOR,
         "feature_extractor_weights_path": config.inception_weights,
     }
-
-
-def check_inception_weights(
-    path: str | None, setting: str = "evaluation.inception_weights"
-) -> None:
-    """Refuses a file that does not hold torch-fidelity's Inception-v3 weights.
-
-    Args:
-        path: The file.
-        setting: Key of the configuration that named it, for the message.
-
-    Raises:
-        DataError: Missing, truncated, or weights of another network.
-    """
-    expected = f"expected torch-fidelity's {INCEPTION_WEIGHTS} (about 91 MB)"
-    where = f"{setting} = {path!r}"
-    if path is None or not Path(path).is_file():
-        raise DataError(f"{where}: no such file; {expected}")
-    import torch
-
-    try:
-        # weights_only: torch-fidelity itself would unpickle anything
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise DataError(f"{where}: truncated, or not a PyTorch weights file; {expected}") from error
-    if not isinstance(state, dict) or "Mixed_7c.branch1x1.conv.weight" not in state:
-        raise DataError(f"{where}: weights of another network; {expected}")
 
 
 def _best_available(config: EvaluationConfig) -> str:

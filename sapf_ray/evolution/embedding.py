@@ -11,23 +11,20 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sapf_ray.config import EvolutionConfig, ModelConfig
-from sapf_ray.evaluation.features import INCEPTION_EXTRACTOR, check_inception_weights
 from sapf_ray.evolution.api import latent_means
 from sapf_ray.evolution.embedding_table import EMBEDDINGS
 from sapf_ray.models.device import pick_device
-from sapf_ray.models.glyph_features import load_glyph_features
+from sapf_ray.models.inception import check_inception_weights, kept_inception
 from sapf_ray.models.loading import kept_pipeline
+from sapf_ray.models.public_features import in_batches, kept_glyphs, to_pixels
 
 MAX_LATENT_SIDE = 16
 
@@ -55,7 +52,7 @@ class VaeEmbedding:
             side = min(MAX_LATENT_SIDE, *latents.shape[-2:])
             return F.adaptive_avg_pool2d(latents, side).flatten(1)
 
-        return _batched(embed, samples, size=self.batch_size)
+        return in_batches(embed, samples, size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,9 @@ class GlyphEmbedding:
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         device = pick_device(self.gpus)
-        net = _glyph_net(device)
-        return _batched(
-            lambda images: net.features(_pixels(images, device).float() / 255),
+        net = kept_glyphs(device)
+        return in_batches(
+            lambda images: net.features(to_pixels(images, device).float() / 255),
             samples,
             size=self.batch_size,
         )
@@ -87,9 +84,9 @@ class InceptionEmbedding:
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         device = pick_device(self.gpus)
-        net = _inception_net(self.weights, device)
-        return _batched(
-            lambda images: net(_pixels(images, device))[0], samples, size=self.batch_size
+        net = kept_inception(self.weights, device)
+        return in_batches(
+            lambda images: net(to_pixels(images, device))[0], samples, size=self.batch_size
         )
 
 
@@ -128,33 +125,3 @@ def make_embedding(config: EvolutionConfig, model: ModelConfig, *, batch_size: i
         DataError: Inception weights that cannot be used.
     """
     return EMBEDDINGS[config.embedding](config, model, batch_size)
-
-
-@torch.no_grad()
-def _batched(
-    embed: Callable[[np.ndarray], Tensor], samples: np.ndarray, *, size: int
-) -> np.ndarray:
-    parts = [embed(samples[start : start + size]) for start in range(0, len(samples), size)]
-    return torch.cat(parts).float().cpu().numpy()
-
-
-def _pixels(images: np.ndarray, device: str) -> Tensor:
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
-
-
-@lru_cache(maxsize=1)
-def _glyph_net(device: str) -> Any:
-    return load_glyph_features().to(device)
-
-
-@lru_cache(maxsize=1)
-def _inception_net(weights: str, device: str) -> Any:
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    return (
-        FeatureExtractorInceptionV3(
-            INCEPTION_EXTRACTOR, ["2048"], feature_extractor_weights_path=weights
-        )
-        .eval()
-        .to(device)
-    )

@@ -107,18 +107,20 @@ class PublicModel:
         """See :func:`content_hash`; takes a pass over the weights, so ask where noise needs it."""
         return content_hash(self.config.path)
 
-    def latents_key(self, data_fingerprint: str, prompts: Sequence[str]) -> str:
+    def latents_key(
+        self, data_fingerprint: str, prompts: Sequence[str], features: str | None = None
+    ) -> str:
         """Name of the folder for the latents of these images, the same for all runs that may share
         them.
 
         Args:
             data_fingerprint: Fingerprint of the images.
             prompts: One per class.
+            features: Key of the public features that are kept with them, if any.
         """
         config = self.config
-        return short_hash(
-            [data_fingerprint, prompts, self.content_hash, config.dtype, config.class_labels]
-        )
+        parts = [data_fingerprint, prompts, self.content_hash, config.dtype, config.class_labels]
+        return short_hash(parts if features is None else [*parts, features])
 
     def pool(self, kind: str) -> dict[str, Matrix]:
         """The candidate pool without weights, see :func:`candidate_pool`.
