@@ -24,6 +24,8 @@ from sapf_ray.finetune.adapter import check_adapter
 from sapf_ray.grounding import stage as grounding_stage
 from sapf_ray.grounding.candidates import check_vote
 from sapf_ray.grounding.facts import find_facts
+from sapf_ray.grounding.head_stage import check_head
+from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
@@ -134,6 +136,8 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
     model.check_classes(source.prompts)
     if plan.vote is not None:
         check_vote(config, source.prompts, model=model)
+    check_head(plan, len(source.class_names))
+    record_features(config, plan)
     if plan.finetune is not None:
         matrices = list(model.pool(config.saliency.pool))
         check_adapter(model.denoiser, matrices, adapter=config.finetune.adapter)

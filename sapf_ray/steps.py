@@ -21,6 +21,7 @@ from sapf_ray.files import write_json
 from sapf_ray.finetune.launcher import finetune
 from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.grounding import stage as grounding_stage
+from sapf_ray.grounding.head_stage import labelling
 from sapf_ray.latents import LatentCache, build_latent_cache, with_prompts
 from sapf_ray.pictures import save_sample_grid
 from sapf_ray.privacy.planner import PrivacyPlan
@@ -61,6 +62,7 @@ def latents(run: RunContext) -> None:
         shard_size=saliency.shard_size,
         cpus=saliency.cpus_per_task,
         gpus=saliency.gpus_per_task,
+        features=run.features,
         on_progress=run.report(Stage.LATENTS),
     )
 
@@ -176,6 +178,7 @@ def synthesis(run: RunContext) -> None:
         seed=run.config.image_seed,
         privacy_note=run.privacy_note,
         donors=run.directory.data_sets(),
+        labelling=labelling(run),
         on_progress=run.report(Stage.SYNTHESIS),
     )
     if made.idle_share is not None:

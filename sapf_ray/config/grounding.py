@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Interval
 
@@ -39,6 +39,13 @@ class GroundingConfig:
             with which they share one clip: above 1 more of a record's contribution is theirs.
         token_learning_rate: AdamW step size of what class tokens add to a class's condition; 0
             takes finetune.learning_rate.
+        head_noise_multiplier: Noise std over sensitivity of the head's class means; by default what
+            makes them stand 5 times above their noise, or what a tenth of the budget buys where
+            that is more noise.
+        labels: What a head does: balance (more images are sampled, and every class keeps those that
+            most certainly show it) or relabel (each image gets its most likely label).
+        oversample: Images sampled for each one that balance keeps; by default 2 with a bundled
+            model, and 1.25 with others, whose images cost more.
         cache_dir: Where features of candidates' images are kept for further runs, public; by
             default sapf-ray in the user's cache folder.
     """
@@ -52,6 +59,9 @@ class GroundingConfig:
     vote_noise_multiplier: Positive | None = None
     token_weight: Positive = 1.0
     token_learning_rate: NotNegative = 0.0
+    head_noise_multiplier: Positive | None = None
+    labels: Literal["balance", "relabel"] = "balance"
+    oversample: Annotated[float, Interval(ge=1)] | None = None
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:

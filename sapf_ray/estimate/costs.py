@@ -22,6 +22,7 @@ import yaml
 from sapf_ray.config import RunConfig
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import ConfigError
+from sapf_ray.grounding.head_price import candidates_an_image
 from sapf_ray.grounding.vocabulary import guidance_of, known_prompts
 from sapf_ray.models.catalog import PUBLIC_MODELS, KnownModel
 from sapf_ray.privacy.planner import PrivacyPlan
@@ -134,7 +135,7 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
     guided = synthesis.guidance_scale != 1
     passes = 2 * synthesis.steps if guided else synthesis.steps
     found: dict[str, float] = {}
-    if plan.finetune is not None or plan.vote is not None:
+    if any((plan.finetune, plan.vote, plan.head)):
         found[Stage.LATENTS] = plan.n_records
     if plan.vote is not None:
         found[Stage.GROUNDING] = _shown_images(config) * _shown_passes(config)
@@ -146,7 +147,8 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
     if plan.evolution is not None:
         found[Stage.EVOLUTION] = _evolved_images(config) * passes
     else:
-        found[Stage.SYNTHESIS] = synthesis.n_images * passes
+        sampled = 1.0 if plan.head is None else candidates_an_image(config)
+        found[Stage.SYNTHESIS] = synthesis.n_images * sampled * passes
     if evaluation.enabled:
         epochs = evaluation.epochs * len(evaluation.classifiers)
         found[Stage.EVALUATION] = synthesis.n_images * epochs

@@ -21,13 +21,15 @@ from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, RunConfig, SynthesisConfig
 from sapf_ray.errors import ConfigError
 from sapf_ray.files import short_hash, write_array
-from sapf_ray.grounding.space import Features
 from sapf_ray.grounding.vocabulary import BUNDLED, guidance_of, known_prompts, read_candidates
 from sapf_ray.models.conditioning import encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import kept_pipeline
+from sapf_ray.models.public_features import Features
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.runs import worktime
+from sapf_ray.runs.context import RunContext
+from sapf_ray.stages import Stage
 from sapf_ray.synthesis.sampler import sample_images
 from sapf_ray.synthesis.sampling_plan import image_seed
 
@@ -109,6 +111,32 @@ def cache_folder(given: str | None) -> Path:
         return Path(given).expanduser()
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "sapf-ray" / "candidates"
+
+
+def show_candidates(run: RunContext, features: Features) -> tuple[tuple[str, ...], np.ndarray]:
+    """The run's candidates, and features of the images that show each of them.
+
+    Args:
+        run: The run; none of its records is read.
+        features: The feature space.
+
+    Returns:
+        Prompts, and float32 (candidates, images, d).
+    """
+    parts = groups(
+        run.config, run.source.prompts, model=run.model, private=run.directory.private.resolve()
+    )
+    shown = [
+        candidate_features(
+            part,
+            model=run.model,
+            features=features,
+            config=run.config,
+            on_progress=run.report(Stage.GROUNDING),
+        )
+        for part in parts
+    ]
+    return tuple(prompt for part in parts for prompt in part.prompts), np.concatenate(shown)
 
 
 def candidate_features(

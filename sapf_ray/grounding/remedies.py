@@ -89,6 +89,19 @@ def _vote(run: RunContext) -> dict[str, Any]:
     return assign_prompts(run)
 
 
+def _head_noise(config: RunConfig, facts: Facts, budget: Budget) -> float:
+    from sapf_ray.grounding.head_price import head_noise
+
+    given = config.grounding.head_noise_multiplier
+    return head_noise(facts, budget) if given is None else given
+
+
+def _head(run: RunContext) -> dict[str, Any]:
+    from sapf_ray.grounding.head_stage import make_head
+
+    return make_head(run)
+
+
 REMEDIES: Registry[Remedy] = Registry(
     "grounding.remedies",
     {
@@ -111,6 +124,8 @@ REMEDIES: Registry[Remedy] = Registry(
             reads="public features of every record: one noisy sum of them and count a class",
             source="Tramèr, Boneh 2021 (features of public networks)",
             suits=_never,
+            noise=_head_noise,
+            ground=_head,
         ),
     },
 )

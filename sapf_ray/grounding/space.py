@@ -5,24 +5,12 @@ whitened by the spread of one candidate's images.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 SHRINKAGE = 0.1
 """Least share of the mean variance that is added to every direction's, so that none counts without
 bound; more where there are few images for the number of directions."""
-
-
-class Features(Protocol):
-    """A public network's features of images. Must pickle."""
-
-    @property
-    def key(self) -> str:
-        """Changes with the features."""
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (n, R, R, 3) → float32 (n, d)."""
 
 
 @dataclass(frozen=True)

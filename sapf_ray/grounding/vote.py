@@ -22,9 +22,9 @@ from scipy.optimize import linear_sum_assignment
 
 from sapf_ray.data.base import SKIPPED
 from sapf_ray.errors import DataError
-from sapf_ray.grounding.candidates import candidate_features, groups
-from sapf_ray.grounding.records import feature_space, record_features
+from sapf_ray.grounding.candidates import show_candidates
 from sapf_ray.grounding.space import Whitening
+from sapf_ray.latents import LatentCache
 from sapf_ray.privacy.fixed_point import ExactSum, grid_step
 from sapf_ray.privacy.release import Releaser
 from sapf_ray.runs.context import RunContext
@@ -36,27 +36,13 @@ RELEASE = "vote"
 
 def assign_prompts(run: RunContext) -> dict[str, Any]:
     """The remedy ``vote``: makes its release; returns what ``grounding.json`` is to hold."""
-    features = feature_space(run)
-    parts = groups(
-        run.config, run.source.prompts, model=run.model, private=run.directory.private.resolve()
-    )
-    prompts = tuple(prompt for part in parts for prompt in part.prompts)
+    features = run.features
+    assert features is not None
+    prompts, shown = show_candidates(run, features)
     n_classes = len(run.source.class_names)
-    shown = np.concatenate(
-        [
-            candidate_features(
-                part,
-                model=run.model,
-                features=features,
-                config=run.config,
-                on_progress=run.report(Stage.GROUNDING),
-            )
-            for part in parts
-        ]
-    )
     whiten = Whitening.of(shown)
     table = vote_table(
-        record_features(run),
+        LatentCache(str(run.latents)).record_features(),
         whiten(shown).mean(1),
         whiten=whiten,
         n_classes=n_classes,

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from sapf_ray.config import ModelConfig
+from sapf_ray.config import ModelConfig, RunConfig
 from sapf_ray.models.location import bundled_models
 from sapf_ray.registry import Registry
 
 if TYPE_CHECKING:
     from sapf_ray.models.public_features import Features
+    from sapf_ray.privacy.planner import PrivacyPlan
 
 AUTO = "auto"
 NETWORK = "network"
@@ -62,3 +63,20 @@ def make_features(name: str, model: ModelConfig, *, gpus: float = 0.0) -> Featur
         DataError: No such network, or it cannot be used.
     """
     return FEATURES[feature_row(name, model.path)](name, model, gpus)
+
+
+def record_features(config: RunConfig, plan: PrivacyPlan) -> Features | None:
+    """The features that a run keeps of its records; None where no remedy compares images.
+
+    Args:
+        config: The whole experiment.
+        plan: Its privacy plan.
+
+    Raises:
+        DataError: No such network, or it cannot be used.
+    """
+    if plan.vote is None and plan.head is None:
+        return None
+    return make_features(
+        config.grounding.features, config.model, gpus=config.saliency.gpus_per_task
+    )

@@ -101,6 +101,8 @@ def _grounded(plan: PrivacyPlan, grounding: Mapping[str, Any]) -> str:
             "`adapter/class_tokens.safetensors`, which `load_lora_weights` does not load; without "
             "them the adapter makes other images."
         )
+    if "head" in grounding:
+        text += f"\n\n{_head(grounding['head'])}"
     prompts = grounding.get("prompts")
     if not prompts:
         return text
@@ -108,6 +110,25 @@ def _grounded(plan: PrivacyPlan, grounding: Mapping[str, Any]) -> str:
     return (
         f"{text}\n\nThe vote assigned these prompts, which follow from its noisy table alone:\n\n"
         f"| class | prompt |\n|---|---|\n{rows}"
+    )
+
+
+def _head(head: Mapping[str, Any]) -> str:
+    """What a private head did to the labels of synthetic images."""
+    known = (
+        f"The head is made of class means in {head['directions']} public directions of "
+        f"{head['features']} features. By what it knows of its own noise it labels "
+        f"{head['reliability']:.0%} of images right"
+    )
+    if head["labels"] == "prompt":
+        return f"{known}: too few, so labels are those of the prompts."
+    how = "every class kept the images that most certainly show it"
+    if head["labels"] == "relabel":
+        how = "each image has its most likely label, whatever its prompt"
+    return (
+        f"{known}. Labels of synthetic images come from it and from their prompts together ({how}; "
+        "the column `label_source` says from which). What is trained on them learns from the head, "
+        "too: accuracy alone says little about how well images show their class."
     )
 
 

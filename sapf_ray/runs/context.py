@@ -8,10 +8,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sapf_ray.config import RunConfig
 from sapf_ray.data.base import ImageSource
+from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.card import privacy_note, verdict
 from sapf_ray.privacy.keyed_rng import NoiseKey
@@ -27,6 +28,9 @@ from sapf_ray.runs.gauges import Meter
 from sapf_ray.runs.storage import Storage
 from sapf_ray.runs.tracking import Tracker
 from sapf_ray.stages import Stage
+
+if TYPE_CHECKING:
+    from sapf_ray.models.public_features import Features
 
 CHANGED_PARTS = {
     "weights": "the public model's files",
@@ -111,6 +115,7 @@ class RunContext:
             plan_file=directory.plan,
             paid_for=(
                 directory.grounding,
+                directory.head,
                 directory.selection,
                 directory.checkpoints,
                 directory.adapter,
@@ -218,11 +223,17 @@ class RunContext:
         return tuple(assigned.get(name, prompt) for name, prompt in names)
 
     @functools.cached_property
+    def features(self) -> Features | None:
+        """Public features that are kept of the records, where a remedy compares images."""
+        return record_features(self.config, self.plan)
+
+    @functools.cached_property
     def latents(self) -> Path:
-        """Folder of the encoded images, of their own for each data set and model."""
+        """Folder of the encoded images, of their own for each data set, model and features."""
         shared = self.config.cluster.latents_dir
         folder = self.directory.latents if shared is None else Path(shared)
-        return folder / self.model.latents_key(self.data_fingerprint, self.source.prompts)
+        kept = None if self.features is None else self.features.key
+        return folder / self.model.latents_key(self.data_fingerprint, self.source.prompts, kept)
 
 
 @contextlib.contextmanager

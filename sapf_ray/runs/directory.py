@@ -46,6 +46,7 @@ class RunDirectory:
         self.plan = self.root / "plan.json"
         self.ledger = self.root / "ledger.jsonl"
         self.grounding = self.root / "grounding.json"
+        self.head = self.root / "head.npz"
         self.selection = self.root / "selection.json"
         self.adapter = self.root / "adapter"
         self.synthetic = self.root / "synthetic"

@@ -121,6 +121,7 @@ class Storage:
             run.plan,
             run.ledger,
             run.grounding,
+            run.head,
             run.selection,
             run.card,
         ):

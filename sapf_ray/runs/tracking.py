@@ -361,6 +361,7 @@ class Tracker:
             directory.plan,
             directory.ledger,
             directory.grounding,
+            directory.head,
             directory.selection,
             directory.metrics,
             directory.card,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 import torch
 
@@ -27,6 +28,7 @@ from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.runs import runlog, worktime
+from sapf_ray.synthesis.labelling import Labelling
 from sapf_ray.synthesis.recipe import Recipe, adopt
 from sapf_ray.synthesis.sampler import sample_images
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
@@ -53,6 +55,7 @@ class SamplingJob:
     config: SynthesisConfig
     plan: SamplingPlan
     spec: str
+    labelling: Labelling | None = None
 
 
 class Synthesis(NamedTuple):
@@ -90,10 +93,11 @@ class SamplingActor:
             self.null = null_condition(self.pipe)
         job = self.job
         config = job.config
-        labels = torch.from_numpy(job.plan.labels(shard))
-        seeds = torch.from_numpy(job.plan.seeds(shard))
+        labels = torch.from_numpy(job.plan.candidate_labels(shard))
+        seeds = torch.from_numpy(job.plan.candidate_seeds(shard))
         batches = zip(labels.split(config.batch_size), seeds.split(config.batch_size), strict=True)
         encoded = []  # one batch becomes PNG files while the next is sampled
+        seen = []
         for batch_labels, batch_seeds in batches:
             images = sample_images(
                 self.pipe,
@@ -105,7 +109,13 @@ class SamplingActor:
                 resolution=config.resolution,
             )
             encoded.append(self.encoder.submit(encode_png, images))
+            if job.labelling is not None:
+                seen.append(job.labelling.see(self.pipe, images))
         files = [file for batch in encoded for file in batch.result()]
+        chosen = None
+        if job.labelling is not None:
+            kept, chosen = job.labelling.choose(np.concatenate(seen), job.plan, shard)
+            files = [files[row] for row in kept]
         write_shard(
             Path(job.out_dir),
             job.plan,
@@ -114,6 +124,7 @@ class SamplingActor:
             class_names=job.class_names,
             prompts=job.prompts,
             spec=job.spec,
+            chosen=chosen,
         )
         return shard.rows, time.monotonic() - start
 
@@ -129,6 +140,7 @@ def synthesize(
     seed: int,
     privacy_note: str,
     donors: Iterable[Path] = (),
+    labelling: Labelling | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Synthesis:
     """Makes the synthetic data set, or what is missing of it.
@@ -149,6 +161,7 @@ def synthesize(
         seed: Seed of the data set.
         privacy_note: Markdown for the dataset card.
         donors: Directories of other data sets, to copy images from where they are the very same.
+        labelling: How a private head labels images; by default labels are those of the prompts.
         on_progress: Called with (images done, images in all), first before any image is made.
 
     Raises:
@@ -163,10 +176,17 @@ def synthesize(
         shard_size=config.shard_size,
         seed=seed,
         weights=config.class_proportions,
+        oversample=1.0 if labelling is None else labelling.oversample,
     )
     adapter = str(Path(adapter_dir).resolve()) if adapter_dir is not None else None
     recipe = Recipe.of(
-        model, adapter, class_names=class_names, prompts=prompts, config=config, seed=seed
+        model,
+        adapter,
+        class_names=class_names,
+        prompts=prompts,
+        config=config,
+        seed=seed,
+        labelling=labelling,
     )
     spec = recipe.spec(plan.n_images)
     job = SamplingJob(
@@ -178,6 +198,7 @@ def synthesize(
         config=config,
         plan=plan,
         spec=spec,
+        labelling=labelling,
     )
 
     remove_foreign(out, plan, spec=spec)
@@ -208,6 +229,7 @@ def synthesize(
                 prompts=prompts,
                 spec=spec,
                 privacy_note=privacy_note,
+                label_note=None if labelling is None else labelling.note,
             ),
             idle,
         )

@@ -18,6 +18,7 @@ from sapf_ray.errors import DataError
 from sapf_ray.files import file_digest, short_hash
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.runs import worktime
+from sapf_ray.synthesis.labelling import Labelling
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 from sapf_ray.synthesis.writer import (
     MANIFEST,
@@ -51,6 +52,7 @@ class Recipe:
         prompts: Sequence[str],
         config: SynthesisConfig,
         seed: int,
+        labelling: Labelling | None = None,
     ) -> Recipe:
         """Reads the model's and the adapter's files for their content.
 
@@ -61,6 +63,7 @@ class Recipe:
             prompts: One per class.
             config: Sampling options; what only says how the work is spread does not count.
             seed: Seed of the data set.
+            labelling: How a private head labels images.
 
         Raises:
             DataError: No such adapter.
@@ -76,6 +79,8 @@ class Recipe:
             parts["weights"] = list(config.class_proportions)
         if config.resolution not in (None, model.resolution):
             parts["resolution"] = config.resolution
+        if labelling is not None:
+            parts["labels"] = labelling.parts()
         return cls(parts=parts, shard_size=config.shard_size, batch_size=config.batch_size)
 
     def spec(self, n_images: int) -> str:
@@ -115,6 +120,8 @@ def adopt(
             source = by_start.get(shard.start)
             if source is None or not _holds(source, shard, batch_size=recipe.batch_size):
                 continue
+            if plan.oversample > 1 and source.rows != shard.rows:
+                continue  # its images were chosen among those of all its rows
             if is_complete(donor, theirs, shard=source, spec=spec):
                 copy_shard(
                     donor / source.file,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,7 @@ class SamplingPlan:
         seed: Seed of the whole data set.
         weights: Weight of each class, at least 0 and one above; empty: labels go round the classes,
             so class counts differ by at most one.
+        oversample: Candidates per image, at least 1: where images are chosen, more are made.
     """
 
     n_images: int
@@ -51,6 +53,7 @@ class SamplingPlan:
     shard_size: int
     seed: int
     weights: tuple[float, ...] = ()
+    oversample: float = 1.0
 
     @property
     def shards(self) -> list[Shard]:
@@ -84,6 +87,16 @@ class SamplingPlan:
             [image_seed(self.seed, i) for i in range(shard.start, shard.stop)], dtype=np.int64
         )
 
+    def candidate_labels(self, shard: Shard) -> np.ndarray:
+        """int64 (m,), m ≥ rows: the images' own labels, then the same again for those made more."""
+        return np.resize(self.labels(shard), math.ceil(shard.rows * self.oversample))
+
+    def candidate_seeds(self, shard: Shard) -> np.ndarray:
+        """int64 (m,): the images' own seeds, then others; none depends on how many there are."""
+        more = math.ceil(shard.rows * self.oversample) - shard.rows
+        extra = [image_seed(self.seed, f"{shard.start}+{i}") for i in range(more)]
+        return np.concatenate([self.seeds(shard), np.array(extra, dtype=np.int64)])
+
 
 @functools.lru_cache(maxsize=4)
 def weighted_labels(weights: tuple[float, ...], n: int) -> np.ndarray:
@@ -111,7 +124,7 @@ def weighted_labels(weights: tuple[float, ...], n: int) -> np.ndarray:
     return labels
 
 
-def image_seed(seed: int, index: int) -> int:
+def image_seed(seed: int, index: int | str) -> int:
     """Seed in [0, 2**63) of the image at a global index.
 
     A hash, so that neighbours share nothing.

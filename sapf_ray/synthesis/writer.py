@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +29,48 @@ _SPEC_KEY = "sapf_ray.spec"
 _SHARD_NAME = re.compile(r"train-\d{5}-of-\d{5}\.parquet")
 
 
-def schema(class_names: Sequence[str], spec: str) -> pa.Schema:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """The images of a shard, where they were chosen among candidates.
+
+    Attributes:
+        labels: int64 (n,).
+        requested: int64 (n,), class of the prompt that each was made from.
+        seeds: int64 (n,).
+        sources: (n,) what the label comes from: ``prompt`` or ``head``.
+    """
+
+    labels: np.ndarray
+    requested: np.ndarray
+    seeds: np.ndarray
+    sources: Sequence[str]
+
+
+def schema(class_names: Sequence[str], spec: str, *, with_sources: bool = False) -> pa.Schema:
     """Columns of a shard: image {bytes: PNG, path}, label, prompt, seed.
 
     Args:
         class_names: One per class.
         spec: Hex digest that says to which data set a shard belongs.
+        with_sources: Whether a column ``label_source`` says where labels come from.
     """
-    features = {
+    features: dict[str, Any] = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
         "prompt": {"dtype": "string", "_type": "Value"},
         "seed": {"dtype": "int64", "_type": "Value"},
     }
+    columns = [
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("label", pa.int64()),
+        ("prompt", pa.string()),
+        ("seed", pa.int64()),
+    ]
+    if with_sources:
+        features["label_source"] = {"dtype": "string", "_type": "Value"}
+        columns.append(("label_source", pa.string()))
     return pa.schema(
-        [
-            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            ("label", pa.int64()),
-            ("prompt", pa.string()),
-            ("seed", pa.int64()),
-        ],
+        columns,
         metadata={"huggingface": json.dumps({"info": {"features": features}}), _SPEC_KEY: spec},
     )
 
@@ -61,6 +84,7 @@ def write_shard(
     class_names: Sequence[str],
     prompts: Sequence[str],
     spec: str,
+    chosen: Rows | None = None,
 ) -> None:
     """Writes one shard so that it is either whole or not there.
 
@@ -72,19 +96,24 @@ def write_shard(
         class_names: One per class.
         prompts: One per class.
         spec: Hex digest over all that decides which images come out.
+        chosen: Labels and seeds of the rows, where they are not as planned.
     """
-    labels = plan.labels(shard)
+    labels = plan.labels(shard) if chosen is None else chosen.labels
+    requested = labels if chosen is None else chosen.requested
     encoded = encode_png(images) if isinstance(images, np.ndarray) else images
-    rows = {
+    rows: dict[str, Any] = {
         "image": [
             {"bytes": image, "path": f"{index:08d}.png"}
             for index, image in enumerate(encoded, start=shard.start)
         ],
         "label": labels,
-        "prompt": [prompts[label] for label in labels],
-        "seed": plan.seeds(shard),
+        "prompt": [prompts[label] for label in requested],
+        "seed": plan.seeds(shard) if chosen is None else chosen.seeds,
     }
-    write_table(pa.table(rows, schema=schema(class_names, spec)), directory / shard.file)
+    if chosen is not None:
+        rows["label_source"] = list(chosen.sources)
+    columns = schema(class_names, spec, with_sources=chosen is not None)
+    write_table(pa.table(rows, schema=columns), directory / shard.file)
 
 
 def is_complete(directory: Path, plan: SamplingPlan, *, shard: Shard, spec: str) -> bool:
@@ -95,7 +124,10 @@ def is_complete(directory: Path, plan: SamplingPlan, *, shard: Shard, spec: str)
         file = pq.ParquetFile(directory / shard.file)
         if (file.schema_arrow.metadata or {}).get(_SPEC_KEY.encode()) != spec.encode():
             return False
-        return np.array_equal(file.read(["seed"]).column("seed").to_numpy(), plan.seeds(shard))
+        seeds = file.read(["seed"]).column("seed").to_numpy()
+        if plan.oversample == 1:
+            return np.array_equal(seeds, plan.seeds(shard))
+        return len(seeds) == shard.rows and set(seeds) <= set(plan.candidate_seeds(shard))
     except (OSError, pa.ArrowException, KeyError):
         return False
 
@@ -123,6 +155,7 @@ def write_manifest(
     prompts: Sequence[str],
     spec: str,
     privacy_note: str,
+    label_note: str | None = None,
 ) -> dict[str, Any]:
     """Writes the manifest and the dataset card.
 
@@ -133,21 +166,26 @@ def write_manifest(
         prompts: One per class.
         spec: Hex digest over all that decides which images come out.
         privacy_note: Markdown for the dataset card.
+        label_note: Where labels come from, for the dataset card, where it is not from the prompts;
+            they are then counted in the shards.
 
     Returns:
         The manifest as written.
     """
+    counts = plan.class_counts
+    if label_note is not None:
+        counts = np.bincount(_labels(directory, plan), minlength=plan.n_classes).tolist()
     manifest = {
         "n_images": plan.n_images,
         "class_names": list(class_names),
         "prompts": list(prompts),
-        "class_counts": plan.class_counts,
+        "class_counts": counts,
         "class_weights": list(plan.weights) or None,
         "seed": plan.seed,
         "spec": spec,
         "shards": [{"file": s.file, "first_image": s.start, "rows": s.rows} for s in plan.shards],
     }
-    write_atomic(directory / CARD, _card(manifest, privacy_note))
+    write_atomic(directory / CARD, _card(manifest, privacy_note, label_note))
     write_json(directory / MANIFEST, manifest)
     return manifest
 
@@ -227,7 +265,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _card(manifest: dict[str, Any], privacy_note: str) -> str:
+def _labels(directory: Path, plan: SamplingPlan) -> np.ndarray:
+    """int64 (n,) of all shards, in order."""
+    tables = [pq.read_table(directory / shard.file, columns=["label"]) for shard in plan.shards]
+    return np.concatenate([table.column("label").to_numpy() for table in tables])
+
+
+def _card(manifest: dict[str, Any], privacy_note: str, label_note: str | None) -> str:
+    label_text = "" if label_note is None else f"\n## Labels\n\n{label_note}\n"
     rows = "\n".join(
         f"| {label} | {name} | {prompt} | {count} |"
         for label, (name, prompt, count) in enumerate(
@@ -263,7 +308,7 @@ configs:
 ## Privacy
 
 {privacy_note}
-
+{label_text}
 ## Contents
 
 Parquet shards with the columns `image` (PNG), `label`, `prompt` and `seed`. {frequencies}

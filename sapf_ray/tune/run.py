@@ -26,6 +26,7 @@ from sapf_ray import cluster
 from sapf_ray.config import RunConfig, to_dict
 from sapf_ray.data.base import open_source
 from sapf_ray.errors import SapfError, reason
+from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.shared import private_folder
@@ -206,10 +207,13 @@ class _Private:
             root = selection_root(config, self.out)
             yield private_folder(root, config, plan=item.plan)
         keeps_latents = config.cluster.keep_cache or config.cluster.latents_dir is not None
-        if item.plan.finetune is not None and not keeps_latents:
+        encodes = any((item.plan.finetune, item.plan.vote, item.plan.head))
+        if encodes and not keeps_latents:
             source = open_source(config.data)
             model = PublicModel.open(config.model)
-            yield self.latents / model.latents_key(source.fingerprint(), source.prompts)
+            features = record_features(config, item.plan)
+            kept = None if features is None else features.key
+            yield self.latents / model.latents_key(source.fingerprint(), source.prompts, kept)
 
 
 def _tune(

@@ -10,10 +10,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from sapf_ray.config import DataConfig, EvaluationConfig
 from sapf_ray.data import open_source
 from sapf_ray.errors import DataError
-from sapf_ray.evaluation.features import INCEPTION_WEIGHTS
 from sapf_ray.evaluation.fidelity import compare, frechet
 from sapf_ray.evaluation.metrics import requested
 from sapf_ray.evaluation.protocol import check_evaluation
+from sapf_ray.models.inception import INCEPTION_WEIGHTS
 
 CONFIG = EvaluationConfig()
 

@@ -12,12 +12,12 @@ from scipy.stats import chi2
 from sapf_ray.config import DataConfig, ModelConfig
 from sapf_ray.data.base import SKIPPED, open_source
 from sapf_ray.errors import BudgetError, DataError
-from sapf_ray.grounding.records import LatentFeatures
 from sapf_ray.grounding.space import Whitening
 from sapf_ray.grounding.vocabulary import known_prompts
 from sapf_ray.grounding.vote import assignment, release_table, vote_table
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.loading import load_pipeline
+from sapf_ray.models.public_features import LatentSpace
 from sapf_ray.privacy import noise as noise_module
 from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey
@@ -147,7 +147,7 @@ def test_classes_that_neither_candidates_nor_features_hold_get_look_alikes(tmp_p
     pipe = load_pipeline("glyphs-tiny")
     prompts = [prompt for prompt in known_prompts("glyphs-tiny") if "uppercase" in prompt]
     conditions = encode_conditions(pipe, prompts)
-    features = LatentFeatures(ModelConfig(path="glyphs-tiny"))
+    features = LatentSpace(model=ModelConfig(path="glyphs-tiny"))
     shown = [
         features(
             sample_images(
