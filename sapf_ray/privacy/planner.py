@@ -141,6 +141,8 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
     budget = Budget(epsilon=privacy.epsilon, delta=delta, accountant=privacy.accountant)
     steps = config.finetune.steps
     batch_size = config.finetune.batch_size if steps > 0 else 0
+    if facts is not None:
+        facts = dataclasses.replace(facts, n_records=n_records)
     remedies = choose(config, facts, budget=budget)
     stages = _stages(
         config,

@@ -128,3 +128,8 @@ def test_tokens_without_factors_to_train_them_with_are_refused(changes):
         RunConfig(
             finetune=FinetuneConfig(**changes), grounding=GroundingConfig(remedies="vote,tokens")
         )
+
+
+def test_a_plan_for_a_given_number_of_records_is_for_that_number():
+    planned = make_plan(config(), 8105, facts=facts(1297, known=False))
+    assert planned == make_plan(config(), 8105, facts=facts(8105, known=False))
