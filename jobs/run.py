@@ -2,7 +2,7 @@ r"""The ``sapf`` command, or a program of ``jobs/``, as what a submitted job sta
 
 Example::
 
-    ray job submit --address http://head:8265 \
+    RAY_AUTH_MODE=token ray job submit --address http://head:8265 \
         --runtime-env-json "$(python -m jobs.runtime_env)" -- \
         python -m jobs.run benchmark --out /shared/runs/bench
 
