@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -361,7 +362,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"sapf: error: {_one_line(error)}\n")
         return 2
     except KeyboardInterrupt:
-        command_line = " ".join(["sapf", *arguments])
+        command_line = shlex.join(["sapf", *arguments])
         sys.stderr.write(
             f"\nsapf: interrupted; nothing is lost. The same command continues: {command_line}\n"
         )

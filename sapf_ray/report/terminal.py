@@ -5,6 +5,7 @@ table at its end.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from sapf_ray.evaluation.metrics import headline, shown
+from sapf_ray.runs import stores
 
 if TYPE_CHECKING:
     from sapf_ray.pipeline import Result
@@ -210,7 +212,7 @@ def _places(result: Result) -> dict[str, str]:
     }
     uri = result.tracking_uri
     if uri and uri.startswith("http"):
-        places["MLflow"] = uri
+        places["MLflow"] = stores.shown(uri)
     elif uri:
-        places["MLflow"] = f"mlflow ui --backend-store-uri {uri}"
+        places["MLflow"] = f"mlflow ui --backend-store-uri {shlex.quote(stores.shown(uri))}"
     return places

@@ -7,9 +7,11 @@ import fcntl
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +21,7 @@ from sapf_ray.config import ClusterConfig, from_dict
 from sapf_ray.errors import ClusterError, ConfigError, DataError, RunDirectoryError
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
+from sapf_ray.report.terminal import _places
 from sapf_ray.runs import probes
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.runs.storage import Storage
@@ -373,3 +376,11 @@ def test_absurd_budgets_are_answered_at_once(option, capsys):
     code, _, said = call(capsys, "plan", "--data.n_records=1000", option)
     key, _, _ = option.removeprefix("--").partition("=")
     assert code == 2 and f"{key} = " in one_line(said) and "must" in said
+
+
+def test_the_command_that_shows_the_runs_can_be_pasted(tmp_path):
+    uri = "sqlite:////two words/#1 it's/mlflow.db"
+    result = SimpleNamespace(directory=RunDirectory(tmp_path), tracking_uri=uri)
+    assert shlex.split(_places(result)["MLflow"])[-1] == uri
+    result.tracking_uri = "https://me:secret@host:5000"
+    assert _places(result)["MLflow"] == "https://me:***@host:5000"
