@@ -216,7 +216,7 @@ def test_run_makes_what_only_counts_after_the_last_release_and_refuses_the_rest(
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Test images of both classes; the training images are no pictures."""
+    """Real images of both classes."""
     root = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)
     for split in ("train", "test"):
@@ -226,8 +226,6 @@ def photos(tmp_path_factory) -> Path:
                 file = root / split / name / f"{i}.png"
                 pixels = generator.integers(0, 100, (8, 8, 3)) + 150 * label
                 Image.fromarray(pixels.astype(np.uint8)).save(file)
-                if split == "train":
-                    file.write_bytes(b"secret")
     return root
 
 
@@ -250,17 +248,22 @@ def scored_here(monkeypatch):
     monkeypatch.setattr("sapf_ray.reuse.images.evaluate_on_cluster", score)
 
 
-def test_scores_of_a_run_that_had_none_read_test_images_alone(finished, photos, scored_here):
+def test_scores_of_a_run_that_had_none(finished, photos, scored_here, tmp_path):
     before = snapshot(finished)
     result = evaluate(finished, {"data.path": str(photos)}, name="cnn")
-    assert {"accuracy", "accuracy_cnn", "fid_glyph", "n_test"} <= result.metrics.keys()
+    scores = {"accuracy", "accuracy_cnn", "conditional_fidelity", "fid_glyph", "n_test"}
+    assert scores <= result.metrics.keys()
     assert result.metrics["n_test"] == 12 and result.metrics["n_synthetic"] == 20
     card = (finished / "evaluation" / "cnn" / "README.md").read_text()
     assert "accuracy on real test images" in card and "not to be released" in card
     after = snapshot(finished)
     assert {name: after[name] for name in before} == before
-    with pytest.raises(DataError, match="train"):
-        evaluate(finished, {"data.path": str(photos), "evaluation.fid_reference": "train"})
+    torn = tmp_path / "torn"
+    shutil.copytree(photos, torn)
+    for file in (torn / "train").rglob("*.png"):
+        file.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="train"):  # the judge would learn from them
+        evaluate(finished, {"data.path": str(torn)})
 
 
 def test_scores_of_a_later_synthesis(finished, photos, scored_here, capsys):
