@@ -12,6 +12,7 @@ from rich.console import Console
 from sapf_ray.config import DataConfig
 from sapf_ray.data import SOURCES, open_source
 from sapf_ray.data.catalog import DATA_SETS, datasets_json
+from sapf_ray.data.medmnist_sets import MEDMNIST
 from sapf_ray.report.tables import datasets_table
 
 TABLE_3 = {
@@ -81,3 +82,34 @@ def test_the_page_of_sources_is_true():
         assert (title, path) == (row.title, row.path)
         keys = set(row.options) - {"prompt_template"}
         assert heeds.removesuffix(" |").split(", ") == (sorted(keys) or ["-"])
+
+
+# numbers of images and classes as the MedMNIST v3 page states them
+MEDMNIST_TOTALS = {
+    "pathmnist": (107_180, 9),
+    "dermamnist": (10_015, 7),
+    "octmnist": (109_309, 4),
+    "pneumoniamnist": (5_856, 2),
+    "breastmnist": (780, 2),
+    "bloodmnist": (17_092, 8),
+    "tissuemnist": (236_386, 8),
+    "organamnist": (58_830, 11),
+    "organcmnist": (23_583, 11),
+    "organsmnist": (25_211, 11),
+}
+
+
+def test_every_single_label_set_of_medmnist_has_its_published_size():
+    assert set(MEDMNIST_TOTALS) == set(MEDMNIST)
+    for name, (total, classes) in MEDMNIST_TOTALS.items():
+        row = MEDMNIST[name]
+        assert (row.n_train + row.n_val + row.n_test, len(row.class_names)) == (total, classes)
+        assert len(set(row.prompts)) == classes
+
+
+def test_class_lists_are_whole():
+    for name, n in (("cifar100", 100), ("cifar100_coarse", 20), ("eurosat", 10), ("mnist", 10)):
+        names = DATA_SETS[name].class_names
+        assert len(set(names)) == n == len(set(DATA_SETS[name].prompts))
+    for name in ("cifar100", "cifar100_coarse"):
+        assert list(DATA_SETS[name].class_names) == sorted(DATA_SETS[name].class_names)
