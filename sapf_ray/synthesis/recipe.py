@@ -120,8 +120,8 @@ def adopt(
             source = by_start.get(shard.start)
             if source is None or not _holds(source, shard, batch_size=recipe.batch_size):
                 continue
-            if plan.oversample > 1 and source.rows != shard.rows:
-                continue  # its images were chosen among those of all its rows
+            if "labels" in recipe.parts and source.rows != shard.rows:
+                continue  # a head chose images, or labels, by all of the shard's
             if is_complete(donor, theirs, shard=source, spec=spec):
                 copy_shard(
                     donor / source.file,
