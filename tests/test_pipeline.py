@@ -40,6 +40,9 @@ def test_run_leaves_every_artifact_and_says_where(plain_run):
     card = (out / "privacy_card.md").read_text()
     assert "NOT FOR RELEASE" in card.upper()  # the seed is known
     for words in (
+        "sapf: plan: ε = 8 at δ",
+        "minutes: start",
+        "  finetune",  # a line of progress, for the output is no terminal
         "ε spent / planned",
         "accuracy",
         "conditional fidelity (not private)",
