@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def probe() -> float:
 
 
 def _probe_once(seed: int) -> float:
-    """The least of several times: what else the machine does makes it longer, never shorter."""
+    """The median of several times: a machine that is busy now is taken to stay so."""
     import torch
     from torch.nn import functional
 
@@ -120,15 +121,15 @@ def _probe_once(seed: int) -> float:
     images = torch.randn(16, 64, 16, 16, generator=generator)
     kernel = torch.randn(64, 64, 3, 3, generator=generator)
     weights = torch.randn(64, 64, generator=generator)
-    seconds = math.inf
+    seconds = []
     for _ in range(_REPETITIONS):
         begun = time.perf_counter()
         for _ in range(4):
             features = functional.silu(functional.conv2d(images, kernel, padding=1))
             tokens = features.flatten(2).transpose(1, 2) @ weights
             functional.scaled_dot_product_attention(tokens, tokens, tokens)
-        seconds = min(seconds, time.perf_counter() - begun)
-    return seconds
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds)
 
 
 def _first_line(path: Path) -> str:
