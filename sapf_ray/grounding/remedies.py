@@ -53,10 +53,6 @@ class Remedy:
     ground: Ground | None = None
 
 
-def _never(config: RunConfig, facts: Facts, budget: Budget) -> bool:
-    return False
-
-
 def _words_unknown(config: RunConfig, facts: Facts, budget: Budget) -> bool:
     """And there are at least as many candidates as classes."""
     from sapf_ray.grounding.vocabulary import known_prompts
@@ -87,6 +83,18 @@ def _vote(run: RunContext) -> dict[str, Any]:
     from sapf_ray.grounding.vote import assign_prompts
 
     return assign_prompts(run)
+
+
+def _head_suits(config: RunConfig, facts: Facts, budget: Budget) -> bool:
+    """Where the words are unknown, the class means stand above their noise, and features tell more
+    than latents do. Where the words are known a head must be named: what is trained on its labels
+    learns from it, too, and no longer compares adapters.
+    """
+    from sapf_ray.grounding.head_price import head_suits
+    from sapf_ray.models.feature_table import feature_row
+
+    space = feature_row(config.grounding.features, config.model.path)
+    return not facts.words_known and space != "latents" and head_suits(facts, budget)
 
 
 def _head_noise(config: RunConfig, facts: Facts, budget: Budget) -> float:
@@ -123,7 +131,7 @@ REMEDIES: Registry[Remedy] = Registry(
             title="labels by a private classifier of public features",
             reads="public features of every record: one noisy sum of them and count a class",
             source="Tramèr, Boneh 2021 (features of public networks)",
-            suits=_never,
+            suits=_head_suits,
             noise=_head_noise,
             ground=_head,
         ),

@@ -43,6 +43,24 @@ def test_the_vote_is_chosen_where_words_are_unknown_or_it_is_named(changes, know
     assert ("vote" in found) == votes
 
 
+@pytest.mark.parametrize(
+    ("changes", "n", "known", "heads"),
+    [
+        ({}, 1297, False, True),
+        ({}, 1297, True, False),  # it must be named
+        ({"grounding.remedies": "head"}, 1297, True, True),
+        ({}, 50, False, False),  # too few records
+        ({"privacy.epsilon": 0.2}, 1297, False, False),  # too noisy
+        ({"model.path": "/models/sd"}, 1297, False, False),  # latents tell too little
+        ({"model.path": "/models/sd", "grounding.features": "owner/clip"}, 1297, False, True),
+    ],
+)
+def test_a_head_is_chosen_where_it_is_reliable_and_words_are_unknown(changes, n, known, heads):
+    given = config(**changes)
+    budget = Budget(epsilon=given.privacy.epsilon, delta=1e-4, accountant="rdp")
+    assert ("head" in choose(given, facts(n, known=known), budget=budget)) == heads
+
+
 def test_auto_chooses_no_vote_without_a_candidate_for_each_class():
     assert "vote" not in choose(config(), facts(classes=63, known=False), budget=BUDGET)
     assert "vote" in choose(config(), facts(classes=62, known=False), budget=BUDGET)
@@ -76,6 +94,7 @@ def test_the_plan_has_the_vote_first_and_reads_back():
     plan = make_plan(config(), 1297, facts=facts(known=False))
     assert [(stage, count) for stage, _, count in plan_events(plan)] == [
         ("vote", 1),
+        ("head", 1),
         ("selection", 1),
         ("finetune", 10),
     ]
