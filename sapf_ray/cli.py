@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import re
@@ -36,22 +37,25 @@ def _run(namespace: argparse.Namespace, console: Console) -> None:
     from sapf_ray.pipeline import run
     from sapf_ray.report.sizing import opening_lines
     from sapf_ray.report.terminal import result_table, show_progress
+    from sapf_ray.reuse.commands import asks_for_more, make_more
     from sapf_ray.runs import runlog, worktime
 
     def on_plan(plan: PrivacyPlan, source: ImageSource, model: PublicModel) -> None:
         for line in opening_lines(config, namespace.out, plan=plan, source=source, model=model):
             _say(console, line)
 
+    make = functools.partial(run, on_plan=on_plan)
+    if asks_for_more(config, namespace.out):
+        make = make_more
     with (
         runlog.shown() if namespace.verbose else contextlib.nullcontext(),
         show_progress(console) as on_progress,
     ):
-        result = run(
+        result = make(
             config,
             namespace.out,
             on_progress=on_progress,
             on_note=lambda line, secret: _note(console, line, secret=secret),
-            on_plan=on_plan,
             since=worktime.process_start(),
         )
     console.print(result_table(result))

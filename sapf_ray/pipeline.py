@@ -29,7 +29,6 @@ from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
-from sapf_ray.reuse.commands import asks_for_more, make_more
 from sapf_ray.runs import runlog
 from sapf_ray.runs.context import Progress, RunContext, open_run
 from sapf_ray.saliency.selection import Selection
@@ -70,8 +69,10 @@ def run(
     on_plan: Callable[[PrivacyPlan, ImageSource, PublicModel], None] | None = None,
     since: float | None = None,
 ) -> Result:
-    """Runs or continues one experiment in directory ``out``; of a finished one whose synthesis or
-    evaluation alone is to be another, makes these, in a folder of their own.
+    """Runs or continues one experiment in directory ``out``.
+
+    ``sapf run`` asks :mod:`sapf_ray.reuse` first: of a finished run whose synthesis or evaluation
+    alone is to be another, that makes these, in a folder of their own.
 
     Args:
         config: The whole experiment.
@@ -88,8 +89,6 @@ def run(
             can be checked without the sensitive images is checked before the first is read.
     """
     began = time.time() if since is None else since
-    if asks_for_more(config, out):
-        return make_more(config, out, on_progress=on_progress, on_note=on_note, since=began)
     source = open_source(config.data)
     model = PublicModel.open(config.model)
     found = find_facts(config, source, model=model)
@@ -134,6 +133,7 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
         SapfError: In one line, naming the field.
     """
     model.check_classes(source.prompts)
+    model.check_resolution(config.synthesis.resolution)
     if plan.vote is not None:
         check_vote(config, source.prompts, model=model)
     check_head(plan, len(source.class_names))
@@ -151,7 +151,6 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
         "must be split in a run, whose training images are no test; see `sapf evaluate`",
     )
     config.synthesis.check_classes(len(source.class_names))
-    model.check_resolution(config.synthesis.resolution)
     check_evaluation(config.evaluation)
 
 

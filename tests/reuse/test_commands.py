@@ -20,7 +20,7 @@ from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.evaluation.protocol import evaluate as evaluate_here
 from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.reuse.commands import evaluate, synthesize
+from sapf_ray.reuse.commands import asks_for_more, evaluate, make_more, synthesize
 from sapf_ray.runs.tracking import Tracker
 from sapf_ray.synthesis.writer import read_manifest, read_synthetic
 from tests.commands import call
@@ -204,10 +204,13 @@ def test_run_makes_what_only_counts_after_the_last_release_and_refuses_the_rest(
     finished, tiny_pipeline
 ):
     config = config_of(tiny_pipeline)
-    result = run(with_changes(config, synthesis__n_images=30), str(finished))
+    more = with_changes(config, synthesis__n_images=30)
+    assert asks_for_more(more, str(finished))
+    result = make_more(more, str(finished))
     assert result.directory.home == finished / "synthesis" / "n_images-30"
     assert len(read_synthetic(result.directory.synthetic)[0]) == 30
     both = with_changes(config, synthesis__n_images=30, finetune__steps=5)
+    assert not asks_for_more(both, str(finished))
     with pytest.raises((RunDirectoryError, DataError)):  # its images are nowhere
         run(both, str(finished))
     with pytest.raises(RunDirectoryError, match=r"finetune.steps = 4, requested is 5"):
