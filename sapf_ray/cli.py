@@ -164,7 +164,7 @@ def _plan(namespace: argparse.Namespace, console: Console) -> None:
     config = config_of(namespace)
     from sapf_ray.data.base import open_source
     from sapf_ray.estimate.cluster import estimate_run, open_cluster
-    from sapf_ray.grounding.facts import find_facts
+    from sapf_ray.models.facts import find_facts
     from sapf_ray.privacy.planner import make_plan
     from sapf_ray.report.tables import estimate_table, plan_table
 

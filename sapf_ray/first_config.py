@@ -13,7 +13,7 @@ from sapf_ray.errors import SapfError, reason
 from sapf_ray.estimate.machine import this_machine
 from sapf_ray.estimate.sizing import Images, cached_model, can_train_large, choose
 from sapf_ray.files import write_atomic
-from sapf_ray.grounding.facts import find_facts
+from sapf_ray.models.facts import find_facts
 from sapf_ray.report.sizing import commented_yaml, sizing_lines
 
 

@@ -23,8 +23,8 @@ from sapf_ray.files import write_atomic, write_json
 from sapf_ray.finetune.adapter import check_adapter
 from sapf_ray.grounding import stage as grounding_stage
 from sapf_ray.grounding.candidates import check_vote
-from sapf_ray.grounding.facts import find_facts
 from sapf_ray.grounding.head_stage import check_head
+from sapf_ray.models.facts import find_facts
 from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.card import privacy_card

@@ -39,7 +39,7 @@ PACKAGE_DATA = (
     "models/bundled/**/*.safetensors",
     "estimate/*.yaml",
     "paper/published/*.csv",
-    "grounding/vocabularies/*.txt",
+    "models/vocabularies/*.txt",
 )
 """The files that sapf_ray needs beside its Python files: those of its wheel, kind by kind."""
 _TOKEN = (

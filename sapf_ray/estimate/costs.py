@@ -23,8 +23,8 @@ from sapf_ray.config import RunConfig
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import ConfigError
 from sapf_ray.grounding.head_price import candidates_an_image
-from sapf_ray.grounding.vocabulary import guidance_of, known_prompts
 from sapf_ray.models.catalog import PUBLIC_MODELS, KnownModel
+from sapf_ray.models.vocabulary import guidance_of, known_prompts
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.stages import Stage
 

@@ -21,12 +21,12 @@ from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, RunConfig, SynthesisConfig
 from sapf_ray.errors import ConfigError
 from sapf_ray.files import short_hash, write_array
-from sapf_ray.grounding.vocabulary import BUNDLED, guidance_of, known_prompts, read_candidates
 from sapf_ray.models.conditioning import encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import kept_pipeline
 from sapf_ray.models.public_features import Features
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.models.vocabulary import BUNDLED, guidance_of, known_prompts, read_candidates
 from sapf_ray.runs import worktime
 from sapf_ray.runs.context import RunContext
 from sapf_ray.stages import Stage
@@ -62,6 +62,7 @@ def groups(
         private: Folder for what is not the same in all runs.
     """
     settings = config.grounding
+    kept = cache_folder(settings.cache_dir)
     if settings.candidates is not None:
         return [Group(prompts=read_candidates(settings.candidates), folder=private)]
     path = config.model.path
@@ -70,7 +71,7 @@ def groups(
     if model.labels and path not in BUNDLED:
         names = [text.split(",")[0] for text in model.labels.values()]
         known = tuple(template.replace("{name}", name) for name in names)
-    found = [Group(prompts=known, folder=cache_folder(settings.cache_dir))]
+    found = [Group(prompts=known, folder=kept)]
     more = tuple(prompt for prompt in own if prompt not in known)
     if more and path not in BUNDLED and not model.labels:
         found.append(Group(prompts=more, folder=private))

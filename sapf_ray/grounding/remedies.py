@@ -55,7 +55,7 @@ class Remedy:
 
 def _words_unknown(config: RunConfig, facts: Facts, budget: Budget) -> bool:
     """And there are at least as many candidates as classes."""
-    from sapf_ray.grounding.vocabulary import known_prompts
+    from sapf_ray.models.vocabulary import known_prompts
 
     given = config.grounding.candidates
     enough = given is not None or len(known_prompts(config.model.path)) >= facts.n_classes

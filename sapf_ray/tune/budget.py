@@ -25,7 +25,7 @@ from sapf_ray.estimate.cluster import estimate_run
 from sapf_ray.estimate.costs import shipped_costs
 from sapf_ray.estimate.result import Cluster
 from sapf_ray.evaluation.protocol import check_evaluation
-from sapf_ray.grounding.facts import find_facts
+from sapf_ray.models.facts import find_facts
 from sapf_ray.models.location import BUNDLED_DIR, resolve_model
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.accountants import compose_epsilon

@@ -13,11 +13,11 @@ from sapf_ray.config import DataConfig, ModelConfig
 from sapf_ray.data.base import SKIPPED, open_source
 from sapf_ray.errors import BudgetError, DataError
 from sapf_ray.grounding.space import Whitening
-from sapf_ray.grounding.vocabulary import known_prompts
 from sapf_ray.grounding.vote import assignment, release_table, vote_table
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.public_features import LatentSpace
+from sapf_ray.models.vocabulary import known_prompts
 from sapf_ray.privacy import noise as noise_module
 from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey

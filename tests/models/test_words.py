@@ -7,9 +7,9 @@ import pytest
 from sapf_ray.config import ModelConfig
 from sapf_ray.errors import ConfigError
 from sapf_ray.glyphs import CHARACTERS, prompt_for
-from sapf_ray.grounding.vocabulary import known_prompts, read_candidates
-from sapf_ray.grounding.words import Words, check_words
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.models.vocabulary import known_prompts, read_candidates
+from sapf_ray.models.words import Words, check_words
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sapf_ray.grounding.vocabulary import known_prompts
+from sapf_ray.models.vocabulary import known_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from sapf_ray.config import RunConfig
 from sapf_ray.config.grounding import AUTO, NONE
 from sapf_ray.data.base import ImageSource
-from sapf_ray.grounding.vocabulary import known_prompts
-from sapf_ray.grounding.words import Words, check_words
 from sapf_ray.models.location import resolve_model
+from sapf_ray.models.vocabulary import known_prompts
+from sapf_ray.models.words import Words, check_words
 from sapf_ray.privacy.facts import Facts
 
 if TYPE_CHECKING:

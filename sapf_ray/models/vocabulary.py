@@ -63,7 +63,7 @@ def read_candidates(path: str) -> tuple[str, ...]:
 
 
 def _shipped(name: str) -> tuple[str, ...]:
-    folder = resources.files("sapf_ray.grounding") / "vocabularies"
+    folder = resources.files("sapf_ray.models") / "vocabularies"
     return _lines((folder / f"{name}.txt").read_text(encoding="utf-8"))
 
 
