@@ -44,7 +44,7 @@ def _run(namespace: argparse.Namespace, console: Console) -> None:
         for line in opening_lines(config, namespace.out, plan=plan, source=source, model=model):
             _say(console, line)
 
-    make = functools.partial(run, on_plan=on_plan)
+    make: Callable[..., Result] = functools.partial(run, on_plan=on_plan)
     if asks_for_more(config, namespace.out):
         make = make_more
     with (

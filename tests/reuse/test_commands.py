@@ -73,6 +73,7 @@ def test_more_images_are_those_of_a_larger_run_and_nothing_is_spent(
     first = with_changes(config_of(tiny_pipeline), synthesis__n_images=45)
     steps = make_images(tmp_path / "first", sapf_ray_directory(finished), first)
     assert digests(home / "synthetic") == digests(tmp_path / "first")
+    progress = [step for step in progress if step[2]]  # a stage that begins has no total yet
     assert steps[0] == (0, 45) and progress[0] == ("synthesis", 20, 45), "20 were copied"
     after = snapshot(finished)
     new = {name for name in after if name not in before}
@@ -115,7 +116,7 @@ def test_asked_twice_nothing_is_made_again_and_one_grows_from_another(finished):
         {"synthesis.n_images": 55},
         on_progress=lambda *step: progress.append(step),
     )
-    assert progress[0] == ("synthesis", 40, 55)
+    assert [step for step in progress if step[2]][0] == ("synthesis", 40, 55)
     with pytest.raises(RunDirectoryError, match=r"holds a result with synthesis\.n_images = 40"):
         synthesize(finished, {"synthesis.n_images": 30}, name="n_images-40")
 
