@@ -116,7 +116,7 @@ def test_asked_twice_nothing_is_made_again_and_one_grows_from_another(finished):
         {"synthesis.n_images": 55},
         on_progress=lambda *step: progress.append(step),
     )
-    assert [step for step in progress if step[2]][0] == ("synthesis", 40, 55)
+    assert next(step for step in progress if step[2]) == ("synthesis", 40, 55)
     with pytest.raises(RunDirectoryError, match=r"holds a result with synthesis\.n_images = 40"):
         synthesize(finished, {"synthesis.n_images": 30}, name="n_images-40")
 
