@@ -18,10 +18,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sapf_ray import registry
 from sapf_ray.config import RunConfig
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import epsilon_text
+from sapf_ray.privacy.card_classes import classes_section
 from sapf_ray.privacy.events import DpEvent, describe_event
 from sapf_ray.privacy.fixed_point import grid_step
 from sapf_ray.privacy.ledger import Ledger, LedgerEvent
@@ -74,7 +74,7 @@ def privacy_card(
         _guarantee(plan, spent, private=private),
         _numbers(plan, ledger, spent=spent),
         _events(ledger.events()),
-        _grounded(plan, grounding or {}),
+        classes_section(plan, grounding or {}),
         _arithmetic(plan, config, spent=spent),
         _public(config),
         _not_private(config, scores=scores, diagnostics=diagnostics),
@@ -84,52 +84,6 @@ def privacy_card(
     ]
     sections = [section for section in sections if section]
     return "\n\n".join(sections) + "\n"
-
-
-def _grounded(plan: PrivacyPlan, grounding: Mapping[str, Any]) -> str:
-    """What remedies did for classes whose words the public model does not know."""
-    if not plan.remedies:
-        return ""
-    titles = [
-        f"- {name}: {registry.row('grounding.remedies', name).title};" for name in plan.remedies
-    ]
-    text = "## How classes are told to the model\n\n" + "\n".join(titles)[:-1] + "."
-    if "tokens" in plan.remedies:
-        text += (
-            "\n\nClass tokens were trained in fine-tuning's own releases, their gradient clipped "
-            "jointly with that of the adapter's factors: they cost nothing beside it. They lie in "
-            "`adapter/class_tokens.safetensors`, which `load_lora_weights` does not load; without "
-            "them the adapter makes other images."
-        )
-    if "head" in grounding:
-        text += f"\n\n{_head(grounding['head'])}"
-    prompts = grounding.get("prompts")
-    if not prompts:
-        return text
-    rows = "\n".join(f"| {name} | {prompt} |" for name, prompt in prompts.items())
-    return (
-        f"{text}\n\nThe vote assigned these prompts, which follow from its noisy table alone:\n\n"
-        f"| class | prompt |\n|---|---|\n{rows}"
-    )
-
-
-def _head(head: Mapping[str, Any]) -> str:
-    """What a private head did to the labels of synthetic images."""
-    known = (
-        f"The head is made of class means in {head['directions']} public directions of "
-        f"{head['features']} features. By what it knows of its own noise it labels "
-        f"{head['reliability']:.0%} of images right"
-    )
-    if head["labels"] == "prompt":
-        return f"{known}: too few, so labels are those of the prompts."
-    how = "every class kept the images that most certainly show it"
-    if head["labels"] == "relabel":
-        how = "each image has its most likely label, whatever its prompt"
-    return (
-        f"{known}. Labels of synthetic images come from it and from their prompts together ({how}; "
-        "the column `label_source` says from which). What is trained on them learns from the head, "
-        "too: accuracy alone says little about how well images show their class."
-    )
 
 
 def _skipped(skipped: Mapping[str, int], plan: PrivacyPlan) -> str:
