@@ -43,8 +43,8 @@ def _head(head: Mapping[str, Any]) -> str:
     """What a private head did to the labels of synthetic images."""
     known = (
         f"The head is made of class means in {head['directions']} public directions of "
-        f"{head['features']} features. By what it knows of its own noise it labels "
-        f"{head['reliability']:.0%} of images right"
+        f"{head['features']} features. Its noise alone would leave {head['reliability']:.0%} of "
+        "its labels right"
     )
     if head["labels"] == "prompt":
         return f"{known}: too few, so labels are those of the prompts."
