@@ -124,6 +124,9 @@ def forecast(
             seconds[name] = 3600 * stage.hours_at_most
     if Stage.LATENTS in seconds:
         seconds[Stage.LATENTS] += DECODING * image_bytes / 1e6 / machine.cores / machine.speed
+    scoring = estimate.stages.get(Stage.EVALUATION)
+    if scoring is not None and scoring.seconds_per_unit is not None:
+        seconds[Stage.EVALUATION] += scoring.seconds_per_unit * _judged(config, plan.n_records)
     unknown = [name for name, stage in estimate.stages.items() if stage.hours is None]
     return Forecast(
         seconds=seconds,
@@ -131,6 +134,16 @@ def forecast(
         is_rough=on_gpus or not math.isclose(factor, 1.0, rel_tol=0.02),
         place=place,
     )
+
+
+def _judged(config: RunConfig, n_records: int) -> int:
+    """Images x epochs from which conditional fidelity's judge learns."""
+    from sapf_ray.evaluation.judge import LEAST_IMAGES, LEAST_STEPS
+
+    evaluation = config.evaluation
+    images = min(n_records, max(LEAST_IMAGES, config.synthesis.n_images))
+    steps = max(1, images // evaluation.batch_size)
+    return images * max(evaluation.judge_epochs, math.ceil(LEAST_STEPS / steps))
 
 
 def scaled(costs: DeviceCosts, *, speed: float, factor: float) -> DeviceCosts:
