@@ -246,9 +246,10 @@ def _stages(
     if config.finetune.steps == 0:
         return dict(grounding)
     stages = dict(grounding)
-    reads_data = row("saliency.score", config.saliency.score).data_free is None
-    if config.saliency.ratio < 1 and reads_data:
-        stages[Stage.SELECTION] = _selection_stage(config, budget.delta)
+    score = row("saliency.score", config.saliency.score)
+    if config.saliency.ratio < 1 and score.data_free is None:
+        releases = config.saliency.rounds if score.iterative else 1
+        stages[Stage.SELECTION] = _selection_stage(config, budget.delta, releases=releases)
     finetune = StagePlan(
         noise_multiplier=0.0,
         sample_rate=sample_rate,
@@ -273,15 +274,14 @@ def _stages(
     return stages
 
 
-def _selection_stage(config: RunConfig, delta: float) -> StagePlan:
-    """The selection's releases: one, or as many as an iterative score takes."""
+def _selection_stage(config: RunConfig, delta: float, *, releases: int) -> StagePlan:
+    """The selection: one release, or as many as an iterative score takes."""
     saliency = config.saliency
     tested = saliency.mechanism == "propose_test_release"
-    iterative = row("saliency.score", saliency.score).iterative
     return StagePlan(
         noise_multiplier=0.0 if config.privacy.non_private else saliency.noise_multiplier,
         sample_rate=saliency.sample_rate,
-        count=saliency.rounds if iterative else 1,
+        count=releases,
         share=None,
         mechanism=saliency.mechanism,
         delta=saliency.delta_share * delta if tested else 0.0,
