@@ -21,15 +21,11 @@ from typing import Any
 from sapf_ray.config import RunConfig
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import epsilon_text
+from sapf_ray.privacy.card_arithmetic import arithmetic
 from sapf_ray.privacy.card_classes import classes_section
 from sapf_ray.privacy.events import DpEvent, describe_event
-from sapf_ray.privacy.fixed_point import grid_step
 from sapf_ray.privacy.ledger import Ledger, LedgerEvent
-from sapf_ray.privacy.planner import PRIVATE_STAGES, PrivacyPlan, StagePlan
-from sapf_ray.privacy.release import sampler_delta
-from sapf_ray.stages import Stage
-
-MOST_VALUES = 10**9  # numbers in one release: more than any public model here has weights
+from sapf_ray.privacy.planner import PrivacyPlan
 
 
 def privacy_card(
@@ -75,7 +71,7 @@ def privacy_card(
         _numbers(plan, ledger, spent=spent),
         _events(ledger.events()),
         classes_section(plan, grounding or {}),
-        _arithmetic(plan, config, spent=spent),
+        arithmetic(plan, config, spent=spent),
         _public(config),
         _not_private(config, scores=scores, diagnostics=diagnostics),
         _randomness(config, reproducible=reproducible),
@@ -239,72 +235,6 @@ def _events(events: list[LedgerEvent]) -> str:
         "and reveals nothing new: the noise is derived from the sum, so any other sum would have "
         "had other noise and would have been charged. The full list is in `ledger.jsonl`."
     )
-
-
-def _arithmetic(plan: PrivacyPlan, config: RunConfig, *, spent: float) -> str:
-    """What separates the proof, which is about real numbers, from the computation."""
-    if not plan.reads_images:
-        return ""
-    items = [
-        _sums(stage, getattr(plan, name), bound=bound)
-        for name, (stage, bound) in _bounds(config).items()
-        if getattr(plan, name) is not None
-    ]
-    if not plan.non_private:
-        items.append(_sampler(plan, spent))
-    return (
-        "## How sums and noise are computed\n\n"
-        "Each image's contribution is clipped, rounded towards zero onto a grid, and added as "
-        "integers. So a sum depends on the images alone, not on their order or on how the work is "
-        "spread, and one image changes it by no more than the bound, to the last bit.\n\n"
-        + "\n".join(items)
-    )
-
-
-def _bounds(config: RunConfig) -> dict[str, tuple[str, float]]:
-    """Stage of the plan to its name for people and to the bound on one image's contribution."""
-    return {
-        Stage.VOTE: ("grounding, vote (one vote an image)", 1.0),
-        Stage.HEAD: ("grounding, head (features clipped)", 1.0),
-        Stage.SELECTION: (
-            f"selection ({config.saliency.clipping} clipping)",
-            config.saliency.clipping_norm,
-        ),
-        Stage.FINETUNE: (
-            f"fine-tuning ({config.finetune.clipping} clipping)",
-            config.finetune.clipping_norm,
-        ),
-        Stage.EVOLUTION: ("evolution (one vote an image)", 1.0),
-    }
-
-
-def _sums(title: str, stage: StagePlan, *, bound: float) -> str:
-    line = f"- {title}: bound C = {bound:g}, grid of {grid_step(bound):.3g}"
-    if stage.slack == 0:
-        return f"{line};"
-    return (
-        f"{line}; these sums are too large to be kept as integers and are added as floating-point "
-        f"numbers, whose rounding can let one image count up to {1 + stage.slack:.6g} C; the noise "
-        "is larger by the same factor, which pays for it;"
-    )
-
-
-def _sampler(plan: PrivacyPlan, spent: float) -> str:
-    stages = [stage for name in PRIVATE_STAGES if (stage := getattr(plan, name)) is not None]
-    releases = sum(stage.count for stage in stages)
-    lost = sampler_delta(MOST_VALUES, releases, epsilon=spent)
-    text = (
-        "- noise: a Gaussian rounded to the grid, drawn and added in integers, so that the last "
-        "bits of a released number reveal nothing about the sum (Mironov 2012). Its cut-off tails "
-        f"and finite bits add at most {lost:.1g} to δ, for up to {MOST_VALUES:,} numbers a release"
-    )
-    if any(stage.mechanism != "gaussian" for stage in stages):
-        text += (
-            ". The selection's mechanism adds floating-point noise instead, of which only an order "
-            "or a comparison is released; that differs from the exact mechanism's with a "
-            "probability of about 10⁻¹¹"
-        )
-    return f"{text}."
 
 
 def _public(config: RunConfig) -> str:

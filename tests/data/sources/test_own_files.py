@@ -15,7 +15,7 @@ from PIL import Image
 
 from sapf_ray.data.files import split_of
 from sapf_ray.errors import SapfError
-from tests.data.sources.made import save_to_disk, shard_members, write_tar
+from tests.data.sources.made_archives import save_to_disk, shard_members, write_tar
 from tests.data.sources.published import hf_table, octmnist_arrays, open_named, read_all, refusal
 
 
