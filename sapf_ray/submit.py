@@ -36,6 +36,7 @@ PACKAGE_DATA = (
     "tune_spaces/**/*.yaml",
     "models/bundled/**/*.json",
     "models/bundled/**/*.md",
+    "models/bundled/**/*.npz",
     "models/bundled/**/*.safetensors",
     "estimate/*.yaml",
     "paper/published/*.csv",

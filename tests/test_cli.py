@@ -240,6 +240,7 @@ def test_a_plugins_row_is_listed_and_taken(capsys, tmp_path, monkeypatch):
         "@register('thirty')\n"
         "class Thirty(ImageSource):\n"
         "    n_train = 30_000\n"
+        "    class_names, prompts = ('cat', 'dog'), ('a cat', 'a dog')\n"
         "    def __init__(self, config): pass\n"
         "    read = labels = fingerprint = verify = None\n"
         "def forget(): del SOURCES['thirty']\n"

@@ -236,7 +236,7 @@ class Evolution:
 
     def _check_settings(self) -> None:
         """Refuses to go on with generations that other settings made."""
-        settings = self._settings()
+        settings = json.loads(json.dumps(self._settings()))  # as the file has them
         path = self.directory / "settings.json"
         if not path.exists():
             write_json(path, settings)

@@ -38,22 +38,28 @@ def stub(config: dict, out: str) -> str | None:
     run = RunDirectory(out)
     whole = from_dict(config)
     run.claim(whole)
-    Tracker.open(whole, run)
-    starts = run.root / "starts"
-    starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
-    # nested work must find the cluster's CPUs free, whatever the trial's placement group says
-    assert ray.get(ray.remote(num_cpus=2)(lambda: 5).remote()) == 5
-    if whole.seed == 1 and starts.read_text() == "x":
-        raise RuntimeError("lost a worker")
-    if whole.seed == 3:
-        return "data.path: gone"
-    run.write_json(
-        run.metrics,
-        {"accuracy": 0.5 + whole.seed / 10, "epsilon_spent": 1.5, "seconds": {"finetune": 30.0}},
-    )
-    run.card.write_text("card")
-    run.release()
-    return None
+    try:
+        Tracker.open(whole, run)
+        starts = run.root / "starts"
+        starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
+        # nested work must find the cluster's CPUs free, whatever the trial's placement group says
+        assert ray.get(ray.remote(num_cpus=2)(lambda: 5).remote()) == 5
+        if whole.seed == 1 and starts.read_text() == "x":
+            raise RuntimeError("lost a worker")
+        if whole.seed == 3:
+            return "data.path: gone"
+        run.write_json(
+            run.metrics,
+            {
+                "accuracy": 0.5 + whole.seed / 10,
+                "epsilon_spent": 1.5,
+                "seconds": {"finetune": 30.0},
+            },
+        )
+        run.card.write_text("card")
+        return None
+    finally:
+        run.release()  # as a run does, however it ends
 
 
 @pytest.fixture
