@@ -97,7 +97,7 @@ class Tracker:
         self.lost = False
         self._warned = False
         self._plan: PrivacyPlan | None = None
-        self._begin: Callable[[], None] | None = None
+        self._begin: Callable[[Tracker], None] | None = None
 
     @classmethod
     def open(
@@ -135,8 +135,9 @@ class Tracker:
             tags = mlflow_page.tags(params, grid=config.tracking.parent_run_id)
         values = params | {"tracking.uri": stores.shown(uri)}
         tracker = cls(uri, None)
-        tracker._begin = lambda: tracker._continue_or_create(
-            config, directory, params=values, tags=tags
+        # no closure over the tracker: the cycle would keep a dropped run directory, and its lock
+        tracker._begin = functools.partial(
+            cls._continue_or_create, config=config, directory=directory, params=values, tags=tags
         )
         try:
             tracker._connect()
@@ -167,7 +168,7 @@ class Tracker:
         for name in ("mlflow", "mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.client = MlflowClient(tracking_uri=self.uri)
-        self._begin()
+        self._begin(self)
         self.lost = False
         if self._plan is not None:
             self._log_plan(self._plan)

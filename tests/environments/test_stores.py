@@ -380,3 +380,19 @@ def test_the_default_store_lies_in_a_folder_of_any_name(name, fresh_store, tmp_p
 def test_a_name_that_an_address_cannot_hold_is_one_line(name, tmp_path):
     with pytest.raises(TrackingError, match=r"--tracking\.uri or another --out"):
         tracking_uri(config(None), RunDirectory(tmp_path / name / "run"))
+
+
+def test_a_dropped_tracker_lets_go_of_the_run_directory_at_once(store, tmp_path):
+    """A process that lives on, as Ray's workers do, must not keep the lock of a lost run."""
+    import gc
+    import weakref
+
+    run = directory_of(tmp_path / "run")
+    dropped = weakref.ref(run)
+    tracker = Tracker.open(config(store), run)
+    gc.disable()
+    try:
+        del run, tracker
+        assert dropped() is None
+    finally:
+        gc.enable()
