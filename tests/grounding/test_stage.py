@@ -83,6 +83,7 @@ def test_assigned_prompts_are_used_from_then_on_and_a_kill_replays_for_free(
     assert len(conditions) == 2 and not np.array_equal(*conditions), "the images were encoded once"
 
 
+@pytest.mark.long
 def test_without_training_the_public_model_shows_the_assigned_prompts(
     ray_cluster, settings, tmp_path
 ):
