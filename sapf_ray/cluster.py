@@ -93,10 +93,17 @@ def session(config: ClusterConfig) -> Iterator[None]:
         raise ClusterError(f"cluster.address = {address!r}: {_why_not(error)}") from error
     for name in ("ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    interrupted = False
     try:
         yield
+    except KeyboardInterrupt:
+        # A thread of the stage may still be inside Ray, which crashes where Ray is torn down under
+        # it; what was started here ends with the process.
+        interrupted = True
+        raise
     finally:
-        ray.shutdown()
+        if not interrupted:
+            ray.shutdown()
 
 
 def _worker_environment() -> dict[str, str]:
