@@ -9,9 +9,7 @@ import os
 import re
 import secrets
 import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,17 +91,16 @@ def session(config: ClusterConfig) -> Iterator[None]:
         raise ClusterError(f"cluster.address = {address!r}: {_why_not(error)}") from error
     for name in ("ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    interrupted = False
     try:
         yield
     except KeyboardInterrupt:
-        # A thread of the stage may still be inside Ray, which crashes where Ray is torn down under
-        # it; what was started here ends with the process.
-        interrupted = True
+        # A thread of the stage may still be inside Ray, and tearing Ray down under it can crash:
+        # what was started here ends with the process.
         raise
-    finally:
-        if not interrupted:
-            ray.shutdown()
+    except BaseException:
+        ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 def _worker_environment() -> dict[str, str]:
@@ -212,25 +209,6 @@ def in_flight(cpus: float, gpus: float = 0.0) -> int:
     Enough that no worker waits for the driver, and that a late task does not soon stop the others.
     """
     return max(32, 4 * room(cpus, gpus))
-
-
-def in_background(call: Callable[[], Any], name: str) -> Future[Any]:
-    """``call()`` on a thread of this name.
-
-    On the main thread Ray Train and Tune take SIGINT for themselves and leave with exit code 0;
-    where the main thread waits instead, ctrl-C reaches the caller as KeyboardInterrupt in every
-    stage alike.
-    """
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name=name).start()
-    return outcome
 
 
 @dataclass(frozen=True, kw_only=True)

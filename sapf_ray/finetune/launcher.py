@@ -24,6 +24,7 @@ from sapf_ray.finetune.loop import FinetuneJob
 from sapf_ray.finetune.restarts import RestartEvents
 from sapf_ray.finetune.worker import run_worker
 from sapf_ray.runs import runlog, worktime
+from sapf_ray.runs.background import in_background
 
 RUN_NAME = "finetune"
 # that the cluster may be too small for the workers (a node that restarts) before training gives up
@@ -113,7 +114,7 @@ def _fit(trainer: TorchTrainer, want: cluster.Want) -> list[worktime.Interval]:
     Raises:
         ClusterError: Nodes were lost and did not come back.
     """
-    outcome = cluster.in_background(trainer.fit, "ray-train")
+    outcome = in_background(trainer.fit, "ray-train")
     enough = time.monotonic()
     while True:
         finished, _ = wait([outcome], timeout=LOST_SECONDS / 10)

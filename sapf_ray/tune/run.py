@@ -28,6 +28,7 @@ from sapf_ray.data.base import open_source
 from sapf_ray.errors import SapfError, reason
 from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.runs.background import in_background
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.shared import private_folder
 from sapf_ray.tune.budget import PlannedCell, is_finished, selection_root
@@ -270,7 +271,7 @@ def _tune(
         ),
     )
     try:
-        results = cluster.in_background(tuner.fit, "ray-tune").result()
+        results = in_background(tuner.fit, "ray-tune").result()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     failed = {}
