@@ -24,11 +24,13 @@ class DataConfig:
             stand_in.
         n_records: N, number of training records, for planning without data; a run takes N from the
             data.
-        prompt_template: Prompt for images of your own; {name} is the class name.
+        prompt_template: Prompt for images of your own, and for class_names; {name} is the class
+            name.
         test_fraction: Share held out as test set where no split is given (images of your own,
             eurosat).
-        class_names: Names of all classes of images of your own, in the order of their labels; a
-            class may then be without images, and images of other classes are left out.
+        class_names: Names of all classes, in the order of their labels. Of images of your own: a
+            class may then be without images, and images of other classes are left out. Of a
+            published set: other words for its classes, put into prompt_template.
         on_error: stop at images that cannot be read, or skip them, where a source keeps each image
             by itself: they then contribute nothing, N stays the listed number, and the card states
             how many they are.

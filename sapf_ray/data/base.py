@@ -157,6 +157,7 @@ def open_source(config: DataConfig) -> ImageSource:
     constructor = SOURCES[config.source]
     _check_options(config)
     source = constructor(config)
+    _rename_classes(source, config)
     if config.on_error == "skip" and not source.can_skip:
         raise ConfigError("data.on_error", "skip", f"must be stop for {config.source}")
     return source
@@ -176,8 +177,30 @@ def _check_options(config: DataConfig) -> None:
         raise ConfigError(f"data.{key}", shown, allowed)
 
 
+def _rename_classes(source: ImageSource, config: DataConfig) -> None:
+    """Other words for the classes of a published set, in the order of its labels.
+
+    Raises:
+        ConfigError: Not one for each class.
+    """
+    row = DATA_SETS.get(config.source)
+    if row is None or not row.class_names or not config.class_names:
+        return
+    published = len(row.class_names)
+    if len(config.class_names) != published:
+        raise ConfigError(
+            "data.class_names",
+            list(config.class_names),
+            f"must be {published} names for {row.name}, one for each of its classes "
+            f"({', '.join(row.class_names[:3])}, …)",
+        )
+    source.class_names = config.class_names
+    source.prompts = tuple(
+        config.prompt_template.replace("{name}", name) for name in config.class_names
+    )
+
+
 _WHY = {
-    "class_names": "its classes are known, leave it out",
     "on_error": "its images lie in one array, which is whole or not: must be stop",
     "pixel_range": "its pixels have 8 bits, leave it out",
 }

@@ -52,7 +52,7 @@ class KnownSet:
         return f"; {self.obtain}" if self.url else ""
 
 
-OPTIONAL = {"class_names": (), "on_error": "stop", "pixel_range": None}
+OPTIONAL = {"on_error": "stop", "pixel_range": None}
 """Keys of ``data`` that only some sources heed → the value that requests nothing."""
 
 OWN = ("class_names", "on_error", "pixel_range", "prompt_template", "test_fraction")

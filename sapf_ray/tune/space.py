@@ -12,7 +12,8 @@ A file's keys, all but ``title`` optional::
       method: {DP-LoRA: dp-lora}    # label: value of the key, or a mapping of dotted keys
       seed: [0, 1, 2]
     rows: {"lr 2e-2": {finetune.learning_rate: 0.02}}     # one more axis, labels to overrides
-    skip: [{dataset: celeba, seed: 2}]                    # label combinations that are left out
+    skip: [{dataset: celeba, seed: 2}]                    # label combinations that are left out;
+                                                          # a list means any of them
     beside: {dataset: {digits: cifar10}}                  # the paper's label to print beside ours
     repeatable: true                # privacy.reproducible_seed = seed: for research, not for
                                     # release
@@ -302,8 +303,11 @@ def make_cells(
 
 
 def _matches(labels: Mapping[str, Any], some: Mapping[str, Any]) -> bool:
-    """Whether a cell has all of some labels."""
-    return all(labels.get(axis) == label for axis, label in some.items())
+    """Whether a cell has all of some labels; of a list, one."""
+    return all(
+        labels.get(axis) in (label if isinstance(label, list) else [label])
+        for axis, label in some.items()
+    )
 
 
 def _check_overrides(space: Space, overrides: Overrides) -> None:

@@ -13,6 +13,7 @@ from sapf_ray.config import DataConfig
 from sapf_ray.data import SOURCES, open_source
 from sapf_ray.data.catalog import DATA_SETS, datasets_json
 from sapf_ray.data.medmnist_sets import MEDMNIST
+from sapf_ray.errors import ConfigError
 from sapf_ray.report.tables import datasets_table
 
 TABLE_3 = {
@@ -113,3 +114,13 @@ def test_class_lists_are_whole():
         assert len(set(names)) == n == len(set(DATA_SETS[name].prompts))
     for name in ("cifar100", "cifar100_coarse"):
         assert list(DATA_SETS[name].class_names) == sorted(DATA_SETS[name].class_names)
+
+
+def test_a_published_set_under_other_words():
+    words = tuple("αβγδεζηθικ")
+    source = open_source(DataConfig(class_names=words, prompt_template="The letter {name}"))
+    assert source.class_names == words
+    assert source.prompts[3] == "The letter δ"
+    assert source.fingerprint() == open_source(DataConfig()).fingerprint()
+    with pytest.raises(ConfigError, match=r"data\.class_names .*10 names for digits"):
+        open_source(DataConfig(class_names=words[:4]))
