@@ -34,6 +34,7 @@ bench: $(STAMP)
 # weights of the bundled public models, from public glyphs only (about 25 minutes on 2 cores)
 pretrain: $(STAMP)
 	$(BIN)/python -m jobs.pretrain_public --out sapf_ray/models/bundled
+	$(BIN)/python -m jobs.public_features
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 >= 3.11 is needed, this is " + sys.version)'

@@ -1,8 +1,9 @@
 """Candidate prompts, each shown by images of the public model: all public, so all free.
 
-Features of the shipped vocabularies' candidates are kept in the user's cache folder, keyed by all
-that decides them, so a second run makes none. Those of a user's own candidates or class words stay
-in the run directory.
+Those of the bundled models are shipped in the package, as features under the default settings.
+Features of other candidates of shipped vocabularies are kept in the user's cache folder, keyed by
+all that decides them, so a second run makes none. Those of a user's own candidates or class words
+stay in the run directory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sapf_ray.errors import ConfigError
 from sapf_ray.files import short_hash, write_array
 from sapf_ray.models.conditioning import encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
+from sapf_ray.models.glyph_features import BUNDLED_FEATURES
 from sapf_ray.models.loading import kept_pipeline
 from sapf_ray.models.public_features import Features
 from sapf_ray.models.public_model import PublicModel
@@ -35,6 +37,8 @@ from sapf_ray.synthesis.sampling_plan import image_seed
 
 SEED = 0  # of the candidates' images: the same in all runs, so that they may share them
 IMAGES_PER_TASK = 128
+SHIPPED = BUNDLED_FEATURES
+"""Where ``python -m jobs.public_features`` puts features, in half precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,12 +179,13 @@ def candidate_features(
             list(group.prompts),
         ]
     )
-    path = group.folder / f"candidates-{key}.npy"
-    if path.exists():
-        return np.load(path)
+    name = f"candidates-{key}.npy"
+    for folder in (SHIPPED, group.folder):
+        if (folder / name).exists():
+            return np.load(folder / name).astype(np.float32)
     found = _make(showing, on_progress)
     group.folder.mkdir(parents=True, exist_ok=True)
-    write_array(path, found)
+    write_array(group.folder / name, found)
     return found
 
 

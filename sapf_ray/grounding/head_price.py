@@ -88,7 +88,11 @@ def head_noise(facts: Facts, budget: Budget) -> float:
 
 
 def head_suits(facts: Facts, budget: Budget) -> bool:
-    """Whether the share ``MOST`` of the budget buys a head that is reliable."""
+    """Whether there are classes to tell apart, and the share ``MOST`` of the budget buys a head that
+    is reliable.
+    """
+    if facts.n_classes < 2:
+        return False
     noise = head_noise(facts, budget)
     found = directions(facts.records_per_class, noise, dimension=MOST_DIRECTIONS)
     return found >= FEWEST_DIRECTIONS

@@ -12,7 +12,7 @@ from sapf_ray.models.public_features import Features
 from sapf_ray.runs.context import RunContext
 
 GLYPHS = BUNDLED_FEATURES / "spread.npz"
-"""Spread of rendered characters, written by ``python -m jobs.glyph_spread``."""
+"""Spread of rendered characters, written by ``python -m jobs.public_features``."""
 
 
 def public_spread(run: RunContext, features: Features) -> Spread:

@@ -86,15 +86,15 @@ def _vote(run: RunContext) -> dict[str, Any]:
 
 
 def _head_suits(config: RunConfig, facts: Facts, budget: Budget) -> bool:
-    """Where the words are unknown, the class means stand above their noise, and features tell more
-    than latents do. Where the words are known a head must be named: what is trained on its labels
-    learns from it, too, and no longer compares adapters.
+    """Where the class means stand above their noise, and features tell more than latents do. Also
+    where the words are known: a prompt, even of known words, is shown wrongly now and then. What is
+    trained on a head's labels learns from it, too: to compare adapters, leave it out.
     """
     from sapf_ray.grounding.head_price import head_suits
     from sapf_ray.models.feature_table import feature_row
 
     space = feature_row(config.grounding.features, config.model.path)
-    return not facts.words_known and space != "latents" and head_suits(facts, budget)
+    return space != "latents" and head_suits(facts, budget)
 
 
 def _head_noise(config: RunConfig, facts: Facts, budget: Budget) -> float:

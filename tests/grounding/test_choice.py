@@ -47,18 +47,22 @@ def test_the_vote_is_chosen_where_words_are_unknown_or_it_is_named(changes, know
     ("changes", "n", "known", "heads"),
     [
         ({}, 1297, False, True),
-        ({}, 1297, True, False),  # it must be named
-        ({"grounding.remedies": "head"}, 1297, True, True),
+        ({}, 1297, True, True),
+        ({"grounding.remedies": "none"}, 1297, True, False),
         ({}, 50, False, False),  # too few records
         ({"privacy.epsilon": 0.2}, 1297, False, False),  # too noisy
         ({"model.path": "/models/sd"}, 1297, False, False),  # latents tell too little
         ({"model.path": "/models/sd", "grounding.features": "owner/clip"}, 1297, False, True),
     ],
 )
-def test_a_head_is_chosen_where_it_is_reliable_and_words_are_unknown(changes, n, known, heads):
+def test_a_head_is_chosen_where_it_is_reliable(changes, n, known, heads):
     given = config(**changes)
     budget = Budget(epsilon=given.privacy.epsilon, delta=1e-4, accountant="rdp")
     assert ("head" in choose(given, facts(n, known=known), budget=budget)) == heads
+
+
+def test_no_head_for_one_class_alone():
+    assert choose(config(), facts(classes=1, known=True), budget=BUDGET) == ()
 
 
 def test_auto_chooses_no_vote_without_a_candidate_for_each_class():
