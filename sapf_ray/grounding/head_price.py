@@ -88,9 +88,7 @@ def head_noise(facts: Facts, budget: Budget) -> float:
 
 
 def head_suits(facts: Facts, budget: Budget) -> bool:
-    """Whether there are classes to tell apart, and the share ``MOST`` of the budget buys a head that
-    is reliable.
-    """
+    """Whether there are classes to tell apart, and ``MOST`` of the budget buys a reliable head."""
     if facts.n_classes < 2:
         return False
     noise = head_noise(facts, budget)
