@@ -82,11 +82,11 @@ def session(config: ClusterConfig) -> Iterator[None]:
             configure_logging=True,
             runtime_env={"env_vars": _worker_environment()} if address else None,
         )
-    except (OSError, ValueError, RuntimeError, RayError) as error:
+    except Exception as error:  # a node that starts too late is Ray's bare Exception
         if not address:
             raise ClusterError(
-                f"Ray does not start on this machine ({reason(error)}); `sapf doctor` looks for "
-                "the cause"
+                f"Ray does not start on this machine ({reason(error)}); the same command tries "
+                "again, `sapf doctor` looks for the cause"
             ) from error
         raise ClusterError(f"cluster.address = {address!r}: {_why_not(error)}") from error
     for name in ("ray.train", "ray.data", "ray.tune"):

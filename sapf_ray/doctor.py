@@ -52,7 +52,7 @@ class Finding:
         check: Its name.
         state: OK, WARNING (a run works, but not as well), or FAULT.
         text: What there is.
-        remedy: What mends it; empty where nothing must be mended.
+        remedy: What mends it; empty where nothing must be mended, or the text says it.
     """
 
     check: str
@@ -94,10 +94,10 @@ def examine(subject: Subject) -> Iterator[Finding]:
             state: State = "FAULT" if fault.stops else "WARNING"
             yield Finding(check=name, state=state, text=fault.text, remedy=fault.remedy)
         except SapfError as error:  # says itself what to do
-            yield Finding(check=name, state="FAULT", text=reason(error), remedy="see there")
+            yield Finding(check=name, state="FAULT", text=reason(error))
         except Exception as error:
             text = f"{type(error).__name__}: {reason(error)}"
-            yield Finding(check=name, state="FAULT", text=text, remedy="see there")
+            yield Finding(check=name, state="FAULT", text=text)
 
 
 def check_versions(subject: Subject) -> str:

@@ -47,6 +47,22 @@ def test_an_address_where_nothing_answers_is_told_at_once(monkeypatch):
     assert "sapf submit" in refused("ray://127.0.0.1:10001", monkeypatch)
 
 
+def test_a_local_ray_that_starts_too_late_is_one_line(monkeypatch):
+    """On a busy machine: Ray raises a bare Exception then."""
+
+    def too_late(**_):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", too_late)
+    with (
+        pytest.raises(ClusterError, match="timed out during startup.*same command tries again"),
+        cluster.session(ClusterConfig()),
+    ):
+        pass
+
+
 def test_other_versions_on_the_cluster_are_named(monkeypatch):
     import ray
     from ray._private.utils import check_version_info

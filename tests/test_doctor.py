@@ -49,6 +49,7 @@ def test_json_and_exit_code_of_a_fault(capsys, tmp_path):
     findings = {row["check"]: row for row in json.loads(out)}
     assert code == 1 and list(findings) == list(CHECKS)
     assert findings["data"]["state"] == "FAULT" and "no such directory" in findings["data"]["text"]
+    assert not findings["data"]["remedy"], "the text says it"
     assert findings["locks"]["state"] == "OK"
 
 

@@ -118,8 +118,8 @@ def _from_folders(root: Path, config: DataConfig) -> Listing:
                 continue
             if not members and not config.class_names:
                 raise DataError(
-                    f"{shown(places[0])}: class without images; expected {endings_text()}, "
-                    "or name all classes by data.class_names"
+                    f"{shown(places[0])}: class without images (expected {endings_text()}); move "
+                    "the folder elsewhere, or name all classes by --data.class_names a,b,c"
                 )
             for path in members:
                 relative = path.relative_to(root).as_posix()
