@@ -44,8 +44,8 @@ class GroundingConfig:
             that is more noise.
         labels: What a head does: balance (more images are sampled, and every class keeps those that
             most certainly show it) or relabel (each image gets its most likely label).
-        oversample: Images sampled for each one that balance keeps; by default 2 with a bundled
-            model, and 1.25 with others, whose images cost more.
+        oversample: Images sampled for each one that balance keeps; by default, with a bundled
+            model, 1.35, or 2 beside a vote; 1.25 with others, whose images cost more.
         cache_dir: Where features of candidates' images are kept for further runs, public; by
             default sapf-ray in the user's cache folder.
     """

@@ -147,7 +147,9 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
     if plan.evolution is not None:
         found[Stage.EVOLUTION] = _evolved_images(config) * passes
     else:
-        sampled = 1.0 if plan.head is None else candidates_an_image(config)
+        sampled = 1.0
+        if plan.head is not None:
+            sampled = candidates_an_image(config, voted=plan.vote is not None)
         found[Stage.SYNTHESIS] = synthesis.n_images * sampled * passes
     if evaluation.enabled:
         epochs = evaluation.epochs * len(evaluation.classifiers)
