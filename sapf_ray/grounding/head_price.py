@@ -40,10 +40,13 @@ USUAL_DIRECTIONS = 24
 FEWEST_DIRECTIONS = 10
 """With fewer, ten classes cannot be told apart well: a head is then no better than the prompts."""
 
-VOTED, KNOWN, DEAR = 2.0, 1.35, 1.25
-"""Images sampled for each one kept. Of a bundled model: where prompts are look-alikes that a vote
-found, and where they are the classes' own; under the latter, on the public stand-in, 2 is no better
-(fidelity 96.0 and 95.4 % at epsilon 10). Of others, whose images cost more."""
+CHEAP, DEAR = 3.0, 1.5
+"""Most images sampled for each one kept, of a bundled model and of others, whose images cost
+more."""
+
+SAMPLED = 0.4
+"""Share of what may be sampled more that is, for estimates of time: it depends on how often images
+show what was requested."""
 
 MOST = 0.1
 """Largest share of the budget that a head takes."""
@@ -98,18 +101,16 @@ def head_suits(facts: Facts, budget: Budget) -> bool:
     return found >= FEWEST_DIRECTIONS
 
 
-def candidates_an_image(config: RunConfig, *, voted: bool) -> float:
-    """Images sampled for each one that a head keeps.
-
-    Args:
-        config: The whole experiment.
-        voted: Whether a vote finds the classes' prompts.
-    """
+def candidates_an_image(config: RunConfig) -> float:
+    """Most images sampled for each one that a head keeps."""
     settings = config.grounding
     if settings.labels == "relabel":
         return 1.0
     if settings.oversample is not None:
         return settings.oversample
-    if config.model.path not in bundled_models():
-        return DEAR
-    return VOTED if voted else KNOWN
+    return CHEAP if config.model.path in bundled_models() else DEAR
+
+
+def expected_an_image(config: RunConfig) -> float:
+    """Images sampled for each one that a head keeps, as far as one can know beforehand."""
+    return 1 + SAMPLED * (candidates_an_image(config) - 1)

@@ -61,7 +61,7 @@ def labelling(run: RunContext) -> Labelling | None:
             settings.features, run.config.model, gpus=run.config.synthesis.gpus_per_actor
         ),
         rule=settings.labels,
-        oversample=candidates_an_image(run.config, voted=run.plan.vote is not None),
+        oversample=candidates_an_image(run.config),
     )
 
 

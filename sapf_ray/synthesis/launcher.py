@@ -33,6 +33,7 @@ from sapf_ray.synthesis.recipe import Recipe, adopt
 from sapf_ray.synthesis.sampler import sample_images
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 from sapf_ray.synthesis.writer import (
+    Rows,
     encode_png,
     is_complete,
     remove_foreign,
@@ -84,26 +85,46 @@ class SamplingActor:
         start = time.monotonic()
         # loaded here rather than in __init__, so that a broken model comes back as its own error
         if self.pipe is None:
-            self.pipe = _pipeline(self.job)
-            public = encode_conditions(
-                self.pipe, self.job.prompts, class_labels=self.job.model.class_labels
-            )
-            adapter = Path(self.job.adapter_dir) if self.job.adapter_dir else None
-            self.conditions = with_class_tokens(self.pipe, public, adapter)
-            self.null = null_condition(self.pipe)
+            self._open()
+        job = self.job
+        if job.labelling is None:
+            images = self._sample(job.plan.labels(shard), job.plan.seeds(shard)).files
+            chosen = None
+        else:
+            images, chosen = self._choose(job.labelling, shard)
+        write_shard(
+            Path(job.out_dir),
+            job.plan,
+            shard=shard,
+            images=images,
+            class_names=job.class_names,
+            prompts=job.prompts,
+            spec=job.spec,
+            chosen=chosen,
+        )
+        return shard.rows, time.monotonic() - start
+
+    def _open(self) -> None:
+        job = self.job
+        self.pipe = _pipeline(job)
+        public = encode_conditions(self.pipe, job.prompts, class_labels=job.model.class_labels)
+        adapter = Path(job.adapter_dir) if job.adapter_dir else None
+        self.conditions = with_class_tokens(self.pipe, public, adapter)
+        self.null = null_condition(self.pipe)
+
+    def _sample(self, labels: np.ndarray, seeds: np.ndarray) -> Sampled:
+        """The images of labels int64 (n,) and seeds int64 (n,)."""
         job = self.job
         config = job.config
-        labels = torch.from_numpy(job.plan.candidate_labels(shard))
-        seeds = torch.from_numpy(job.plan.candidate_seeds(shard))
-        batches = zip(labels.split(config.batch_size), seeds.split(config.batch_size), strict=True)
         encoded = []  # one batch becomes PNG files while the next is sampled
         seen = []
-        for batch_labels, batch_seeds in batches:
+        for start in range(0, len(labels), config.batch_size):
+            batch = slice(start, start + config.batch_size)
             images = sample_images(
                 self.pipe,
-                self.conditions[batch_labels],
+                self.conditions[torch.from_numpy(labels[batch])],
                 null=self.null,
-                seeds=batch_seeds.numpy(),
+                seeds=seeds[batch],
                 steps=config.steps,
                 guidance_scale=config.guidance_scale,
                 resolution=config.resolution,
@@ -111,22 +132,36 @@ class SamplingActor:
             encoded.append(self.encoder.submit(encode_png, images))
             if job.labelling is not None:
                 seen.append(job.labelling.see(self.pipe, images))
-        files = [file for batch in encoded for file in batch.result()]
-        chosen = None
-        if job.labelling is not None:
-            kept, chosen = job.labelling.choose(np.concatenate(seen), job.plan, shard)
-            files = [files[row] for row in kept]
-        write_shard(
-            Path(job.out_dir),
-            job.plan,
-            shard=shard,
-            images=files,
-            class_names=job.class_names,
-            prompts=job.prompts,
-            spec=job.spec,
-            chosen=chosen,
-        )
-        return shard.rows, time.monotonic() - start
+        return Sampled([file for batch in encoded for file in batch.result()], seen)
+
+    def _choose(self, labelling: Labelling, shard: Shard) -> tuple[list[bytes], Rows]:
+        """Round after round of a shard's candidates, until its classes lack none; then the choice
+        among them.
+        """
+        plan = self.job.plan
+        labels = plan.candidate_labels(shard)
+        seeds = plan.candidate_seeds(shard)
+        made = np.empty(0, np.int64)
+        files: list[bytes] = []
+        seen: list[np.ndarray] = []
+        for start in range(0, len(labels), shard.rows):
+            wanted = np.arange(start, min(start + shard.rows, len(labels)))
+            if start:
+                lacking = labelling.lacking(np.concatenate(seen), made, plan=plan, shard=shard)
+                wanted = wanted[np.isin(labels[wanted], lacking)]
+            sampled = self._sample(labels[wanted], seeds[wanted])
+            made = np.concatenate([made, wanted])
+            files += sampled.files
+            seen += sampled.features
+        kept, chosen = labelling.choose(np.concatenate(seen), made, plan=plan, shard=shard)
+        return [files[row] for row in kept], chosen
+
+
+class Sampled(NamedTuple):
+    """Images of an actor: PNG files, and blocks of their features where a head labels them."""
+
+    files: list[bytes]
+    features: list[np.ndarray]
 
 
 def synthesize(
