@@ -1,4 +1,4 @@
-"""Shards whose images a head chose: the same bytes whoever makes them, and whenever."""
+"""Shards whose images a head chose: the same bytes whenever they are made."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from sapf_ray.config import ModelConfig
 from sapf_ray.models.class_head import ClassHead, Spread
 from sapf_ray.models.feature_table import make_features
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.synthesis import launcher
 from sapf_ray.synthesis.labelling import RELABEL, Labelling
 from sapf_ray.synthesis.launcher import synthesize
 from sapf_ray.synthesis.recipe import Recipe
 from sapf_ray.synthesis.sampling_plan import SamplingPlan
 from sapf_ray.synthesis.writer import CARD, is_complete, read_manifest, read_synthetic
+from tests.reuse.runs import in_this_process
 from tests.synthesis.test_launcher import CONFIG, NAMES, PROMPTS, digests
 
 N = CONFIG.n_images
@@ -68,23 +70,33 @@ def make(out, model, labelling, config=CONFIG):
     return progress
 
 
+@pytest.fixture(scope="module", autouse=True)
+def here():
+    """Without the actors' processes, which tests/synthesis/test_launcher.py has, and with a head
+    tests/grounding/test_head_run.py.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(launcher, "_run_queue", in_this_process)
+        patched.setattr(launcher, "_actor_count", lambda config: 1)
+        yield
+
+
 @pytest.fixture(scope="module")
-def by_two_actors(model, labelling, ray_cluster, tmp_path_factory):
-    out = tmp_path_factory.mktemp("two")
+def made(here, model, labelling, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
     make(out, model, labelling)
     return out
 
 
-def test_one_actor_redoes_lost_shards_to_the_same_bytes(by_two_actors, model, labelling, tmp_path):
-    expected = digests(by_two_actors)
-    for path in by_two_actors.iterdir():
+def test_lost_shards_are_redone_to_the_same_bytes(made, model, labelling, tmp_path):
+    expected = digests(made)
+    for path in made.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     assert make(tmp_path, model, labelling) == [(22, 22)]  # nothing to do
     lost, _, kept = sorted(tmp_path.glob("*.parquet"))
     lost.unlink()
     written = kept.stat().st_mtime_ns
-    one = dataclasses.replace(CONFIG, num_actors=1)
-    assert make(tmp_path, model, labelling, one) == [(14, 22), (22, 22)]
+    assert make(tmp_path, model, labelling) == [(14, 22), (22, 22)]
     assert digests(tmp_path) == expected and kept.stat().st_mtime_ns == written
 
 
@@ -105,12 +117,12 @@ def test_more_is_sampled_of_classes_that_lack_certain_images(labelling, shown, l
     assert found.tolist() == lacking
 
 
-def test_rows_say_where_image_and_label_come_from(by_two_actors, labelling):
-    images, labels = read_synthetic(by_two_actors)
+def test_rows_say_where_image_and_label_come_from(made, labelling):
+    images, labels = read_synthetic(made)
     assert images.shape == (N, 8, 8, 3) and labels.tolist() == [i % 3 for i in range(N)]
     plan = SamplingPlan(n_images=N, n_classes=3, shard_size=8, seed=5, oversample=2.5)
     for shard in plan.shards:
-        table = pq.read_table(by_two_actors / shard.file).to_pydict()
+        table = pq.read_table(made / shard.file).to_pydict()
         seeds = plan.candidate_seeds(shard).tolist()
         assert len(seeds) == int(np.ceil(2.5 * shard.rows)) and len(set(seeds)) == len(seeds)
         requested = dict(zip(seeds, plan.candidate_labels(shard).tolist(), strict=True))
@@ -120,8 +132,8 @@ def test_rows_say_where_image_and_label_come_from(by_two_actors, labelling):
             assert prompt == PROMPTS[requested[seed]]
             assert source == ("prompt" if requested[seed] == label else "head")
         assert len(set(table["seed"])) == shard.rows
-    assert "private classifier" in (by_two_actors / CARD).read_text()
-    assert read_manifest(by_two_actors)["class_counts"] == [8, 7, 7]
+    assert "private classifier" in (made / CARD).read_text()
+    assert read_manifest(made)["class_counts"] == [8, 7, 7]
 
 
 def test_relabelling_keeps_the_images_and_counts_the_labels(model, labelling, tmp_path):
@@ -159,12 +171,12 @@ def test_labels_are_part_of_the_spec(model, labelling, tmp_path):
     assert len({spec(variant) for variant in variants}) == len(variants)
 
 
-def test_a_shard_of_foreign_seeds_is_not_complete(by_two_actors):
-    path = sorted(by_two_actors.glob("*.parquet"))[0]
+def test_a_shard_of_foreign_seeds_is_not_complete(made):
+    path = sorted(made.glob("*.parquet"))[0]
     spec = pq.ParquetFile(path).schema_arrow.metadata[b"sapf_ray.spec"].decode()
     for seed, whole in ((5, True), (6, False)):
         plan = SamplingPlan(n_images=N, n_classes=3, shard_size=8, seed=seed, oversample=2.5)
-        assert is_complete(by_two_actors, plan, shard=plan.shards[0], spec=spec) == whole
+        assert is_complete(made, plan, shard=plan.shards[0], spec=spec) == whole
 
 
 def test_candidates_begin_with_the_planned_images_and_do_not_depend_on_their_number():

@@ -16,9 +16,11 @@ from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError, DataError
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.synthesis import launcher
 from sapf_ray.synthesis.launcher import synthesize
 from sapf_ray.synthesis.recipe import Recipe
 from sapf_ray.synthesis.writer import read_synthetic
+from tests.reuse.runs import in_this_process
 
 NAMES, PROMPTS = ("ant", "bee", "cat"), ("an ant", "a bee", "a cat")
 CONFIG = SynthesisConfig(
@@ -63,6 +65,14 @@ def by_two_actors(model, ray_cluster, tmp_path_factory):
     return out
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """One actor's work without its process, for what any actor does alike; two real ones make
+    ``by_two_actors``.
+    """
+    monkeypatch.setattr(launcher, "_run_queue", in_this_process)
+
+
 @pytest.fixture(scope="module")
 def adapter(tiny_pipeline, tmp_path_factory):
     """A LoRA of the tiny pipeline, large enough to change pixels."""
@@ -80,7 +90,7 @@ def adapter(tiny_pipeline, tmp_path_factory):
 
 
 def test_one_actor_redoes_lost_and_truncated_shards_to_the_same_bytes(
-    by_two_actors, model, tmp_path
+    by_two_actors, model, tmp_path, here
 ):
     expected = digests(by_two_actors)
     for path in by_two_actors.iterdir():
@@ -94,13 +104,14 @@ def test_one_actor_redoes_lost_and_truncated_shards_to_the_same_bytes(
     assert digests(tmp_path) == expected and kept.stat().st_mtime_ns == written
 
 
-def test_the_adapter_changes_the_images(by_two_actors, model, adapter, tmp_path):
+def test_the_adapter_changes_the_images(by_two_actors, model, adapter, tmp_path, here):
     make(tmp_path, model, replace(CONFIG, num_actors=1), adapter)
     plain, adapted = read_synthetic(by_two_actors)[0], read_synthetic(tmp_path)[0]
     assert plain.shape == adapted.shape == (22, 8, 8, 3) and (plain != adapted).any()
 
 
-def test_a_damaged_adapter_is_one_line_through_ray(model, ray_cluster, tmp_path):
+def test_a_damaged_adapter_is_one_line(model, ray_cluster, tmp_path, here):
+    """Through Ray errors come as those of all tasks do, see tests/evaluation/test_protocol.py."""
     broken = tmp_path / "adapter"
     broken.mkdir()
     (broken / "pytorch_lora_weights.safetensors").write_bytes(b"\x10\0\0\0")
