@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from diffusers import DiffusionPipeline
 
 from sapf_ray.config import RunConfig, from_dict, nest
 from sapf_ray.errors import ConfigError
@@ -49,12 +50,20 @@ def config_of(settings: dict[str, object], **changes: object) -> RunConfig:
 def test_assigned_prompts_are_used_from_then_on_and_a_kill_replays_for_free(
     ray_cluster, settings, tmp_path, monkeypatch
 ):
-    """The kill falls between the release and the file that holds what follows from it."""
+    """The kill falls between the release and the file that holds what follows from it.
+
+    The driver loads no weights in any stage; workers are processes of their own, which that patch
+    does not reach.
+    """
     config = config_of(settings)
 
     def killed(*arguments):
         raise KeyboardInterrupt
 
+    def refuse(*arguments, **options):
+        raise AssertionError("the driver loads weights")
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", refuse)
     with monkeypatch.context() as patch:
         patch.setattr(stage_module, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
