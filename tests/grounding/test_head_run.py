@@ -10,15 +10,19 @@ import pytest
 from sapf_ray.models.class_head import ClassHead
 from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.synthesis import launcher
 from tests.grounding.test_stage import config_of, settings
+from tests.reuse.runs import in_this_process
 
 __all__ = ["settings"]  # the fixture
 
 
 @pytest.mark.parametrize(("noise", "labels"), [(0.5, "balance"), (500.0, "prompt")])
 def test_a_head_labels_images_only_where_it_is_reliable(
-    ray_cluster, settings, tmp_path, noise, labels
+    ray_cluster, settings, tmp_path, monkeypatch, noise, labels
 ):
+    if labels == "prompt":  # as without a head: the other one shows that actors get it
+        monkeypatch.setattr(launcher, "_run_queue", in_this_process)
     changes = {
         "grounding.remedies": "head",
         "grounding.head_noise_multiplier": noise,
