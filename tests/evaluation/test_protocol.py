@@ -47,7 +47,8 @@ def inputs_of(directory, source, *, resolution, config=CONFIG):
     )
 
 
-@pytest.mark.parametrize("side", [32, 20])
+# 20: images that are resized first, as below
+@pytest.mark.parametrize("side", [32, pytest.param(20, marks=pytest.mark.long)])
 def test_scores_of_a_data_set_on_disk(source, tmp_path, side):
     write_digits(tmp_path, source, source.class_names, side)
     scores = evaluate(inputs_of(tmp_path, source, resolution=32))
