@@ -36,14 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     So there is one such Ray, whose workers stay warm. A file's tests stay together, for they share
     what its fixtures made. What interrupts whole runs takes as long as all others on Ray, so the
-    other process has it, with a Ray of its own.
+    other process has it, with a Ray of its own. The wheel's commands start a Ray of their own too.
     """
     on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
         group = item.path.stem
         if group in ("test_pipeline", "test_interrupted"):
             group = "whole_runs"
-        elif item.path in on_ray or group == "test_wheel":
+        elif item.path in on_ray:
             group = "ray"
         item.add_marker(pytest.mark.xdist_group(group))
 

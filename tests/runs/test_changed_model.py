@@ -35,7 +35,7 @@ def test_a_repeated_selection_is_free_only_with_the_same_weights(
     """The selection is made twice: its result was lost with the first start."""
     model, out = shutil.copytree(tiny_pipeline, tmp_path / "model"), tmp_path / "run"
     # a step that is refused is refused again in each restart
-    quick = ("--synthesis.n_images=10", "--finetune.steps=4", "--finetune.max_failures=0")
+    quick = ("--synthesis.n_images=10", "--finetune.max_failures=0")
     words = command(folder, model, out, *BARE, *quick)[3:]
 
     def die(*arguments, **options):
