@@ -2,7 +2,9 @@
 
 MLflow 3 takes an experiment without runs for one of GenAI traces until a tag tells otherwise, and
 folds the children of a run away; so the kind is set, the cells of a grid stand beside its summary,
-and a saved view has the columns that compare them.
+and a saved view has the columns that compare them. Whether a browser shows the pages of GenAI or of
+training is a switch of its own, GenAI at first (3.17); an address that ends in
+``runs?workflowType=machine_learning&viewStateShareKey=sapf`` opens on the view at once.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ _COLUMNS = (
     "params.`privacy.epsilon`",
     "metrics.`privacy/epsilon_spent`",
     "metrics.`accuracy`",
+    "metrics.`conditional_fidelity`",
     "metrics.`fid_glyph`",
     "metrics.`fid_inception`",
     "params.`model.path`",
