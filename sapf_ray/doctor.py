@@ -1,7 +1,8 @@
 """``sapf doctor``: looks at everything a run needs, and names what mends each fault.
 
 Each check is a row of :data:`CHECKS`, a small function of the :class:`Subject`. It returns what it
-found, or raises a :class:`Fault` with the remedy. Checks read no image and leave nothing behind.
+found, or raises a :class:`Fault` with the remedy. Checks leave nothing behind; that of the images
+is the one that a run makes before it spends anything: by headers where there are any.
 """
 
 from __future__ import annotations
@@ -280,14 +281,21 @@ def check_weights(subject: Subject) -> str:
 
 
 def check_data(subject: Subject) -> str:
-    """The images, by listing."""
-    from sapf_ray.data.base import open_source
+    """The images: their listing, and whether each can be read."""
+    from sapf_ray.data.base import SPLITS, open_source
 
     if not subject.has_data:
         return "none given (sapf doctor PHOTOS/, or --config run.yaml)"
     source = open_source(subject.config.data)
     classes = len(source.class_names)
-    return f"{source.n_train:,} + {source.n_test:,} images, {classes} classes"
+    text = f"{source.n_train:,} + {source.n_test:,} images, {classes} classes"
+    splits = SPLITS if subject.config.evaluation.enabled else SPLITS[:1]
+    found = source.inspect(splits)
+    if subject.config.data.on_error == "stop":
+        found.stop()
+    elif found.n_faults:
+        text += f"; {found.n_faults:,} cannot be read and are skipped"
+    return text
 
 
 CHECKS: Mapping[str, Check] = {

@@ -13,6 +13,7 @@ import pytest
 from sapf_ray import cluster, doctor
 from sapf_ray.config import from_dict, nest
 from sapf_ray.doctor import CHECKS, Subject, examine
+from sapf_ray.errors import DataError
 from sapf_ray.estimate.machine import Gpu
 from tests.commands import call
 from tests.data.folders import some
@@ -57,6 +58,17 @@ def test_data_of_a_folder(capsys, tmp_path):
     some(tmp_path / "photos", "cat", "dog", n=20)
     code, out, _ = call(capsys, "doctor", str(tmp_path / "photos"), "--out", str(tmp_path))
     assert code == 0 and "2 classes" in out
+
+
+def test_images_that_cannot_be_read_are_found_before_the_run(tmp_path):
+    some(tmp_path / "photos", "cat", "dog", n=20)
+    broken = next((tmp_path / "photos" / "cat").iterdir())
+    broken.write_bytes(broken.read_bytes()[:60])
+    keys = {"data.source": "image_folder", "data.path": str(tmp_path / "photos")}
+    with pytest.raises(DataError, match=broken.name):
+        doctor.check_data(subject(tmp_path, **keys))
+    skipped = doctor.check_data(subject(tmp_path, **keys, **{"data.on_error": "skip"}))
+    assert "1 cannot be read and are skipped" in skipped
 
 
 def test_old_and_missing_packages(tmp_path, monkeypatch):
