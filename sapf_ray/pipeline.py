@@ -13,6 +13,19 @@ import time
 from collections.abc import Callable
 
 from sapf_ray import cluster
+from sapf_ray.afterwards import (
+    RELEASE,
+    Note,
+    Result,
+    Step,
+    earlier_scores,
+    evolves,
+    inspect,
+    skipped_records,
+    splits_to_read,
+    summary,
+    trains,
+)
 from sapf_ray.config import RunConfig
 from sapf_ray.config.section import require
 from sapf_ray.data.base import ImageSource, open_source
@@ -34,17 +47,10 @@ from sapf_ray.runs.context import Progress, RunContext, open_run
 from sapf_ray.saliency.selection import Selection
 from sapf_ray.stages import Stage
 from sapf_ray.steps import (
-    RELEASE,
-    Note,
-    Result,
-    Step,
-    earlier_scores,
     encodes,
     evolution,
-    evolves,
     fine_tuning,
     grounding,
-    inspect,
     is_encoded,
     is_evolved,
     is_grounded,
@@ -53,10 +59,6 @@ from sapf_ray.steps import (
     latents,
     plan,
     selection,
-    skipped_records,
-    splits_to_read,
-    summary,
-    trains,
 )
 
 

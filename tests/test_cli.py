@@ -232,6 +232,19 @@ def test_planning_without_data_loads_neither_torch_nor_ray():
     assert done.stdout.endswith("\n[]\n")
 
 
+@pytest.mark.long
+def test_a_later_synthesis_imports_nothing_that_trains_or_samples():
+    """Seconds of its start: sampling actors import diffusers, its own process does not."""
+    program = (
+        "import sys; import sapf_ray.reuse.commands\n"
+        "print(sorted({'diffusers', 'transformers', 'peft', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 def test_a_plugins_row_is_listed_and_taken(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv(registry.PLUGINS, "")
     monkeypatch.syspath_prepend(tmp_path)

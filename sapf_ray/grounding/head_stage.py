@@ -1,4 +1,7 @@
-"""The remedy ``head`` in a run: its release in the stage ``grounding``, its labels in synthesis."""
+"""The remedy ``head`` in a run: its release in the stage ``grounding``.
+
+Its labels in synthesis are :mod:`sapf_ray.grounding.head_labels`.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,12 @@ from typing import Any
 
 from sapf_ray.errors import ConfigError
 from sapf_ray.grounding.head import release_head
-from sapf_ray.grounding.head_price import candidates_an_image, directions
+from sapf_ray.grounding.head_price import directions
 from sapf_ray.grounding.public_spread import public_spread
 from sapf_ray.latents import LatentCache
-from sapf_ray.models.class_head import ClassHead
-from sapf_ray.models.feature_table import feature_row, make_features
+from sapf_ray.models.feature_table import feature_row
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.runs.context import RunContext
-from sapf_ray.synthesis.labelling import Labelling
 
 
 def make_head(run: RunContext) -> dict[str, Any]:
@@ -46,23 +47,6 @@ def make_head(run: RunContext) -> dict[str, Any]:
             "labels": settings.labels if head.useful else "prompt",
         }
     }
-
-
-def labelling(run: RunContext) -> Labelling | None:
-    """How synthetic images get their labels; None where they have those of their prompts: without
-    this remedy, and where the head knows itself to be little better than a guess.
-    """
-    if run.plan.head is None or not ClassHead.load(run.directory.head).useful:
-        return None
-    settings = run.config.grounding
-    return Labelling(
-        head=str(run.directory.head.resolve()),
-        features=make_features(
-            settings.features, run.config.model, gpus=run.config.synthesis.gpus_per_actor
-        ),
-        rule=settings.labels,
-        oversample=candidates_an_image(run.config),
-    )
 
 
 def check_head(plan: PrivacyPlan, n_classes: int) -> None:

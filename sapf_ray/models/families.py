@@ -2,23 +2,20 @@
 
 A new kind of diffusers pipeline is one more row of ``FAMILIES``, provided that its denoiser takes
 the conditions that :mod:`sapf_ray.models.conditioning` knows.
+
+Importing diffusers takes seconds, so it is imported where a class of it is needed: a model in a
+folder is known by its JSON files alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from diffusers import (
-    DiffusionPipeline,
-    DiTPipeline,
-    DiTTransformer2DModel,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
 
 from sapf_ray.errors import DataError, reason
 from sapf_ray.models.location import resolve_model
@@ -30,8 +27,8 @@ class Family:
     """How one kind of pipeline is read.
 
     Attributes:
-        pipeline: Class of the whole pipeline.
-        denoiser: Class of the network that predicts noise.
+        pipeline: Class of the whole pipeline, or its name in diffusers.
+        denoiser: Class of the network that predicts noise, or its name in diffusers.
         folder: Folder of the denoiser.
         components: Folders that loading reads, the denoiser's among them.
         options: Keyword arguments of ``from_pretrained``.
@@ -45,20 +42,30 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)
     conditioned_on_labels: bool = False
 
+    @property
+    def pipeline_class(self) -> Any:
+        """``pipeline``, imported."""
+        return imported(self.pipeline)
+
+    @property
+    def denoiser_class(self) -> Any:
+        """``denoiser``, imported."""
+        return imported(self.denoiser)
+
 
 FAMILIES: Registry[Family] = Registry(
     "model family",
     {
         "StableDiffusionPipeline": Family(
-            pipeline=StableDiffusionPipeline,
-            denoiser=UNet2DConditionModel,
+            pipeline="StableDiffusionPipeline",
+            denoiser="UNet2DConditionModel",
             folder="unet",
             components=("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
             options={"safety_checker": None, "requires_safety_checker": False},
         ),
         "DiTPipeline": Family(
-            pipeline=DiTPipeline,
-            denoiser=DiTTransformer2DModel,
+            pipeline="DiTPipeline",
+            denoiser="DiTTransformer2DModel",
             folder="transformer",
             components=("scheduler", "transformer", "vae"),
             conditioned_on_labels=True,
@@ -78,13 +85,47 @@ def read_index(path: str) -> tuple[dict[str, Any], Family]:
         DataError: The model cannot be found or is of another family.
     """
     try:
-        index = DiffusionPipeline.load_config(resolve_model(path))
+        index = read_config("DiffusionPipeline", resolve_model(path))
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
         raise DataError(f"model.path = {path!r}: is a {name}; must be one of {', '.join(FAMILIES)}")
     return index, FAMILIES[name]
+
+
+def imported(kind: Any) -> Any:
+    """A class, given itself or by its name in diffusers."""
+    if not isinstance(kind, str):
+        return kind
+    import diffusers
+
+    return getattr(diffusers, kind)
+
+
+def read_config(kind: Any, place: str, *, folder: str = "") -> dict[str, Any]:
+    """Content of the config file of a pipeline or of one of its parts.
+
+    Args:
+        kind: Class of it, or its name in diffusers; asked where it is not a plain file on disk.
+        place: Directory or hub id of the pipeline.
+        folder: Folder of the part; empty for the pipeline.
+
+    Raises:
+        OSError: There is none, or it cannot be read.
+    """
+    file = Path(place, folder, "config.json" if folder else "model_index.json")
+    if file.is_file():
+        with contextlib.suppress(OSError, ValueError):  # diffusers says what is wrong
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                return content
+    return dict(imported(kind).load_config(place, subfolder=folder or None))
+
+
+def image_side(denoiser: Any, vae: Any) -> int:
+    """Side in pixels of a model's images, from the configs of its denoiser and its VAE."""
+    return int(denoiser["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def unreadable(path: str, error: Exception) -> DataError:

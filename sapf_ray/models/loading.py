@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from sapf_ray.config import ModelConfig
 from sapf_ray.models.conditioning import denoiser_of
-from sapf_ray.models.families import read_index, unreadable
+from sapf_ray.models.families import image_side, read_index, unreadable
 from sapf_ray.models.location import resolve_model
 
 
@@ -41,7 +41,7 @@ def load_pipeline(path: str, dtype: str = "float32", *, device: str = "cpu") -> 
         library.disable_progress_bar()
     _, family = read_index(path)
     try:
-        pipe = family.pipeline.from_pretrained(
+        pipe = family.pipeline_class.from_pretrained(
             resolve_model(path), dtype=getattr(torch, dtype), **family.options
         )
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
@@ -65,8 +65,3 @@ def kept_pipeline(model: ModelConfig, device: str) -> Any:
 def native_resolution(pipe: Any) -> int:
     """Side of the images the pipeline makes, in pixels."""
     return image_side(denoiser_of(pipe).config, pipe.vae.config)
-
-
-def image_side(denoiser: Any, vae: Any) -> int:
-    """Side in pixels of a model's images, from the configs of its denoiser and its VAE."""
-    return int(denoiser["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)

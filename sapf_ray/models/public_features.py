@@ -34,7 +34,6 @@ from sapf_ray.files import file_digest, short_hash
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.glyph_features import BUNDLED_FEATURES, WEIGHTS_NAME, load_glyph_features
 from sapf_ray.models.inception import check_inception_weights, kept_inception
-from sapf_ray.models.loading import kept_pipeline
 
 BATCH = 64  # images of a forward pass
 LATENT_SIDE = 8  # positions that latent features keep, each way
@@ -100,6 +99,8 @@ class LatentSpace:
 
     def __call__(self, images: np.ndarray, moments: np.ndarray | None = None) -> np.ndarray:
         if moments is None:
+            from sapf_ray.models.loading import kept_pipeline  # diffusers
+
             pipe = kept_pipeline(self.model, pick_device(self.gpus))
             moments = posterior_moments(pipe.vae, images)
         means = torch.from_numpy(moments[:, : moments.shape[1] // 2])

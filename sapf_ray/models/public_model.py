@@ -18,21 +18,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 
 from sapf_ray.config import ModelConfig
 from sapf_ray.config.section import require
 from sapf_ray.files import file_digest, short_hash
 from sapf_ray.models.conditioning import check_text_model, label_ids
-from sapf_ray.models.families import FAMILIES, Family, read_index, unreadable
-from sapf_ray.models.loading import image_side
+from sapf_ray.models.families import (
+    FAMILIES,
+    Family,
+    image_side,
+    read_config,
+    read_index,
+    unreadable,
+)
 from sapf_ray.models.location import resolve_model
 from sapf_ray.models.pool import Matrix, candidate_pool
 
 # A sharded model has several files, 00001-of-00003 and so on. Other variants of the weights
 # (fp16, non_ema) have one more word in their names; loading does not read them.
 _WEIGHTS = r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?\.{}"
+# What diffusers raises for configs that fit no network.
+_FAULTS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +67,21 @@ class PublicModel:
 
     @classmethod
     def open(cls, config: ModelConfig) -> PublicModel:
-        """Reads config files alone.
+        """Reads config files and builds the network without weights.
+
+        Raises:
+            DataError: The model cannot be found, is damaged, or is of another family.
+        """
+        model = cls.read(config)
+        try:
+            _ = model.denoiser  # a config that makes no network is found now
+        except _FAULTS as error:
+            raise unreadable(config.path, error) from error
+        return model
+
+    @classmethod
+    def read(cls, config: ModelConfig) -> PublicModel:
+        """Reads config files alone: enough for a model that a run has used.
 
         Raises:
             DataError: The model cannot be found, is damaged, or is of another family.
@@ -68,28 +89,19 @@ class PublicModel:
         path = resolve_model(config.path)
         index, family = read_index(config.path)
         try:
-            denoiser = family.denoiser.load_config(path, subfolder=family.folder)
-            vae = AutoencoderKL.load_config(path, subfolder="vae")
+            denoiser = read_config(family.denoiser, path, folder=family.folder)
+            vae = read_config("AutoencoderKL", path, folder="vae")
             labels = index.get("id2label") or {}
-            model = cls(
+            return cls(
                 config=config,
                 path=path,
                 family_name=index["_class_name"],
                 resolution=image_side(denoiser, vae),
-                denoiser_config=dict(denoiser),
+                denoiser_config=denoiser,
                 labels={int(number): names for number, names in labels.items()},
             )
-            _ = model.denoiser  # a config that makes no network is found now
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as error:
+        except _FAULTS as error:
             raise unreadable(config.path, error) from error
-        return model
 
     @property
     def family(self) -> Family:
@@ -100,7 +112,7 @@ class PublicModel:
     def denoiser(self) -> nn.Module:
         """The network that predicts noise, on the meta device: names and shapes, no weights."""
         with torch.device("meta"):
-            return self.family.denoiser.from_config(self.denoiser_config)
+            return self.family.denoiser_class.from_config(self.denoiser_config)
 
     @functools.cached_property
     def content_hash(self) -> str:
@@ -190,7 +202,7 @@ def content_hash(path: str) -> str:
     _, family = read_index(path)
     try:
         if not Path(place).is_dir():
-            place = family.pipeline.download(place, **family.options)
+            place = family.pipeline_class.download(place, **family.options)
         folder = Path(place)
         files = [folder / "model_index.json"]
         for component in family.components:

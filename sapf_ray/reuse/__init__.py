@@ -7,6 +7,6 @@ budget is spent, ε stays. Each result has a folder of its own in the run's dire
     RUN/synthesis/NAME/     synthetic/ (Parquet), plots/, config.yaml, README.md
     RUN/evaluation/NAME/    metrics.json, config.yaml, README.md
 
-The steps are those of a run (:data:`sapf_ray.steps.RELEASE`), over its context opened again
+The steps are those of a run (:data:`sapf_ray.afterwards.RELEASE`), over its context opened again
 (:mod:`sapf_ray.reuse.commands`).
 """

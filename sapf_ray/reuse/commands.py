@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sapf_ray import cluster
+from sapf_ray.afterwards import RELEASE, Note, Result, inspect, splits_to_read
 from sapf_ray.config import AFTERWARDS, RunConfig
 from sapf_ray.config.later import NAME, name_of
 from sapf_ray.config.section import require
@@ -28,7 +29,6 @@ from sapf_ray.runs.directory import (
 )
 from sapf_ray.runs.finished import open_result
 from sapf_ray.stages import Stage
-from sapf_ray.steps import RELEASE, Note, Result, inspect, splits_to_read
 
 
 def synthesize(
@@ -223,7 +223,7 @@ def _make(
         name,
         "must be letters, digits and . _ - = +",
     )
-    model = PublicModel.open(config.model)
+    model = PublicModel.read(config.model)
     finished.check(config, source=source, model=model, images=Stage.SYNTHESIS in stages)
     with open_result(
         config,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sapf_ray import __version__
+from sapf_ray.afterwards import Result, summary
 from sapf_ray.config import flatten, from_dict, nest, to_dict
 from sapf_ray.errors import TrackingError
 from sapf_ray.evaluation.metrics import METRICS, from_real_images, shown
@@ -14,7 +15,6 @@ from sapf_ray.files import write_atomic, write_json
 from sapf_ray.runs.directory import ResultDirectory, RunDirectory
 from sapf_ray.runs.finished import FinishedRun
 from sapf_ray.runs.tracking import Tracker
-from sapf_ray.steps import Result, summary
 
 
 def conclude(run: FinishedRun, directory: ResultDirectory) -> Result:

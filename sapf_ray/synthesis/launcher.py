@@ -9,37 +9,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import ray
-import torch
 
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError
-from sapf_ray.finetune.adapter import load_adapter
-from sapf_ray.models.class_tokens import with_class_tokens
-from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
-from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.runs import runlog, worktime
 from sapf_ray.synthesis.labelling import Labelling
 from sapf_ray.synthesis.recipe import Recipe, adopt
-from sapf_ray.synthesis.sampler import sample_images
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
-from sapf_ray.synthesis.writer import (
-    Rows,
-    encode_png,
-    is_complete,
-    remove_foreign,
-    write_manifest,
-    write_shard,
-)
+from sapf_ray.synthesis.writer import is_complete, remove_foreign, write_manifest
+
+if TYPE_CHECKING:
+    from sapf_ray.synthesis.shard_maker import ShardMaker
 
 MAX_RESTARTS = 3  # of one actor, and retries of one shard, by Ray itself
 
@@ -69,99 +56,26 @@ class Synthesis(NamedTuple):
 
 
 class SamplingActor:
-    """Holds one pipeline and makes one shard at a time; stateless between shards, so a restart
-    loses nothing.
+    """Makes one shard at a time; stateless between shards, so a restart loses nothing.
+
+    diffusers is imported with the first shard: only here, for the driver has no use for it.
     """
 
     def __init__(self, job: SamplingJob) -> None:
-        torch.set_num_threads(max(1, int(job.config.cpus_per_actor)))
         self.job = job
-        self.pipe: Any = None
-        self.encoder = ThreadPoolExecutor(1)
+        self.maker: ShardMaker | None = None
 
     @worktime.timed
     def make_shard(self, shard: Shard) -> tuple[int, float]:
         """Samples and writes a shard; returns its number of images and the seconds it took."""
         start = time.monotonic()
-        # loaded here rather than in __init__, so that a broken model comes back as its own error
-        if self.pipe is None:
-            self._open()
-        job = self.job
-        if job.labelling is None:
-            images = self._sample(job.plan.labels(shard), job.plan.seeds(shard)).files
-            chosen = None
-        else:
-            images, chosen = self._choose(job.labelling, shard)
-        write_shard(
-            Path(job.out_dir),
-            job.plan,
-            shard=shard,
-            images=images,
-            class_names=job.class_names,
-            prompts=job.prompts,
-            spec=job.spec,
-            chosen=chosen,
-        )
+        # made here rather than in __init__, so that a broken model comes back as its own error
+        if self.maker is None:
+            from sapf_ray.synthesis.shard_maker import ShardMaker
+
+            self.maker = ShardMaker(self.job)
+        self.maker.make(shard)
         return shard.rows, time.monotonic() - start
-
-    def _open(self) -> None:
-        job = self.job
-        self.pipe = _pipeline(job)
-        public = encode_conditions(self.pipe, job.prompts, class_labels=job.model.class_labels)
-        adapter = Path(job.adapter_dir) if job.adapter_dir else None
-        self.conditions = with_class_tokens(self.pipe, public, adapter)
-        self.null = null_condition(self.pipe)
-
-    def _sample(self, labels: np.ndarray, seeds: np.ndarray) -> Sampled:
-        """The images of labels int64 (n,) and seeds int64 (n,)."""
-        job = self.job
-        config = job.config
-        encoded = []  # one batch becomes PNG files while the next is sampled
-        seen = []
-        for start in range(0, len(labels), config.batch_size):
-            batch = slice(start, start + config.batch_size)
-            images = sample_images(
-                self.pipe,
-                self.conditions[torch.from_numpy(labels[batch])],
-                null=self.null,
-                seeds=seeds[batch],
-                steps=config.steps,
-                guidance_scale=config.guidance_scale,
-                resolution=config.resolution,
-            )
-            encoded.append(self.encoder.submit(encode_png, images))
-            if job.labelling is not None:
-                seen.append(job.labelling.see(self.pipe, images))
-        return Sampled([file for batch in encoded for file in batch.result()], seen)
-
-    def _choose(self, labelling: Labelling, shard: Shard) -> tuple[list[bytes], Rows]:
-        """Round after round of a shard's candidates, until its classes lack none; then the choice
-        among them.
-        """
-        plan = self.job.plan
-        labels = plan.candidate_labels(shard)
-        seeds = plan.candidate_seeds(shard)
-        made = np.empty(0, np.int64)
-        files: list[bytes] = []
-        seen: list[np.ndarray] = []
-        for start in range(0, len(labels), shard.rows):
-            wanted = np.arange(start, min(start + shard.rows, len(labels)))
-            if start:
-                lacking = labelling.lacking(np.concatenate(seen), made, plan=plan, shard=shard)
-                wanted = wanted[np.isin(labels[wanted], lacking)]
-            sampled = self._sample(labels[wanted], seeds[wanted])
-            made = np.concatenate([made, wanted])
-            files += sampled.files
-            seen += sampled.features
-        kept, chosen = labelling.choose(np.concatenate(seen), made, plan=plan, shard=shard)
-        return [files[row] for row in kept], chosen
-
-
-class Sampled(NamedTuple):
-    """Images of an actor: PNG files, and blocks of their features where a head labels them."""
-
-    files: list[bytes]
-    features: list[np.ndarray]
 
 
 def synthesize(
@@ -322,17 +236,3 @@ def _actor_count(config: SynthesisConfig) -> int:
             f"{config.gpus_per_actor}"
         )
     return config.num_actors or room
-
-
-def _pipeline(job: SamplingJob) -> Any:
-    """The public pipeline with the adapter merged into its weights."""
-    pipe: Any = load_pipeline(
-        job.model.path, job.model.dtype, device=pick_device(job.config.gpus_per_actor)
-    )
-    if job.adapter_dir is not None:
-        load_adapter(pipe, Path(job.adapter_dir))
-    for module in (denoiser_of(pipe), pipe.vae):
-        module.to(
-            memory_format=torch.channels_last
-        )  # what convolutions want, on CPU and on tensor cores
-    return pipe

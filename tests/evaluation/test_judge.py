@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from sapf_ray.afterwards import splits_to_read
 from sapf_ray.config import DataConfig, EvaluationConfig, RunConfig
 from sapf_ray.data import open_source
 from sapf_ray.evaluation import judge
 from sapf_ray.evaluation.inputs import SYNTHETIC, TEST, TRAIN, Inputs
 from sapf_ray.evaluation.metrics import METRICS
-from sapf_ray.steps import splits_to_read
 
 from .test_protocol import write_digits
 

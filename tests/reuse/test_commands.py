@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import sapf_ray
-from sapf_ray import steps
+from sapf_ray import afterwards
 from sapf_ray.config import flatten, from_dict, nest, to_dict
 from sapf_ray.data.base import open_source
 from sapf_ray.data.whole import WholeSource
@@ -248,7 +248,7 @@ def scored_here(monkeypatch):
             )
         )
 
-    monkeypatch.setattr(steps, "evaluate_on_cluster", score)
+    monkeypatch.setattr(afterwards, "evaluate_on_cluster", score)
     monkeypatch.setattr("sapf_ray.reuse.images.evaluate_on_cluster", score)
 
 
