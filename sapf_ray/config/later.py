@@ -22,6 +22,7 @@ _ALWAYS = (
     "tracking.experiment",
     "cluster.address",
     "cluster.num_cpus",
+    "cluster.storage",  # may be gone by now
     "plugins",
 )
 _SECTIONS = {"synthesize": ("synthesis", "model.dtype"), "evaluate": ("evaluation", "data", "seed")}

@@ -235,6 +235,7 @@ def _make(
         on_progress=show.on_progress,
         since=began,
     ) as context:
+        _ = context.storage  # fails now rather than at the end
         if show.on_note is not None:
             show.on_note(plain(context.verdict), False)
         with cluster.session(config.cluster):

@@ -18,10 +18,16 @@ from sapf_ray.runs.tracking import Tracker
 
 
 def conclude(run: FinishedRun, directory: ResultDirectory) -> Result:
-    """Writes scores and card, and logs them as a child of the run's MLflow entry."""
+    """Writes scores and card, publishes images, and logs the result below the run's MLflow entry.
+
+    Raises:
+        RunDirectoryError: ``cluster.storage`` failed; the result is in its folder.
+    """
     metrics = summary(run)
     write_json(directory.metrics, metrics)
     write_atomic(directory.card, _card(run, directory, metrics))
+    if run.storage is not None:
+        run.storage.publish()
     return Result(
         directory=directory,
         plan=run.plan,

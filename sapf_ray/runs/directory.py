@@ -148,6 +148,25 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
+    @property
+    def released(self) -> tuple[Path, ...]:
+        """Files and folders that may leave the directory, as far as they are there.
+
+        Scores are not among them, for they are measured on real images.
+        """
+        return (
+            self.config,
+            self.public,
+            self.plan,
+            self.ledger,
+            self.grounding,
+            self.head,
+            self.selection,
+            self.card,
+            self.adapter,
+            self.synthetic,
+        )
+
     def run_id(self) -> str:
         """Random hex, the same over all starts of the run."""
         if not self.owner.exists():
@@ -256,6 +275,13 @@ class ResultDirectory(RunDirectory):
     @property
     def name(self) -> str:
         return f"{super().name}/{self.home.name}"
+
+    @property
+    def released(self) -> tuple[Path, ...]:
+        """Config and images; nothing where there are scores alone."""
+        if not self.synthetic.is_relative_to(self.home):
+            return ()
+        return (self.config, self.synthetic)
 
     def check_same(self, config: RunConfig) -> None:
         for key, (old, new) in self.differences(config).items():

@@ -9,9 +9,11 @@ It is any file system that pyarrow knows.
 * what the run releases, at its end: config, plan, ledger, selection, privacy card, adapter,
   synthetic images. Scores stay in the run directory, for they are measured on real images; so does
   everything in ``private/``.
+* ``synthesis/NAME/``: config and images of a later ``sapf synthesize``; of ``sapf evaluate``
+  nothing, for it makes scores alone.
 
 ``published.json`` comes last and lists the files with their SHA-256: a folder without it is not
-finished.
+finished. A later synthesis has one of its own.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Storage:
         self.directory = directory
         self.name = directory.root.resolve().name
         self.uri = below(uri, self.name)
+        self.home = directory.config.parent
         try:
             self.filesystem, self.path = fs.FileSystem.from_uri(self.uri)
             self._claim(uri)
@@ -97,7 +100,7 @@ class Storage:
 
     def _publish(self) -> list[str]:
         digests = self._released()
-        manifest = f"{self.path}/{MANIFEST}"
+        manifest = self._target(MANIFEST)
         published: dict[str, str] = {}
         if self._exists(manifest):
             published = json.loads(self._read(manifest))
@@ -113,28 +116,22 @@ class Storage:
 
     def _released(self) -> dict[str, str]:
         """Name to SHA-256 of every file that the run releases."""
-        run = self.directory
         files: list[Path] = []
-        for path in (
-            run.config,
-            run.public,
-            run.plan,
-            run.ledger,
-            run.grounding,
-            run.head,
-            run.selection,
-            run.card,
-        ):
-            if path.exists():
+        for path in self.directory.released:
+            if path.is_file():
                 files.append(path)
-        for folder in (run.adapter, run.synthetic):
-            if folder.exists():
-                files += [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        return {path.relative_to(run.root).as_posix(): file_digest(path) for path in files}
+            elif path.is_dir():
+                files += [file for file in sorted(path.rglob("*")) if file.is_file()]
+        return {path.relative_to(self.home).as_posix(): file_digest(path) for path in files}
+
+    def _target(self, name: str) -> str:
+        """Where a file of the run, or of the later result, goes."""
+        inside = (self.home / name).relative_to(self.directory.root)
+        return f"{self.path}/{inside.as_posix()}"
 
     def _copy(self, name: str) -> None:
-        source = self.directory.root.resolve() / name
-        target = f"{self.path}/{name}"
+        source = self.home.resolve() / name
+        target = self._target(name)
         folder, _, _ = target.rpartition("/")
         self.filesystem.create_dir(folder, recursive=True)
         fs.copy_files(str(source), target, fs.LocalFileSystem(), self.filesystem)

@@ -9,7 +9,7 @@ import pytest
 
 from sapf_ray.errors import ConfigError, RunDirectoryError
 from sapf_ray.files import below
-from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.runs.directory import EVALUATION, SYNTHESIS, ResultDirectory, RunDirectory
 from sapf_ray.runs.storage import Storage
 
 
@@ -60,6 +60,26 @@ def test_what_the_run_releases_is_copied_once_and_nothing_private(tmp_path):
     assert Storage(f"file://{tmp_path}/bucket", run).publish() == []
     (run.synthetic / "train-1.parquet").write_text("more")
     assert storage.publish() == ["synthetic/train-1.parquet"]
+
+
+def test_a_later_synthesis_is_published_in_a_folder_of_its_own_and_scores_never(tmp_path):
+    run = finished(tmp_path / "run")
+    there = tmp_path / "bucket" / "run"
+    uri = f"file://{tmp_path}/bucket"
+    Storage(uri, run).publish()
+    more = ResultDirectory(run.root, SYNTHESIS, name="more")
+    more.synthetic.mkdir(parents=True)
+    for path in (more.config, more.card, more.metrics, more.synthetic / "train-0.parquet"):
+        path.write_text("later")
+    assert set(Storage(uri, more).publish()) == {"config.yaml", "synthetic/train-0.parquet"}
+    folder = there / "synthesis" / "more"
+    assert names(folder) == {"config.yaml", "synthetic/train-0.parquet", "published.json"}
+    assert set(json.loads((there / "published.json").read_text())) == RELEASED, "the run's stays"
+    assert Storage(uri, more).publish() == [] == Storage(uri, run).publish()
+    scores = ResultDirectory(run.root, EVALUATION, name="wrn", data_set=run.synthetic)
+    scores.home.mkdir(parents=True)
+    scores.config.write_text("later")
+    assert Storage(uri, scores).publish() == [] and not (there / "evaluation").exists()
 
 
 def test_a_broken_copy_is_told_and_made_good_by_the_next(tmp_path):
