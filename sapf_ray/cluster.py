@@ -53,9 +53,15 @@ SPREAD = "SPREAD"
 
 
 @contextlib.contextmanager
-def session(config: ClusterConfig) -> Iterator[None]:
+def session(config: ClusterConfig, *, spills: Path | None = None) -> Iterator[None]:
     """Joins the cluster at ``config.address`` or RAY_ADDRESS, or starts a local Ray; leaves a Ray
     that was already up alone.
+
+    Args:
+        config: Address, and cores of a local Ray.
+        spills: Folder for what passes between the processes of a local Ray and does not fit in
+            memory, latents and the run's secret key among it; empty before, gone afterwards. By
+            default it goes to Ray's temporary folder. A cluster spills where its nodes were told.
 
     Raises:
         ClusterError: The address does not answer, another version of Ray or Python runs there, or a
@@ -72,6 +78,24 @@ def session(config: ClusterConfig) -> Iterator[None]:
         probes.ensure_token_place()
     for name, value in (ENVIRONMENT if address else LOCAL_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
+    with probes.spilling(None if address else spills) as spilling:
+        _start(config, address, spilling=spilling)
+        for name in ("ray.train", "ray.data", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        except KeyboardInterrupt:
+            # A thread of the stage may still be inside Ray, and tearing Ray down under it can
+            # crash: what was started here ends with the process.
+            raise
+        except BaseException:
+            ray.shutdown()
+            raise
+        ray.shutdown()
+
+
+def _start(config: ClusterConfig, address: str | None, *, spilling: dict[str, str]) -> None:
+    """``ray.init``, its errors in one line."""
     try:
         ray.init(
             address=address or "local",
@@ -81,6 +105,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
             logging_level=logging.ERROR,
             configure_logging=True,
             runtime_env={"env_vars": _worker_environment()} if address else None,
+            **spilling,
         )
     except Exception as error:  # a node that starts too late is Ray's bare Exception
         if not address:
@@ -89,18 +114,6 @@ def session(config: ClusterConfig) -> Iterator[None]:
                 "again, `sapf doctor` looks for the cause"
             ) from error
         raise ClusterError(f"cluster.address = {address!r}: {_why_not(error)}") from error
-    for name in ("ray.train", "ray.data", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    except KeyboardInterrupt:
-        # A thread of the stage may still be inside Ray, and tearing Ray down under it can crash:
-        # what was started here ends with the process.
-        raise
-    except BaseException:
-        ray.shutdown()
-        raise
-    ray.shutdown()
 
 
 def _worker_environment() -> dict[str, str]:

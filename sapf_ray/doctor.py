@@ -188,7 +188,13 @@ def check_ray(subject: Subject) -> str:
         cluster.check(subject.config)
     where = subject.config.cluster.address or os.environ.get("RAY_ADDRESS") or "started here"
     cores = resources.get("CPU", 0)
-    return f"{ray.__version__}, {where}: {cores:g} CPUs, {resources.get('GPU', 0):g} GPUs"
+    found = f"{ray.__version__}, {where}: {cores:g} CPUs, {resources.get('GPU', 0):g} GPUs"
+    if where == "started here":
+        return found
+    return (
+        f"{found}; what does not fit in its memory, latents among it, goes to disk where its nodes "
+        "were told (ray start --object-spilling-directory)"
+    )
 
 
 def check_mlflow(subject: Subject) -> str:

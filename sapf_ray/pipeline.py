@@ -113,7 +113,7 @@ def run(
         if warning is not None:
             chosen = ", ".join(plan.remedies) or "none"
             runlog.event("words_unknown", runlog.WARNING, remedies=chosen)
-        with cluster.session(config.cluster):
+        with cluster.session(config.cluster, spills=context.directory.spilled):
             cluster.check(config)
             cluster.check_shared(context.directory.root)
             result = algorithm(context, on_note)

@@ -84,6 +84,37 @@ def nodes(*resources: dict[str, float]):
     return [{"Alive": True, "Resources": r} for r in resources]
 
 
+def start_options(monkeypatch, config: ClusterConfig, spills: Path) -> tuple[dict, list[Path]]:
+    """Options of ``ray.init``, and what lies in the spilling folder while a session is up."""
+    import ray
+
+    given = {}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster.session(config, spills=spills):
+        there = [path for path in [spills] if path.exists()]
+        assert not there or there[0].stat().st_mode & 0o777 == 0o700
+        assert not any(list(path.iterdir()) for path in there), "nothing of an earlier start"
+    return given, there
+
+
+def test_a_local_ray_spills_into_the_run_directory_alone(monkeypatch, tmp_path):
+    spills = tmp_path / "an odd % näme" / "spilled"
+    spills.mkdir(parents=True)
+    (spills / "latents of a start that was killed").write_text("")
+    options, there = start_options(monkeypatch, ClusterConfig(), spills)
+    assert options["object_spilling_directory"] == str(spills) and there == [spills]
+    assert not spills.exists(), "gone with the session"
+
+
+def test_neither_a_clusters_spilling_nor_a_path_that_ray_cannot_read_is_set(monkeypatch, tmp_path):
+    for config, name in ((ClusterConfig(address="auto"), "run"), (ClusterConfig(), "run #3")):
+        options, there = start_options(monkeypatch, config, tmp_path / name / "spilled")
+        assert "object_spilling_directory" not in options and not there
+
+
 def test_a_unit_must_fit_on_one_node(monkeypatch):
     import ray
 

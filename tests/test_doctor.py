@@ -22,7 +22,7 @@ from tests.data.folders import some
 @pytest.fixture(autouse=True)
 def quiet_ray(monkeypatch):
     """A Ray that is there, without starting one."""
-    monkeypatch.setattr(cluster, "session", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(cluster, "session", lambda config, spills=None: contextlib.nullcontext())
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(cluster, "check", lambda config: None)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -238,7 +238,7 @@ def _make(
         _ = context.storage  # fails now rather than at the end
         if show.on_note is not None:
             show.on_note(plain(context.verdict), False)
-        with cluster.session(config.cluster):
+        with cluster.session(config.cluster, spills=directory.spilled):
             cluster.require([want for want in cluster.wants(config) if want.section in stages])
             cluster.check_shared(directory.home)
             if Stage.EVALUATION in stages and config.evaluation.enabled:

@@ -68,6 +68,7 @@ class RunDirectory:
         self.private = self.root / "private"
         self.noise_key = self.private / "noise_key"
         self.latents = self.private / "latents"
+        self.spilled = self.root / "spilled"  # outlives `private`, which goes while Ray is up
         self.data_fingerprint = self.private / "data_fingerprint"
         self.fingerprint = self.private / "fingerprint.json"
         # Ray Train's checkpoints: post-processing of noisy releases
@@ -269,6 +270,7 @@ class ResultDirectory(RunDirectory):
         self.orchestration = self.home / "orchestration.json"
         self.memory = self.home / "peak_memory.json"
         self.log = self.home / "run.log.jsonl"
+        self.spilled = self.home / "spilled"
         self.mlflow = self.home / "mlflow_run.json"
         self.skipped = self.home / "skipped.json"
 

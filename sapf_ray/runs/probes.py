@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from sapf_ray import locks
@@ -16,6 +19,8 @@ from sapf_ray.errors import ClusterError
 SOCKET_BYTES = 107  # of a Unix socket's path, set by Linux
 # ray/session_2026-11-25_17-24-55_123456_1234567/sockets/plasma_store
 _RAY_BYTES = 68
+# Ray takes the path of a spilled object for a URL, and does not find it again.
+_NOT_SPILLED_TO = frozenset("#?\t\r\n")
 
 
 def ray_folder() -> Path:
@@ -85,3 +90,17 @@ def ensure_token_place() -> None:
         return
     if home is None or unwritable(Path(home)) is not None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def spilling(folder: Path | None) -> Iterator[dict[str, str]]:
+    """Options of ``ray.init`` for a spilling folder of this user's, for as long as it is needed."""
+    if folder is None or _NOT_SPILLED_TO & set(str(folder.resolve())):
+        yield {}
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # of a start that was killed
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        yield {"object_spilling_directory": str(folder.resolve())}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

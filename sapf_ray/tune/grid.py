@@ -184,7 +184,8 @@ def run_grid(
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     uses_ray = todo or grid.space.real_data
     try:
-        with cluster.session(first.cluster) if uses_ray else nullcontext():
+        spills = grid.out / "spilled"
+        with cluster.session(first.cluster, spills=spills) if uses_ray else nullcontext():
             outcome = run_cells(
                 grid.planned,
                 grid.out,
