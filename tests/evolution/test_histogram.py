@@ -8,7 +8,6 @@ import stat
 
 import numpy as np
 import pytest
-from scipy.stats import chi2
 
 from sapf_ray.config import EvolutionConfig
 from sapf_ray.errors import BudgetError, DataError
@@ -21,6 +20,7 @@ from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import StagePlan, evolution_stage
 from sapf_ray.privacy.release import Releaser
 from tests.evolution.toy import DELTA, PointEmbedding, PointSource, plan_of
+from tests.mechanisms import check_drawn, half_the_noise, noisy_sum, without_noise
 
 KEY = NoiseKey(bytes(range(32)))
 CLASSES = 3
@@ -85,17 +85,6 @@ def setup(tmp_path, noise=4.0, count=100, epsilon=1e3):
     return Releaser(key=KEY, ledger=ledger, plan=plan)
 
 
-noisy_sum = noise_module.noisy_sum
-
-
-def without_noise(total, multiplier, stream):
-    return total.values()
-
-
-def half_the_noise(total, multiplier, stream):
-    return noisy_sum(total, multiplier / 2, stream)
-
-
 def noise_per_shard(total, multiplier, stream):
     (votes,) = total.values()
     drawn = [noisy_sum(total, multiplier, stream)[0] - votes for _ in range(3)]
@@ -113,13 +102,7 @@ def check_noise(tmp_path):
     releaser = setup(tmp_path)
     votes = np.random.default_rng(0).integers(0, 30, 400)
     drawn = [release_histogram(votes, t, releaser) - votes for t in range(25)]
-    noise = np.stack(drawn) / 4.0
-    for statistic, n in (
-        ((noise**2).sum(), noise.size),
-        ((noise.mean(1) * 20) ** 2, 25),
-        ((noise.mean(0) * 5) ** 2, 400),
-    ):
-        assert chi2.ppf(1e-6, n) < statistic.sum() < chi2.ppf(1 - 1e-6, n)
+    check_drawn(np.stack(drawn) / 4.0)
 
 
 def test_noise_is_as_planned(tmp_path):

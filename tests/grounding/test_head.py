@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scipy.stats import chi2
 
 from sapf_ray.data.base import SKIPPED
 from sapf_ray.errors import BudgetError, DataError
@@ -22,6 +21,7 @@ from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import StagePlan
 from sapf_ray.privacy.release import Releaser
 from tests.evolution.toy import plan_of
+from tests.mechanisms import check_drawn, half_the_noise, noisy_sum, without_noise
 
 KEY = NoiseKey(bytes(range(32)))
 CLASSES, DIMENSION, SIZE = 4, 12, 5
@@ -117,17 +117,6 @@ def releaser(tmp_path, noise=4.0, epsilon=1e3, n=400):
     )
 
 
-noisy_sum = noise_module.noisy_sum
-
-
-def without_noise(total, multiplier, stream):
-    return total.values()
-
-
-def half_the_noise(total, multiplier, stream):
-    return noisy_sum(total, multiplier / 2, stream)
-
-
 def noise_on_the_sums_alone(total, multiplier, stream):
     return [noisy_sum(total, multiplier, stream)[0], *total.values()[1:]]
 
@@ -149,9 +138,7 @@ def check_noise(tmp_path):
         for part, (value, exact) in enumerate(zip(noisy, total.values(), strict=True)):
             noise[part].append((value - exact).numpy().ravel() / 4.0)
     for part in noise:
-        values = np.concatenate(part)
-        n = len(values)
-        assert chi2.ppf(1e-6, n) < (values**2).sum() < chi2.ppf(1 - 1e-6, n)
+        check_drawn(np.concatenate(part))
 
 
 def test_noise_is_as_planned(tmp_path):

@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2
 
 from sapf_ray.config import DataConfig, ModelConfig
 from sapf_ray.data.base import SKIPPED, open_source
@@ -26,11 +25,11 @@ from sapf_ray.privacy.planner import StagePlan
 from sapf_ray.privacy.release import Releaser
 from sapf_ray.synthesis.sampler import sample_images
 from tests.evolution.toy import plan_of
+from tests.mechanisms import check_drawn, half_the_noise, noisy_sum, without_noise
 
 KEY = NoiseKey(bytes(range(32)))
 CLASSES = 4
 SAME = Whitening(np.eye(3))
-noisy_sum = noise_module.noisy_sum
 
 
 def case(n: int = 60, m: int = 7) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,14 +77,6 @@ def setup(tmp_path, noise: float = 4.0, epsilon: float = 1e3) -> Releaser:
     return Releaser(key=KEY, ledger=Ledger.create(tmp_path / "l.jsonl", plan), plan=plan)
 
 
-def without_noise(total, multiplier, stream):
-    return total.values()
-
-
-def half_the_noise(total, multiplier, stream):
-    return noisy_sum(total, multiplier / 2, stream)
-
-
 def one_draw_a_class(total, multiplier, stream):
     (votes,) = total.values()
     zeros = ExactSum.zeros([(len(votes), 1)], 1.0)
@@ -95,13 +86,7 @@ def one_draw_a_class(total, multiplier, stream):
 def check_noise(tmp_path) -> None:
     """Variance of all cells, and of the means of rows and of columns, by chi-square."""
     table = np.random.default_rng(0).integers(0, 90, (40, 80))
-    noise = (release_table(table, setup(tmp_path)) - table) / 4.0
-    for statistic, n in (
-        (noise**2, noise.size),
-        (noise.mean(1) ** 2 * 80, 40),
-        (noise.mean(0) ** 2 * 40, 80),
-    ):
-        assert chi2.ppf(1e-6, n) < statistic.sum() < chi2.ppf(1 - 1e-6, n)
+    check_drawn((release_table(table, setup(tmp_path)) - table) / 4.0)
 
 
 def test_noise_is_as_planned(tmp_path):
