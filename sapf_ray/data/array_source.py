@@ -74,6 +74,17 @@ class ArraySource(ImageSource):
                 "white, e.g. 0,1"
             )
 
+    def open_published(self, row: KnownSet) -> None:
+        """Names and prompts of a published set, and the numbers of its records.
+
+        Raises:
+            DataError: See :meth:`check_sizes`.
+        """
+        self.class_names = row.class_names
+        self.prompts = row.prompts
+        self.n_train = self.check_sizes("train", row)
+        self.n_test = self.check_sizes("test", row)
+
     def check_sizes(
         self,
         split: Split,

@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from sapf_ray.config import DataConfig
 from sapf_ray.data.base import SKIPPED, SPLITS, ImageSource, Split, check_indices
 from sapf_ray.data.files import evenly_spread
 from sapf_ray.data.findings import Findings
+from sapf_ray.data.pixels import PixelRange
 from sapf_ray.errors import DataError
 
 _AT_A_TIME = 256  # records that a thread looks at
@@ -36,6 +38,17 @@ class RecordSource(ImageSource):
 
     can_skip = True
     skips = False
+    _pixel_range: PixelRange | None = None
+    _test_fraction: float | None = None
+
+    def heed(self, config: DataConfig) -> None:
+        """Takes over what the user chose for records: those that cannot be read, the values of
+        black and white, the share of a hashed test split. Options that a source has no use for were
+        refused by its row of the catalog.
+        """
+        self.skips = config.on_error == "skip"
+        self._pixel_range = config.pixel_range
+        self._test_fraction = config.test_fraction
 
     @abstractmethod
     def decoded(

@@ -54,10 +54,7 @@ class IdxSet(ArraySource):
         self.label_files = {
             split: self._file(root, part, what="labels") for split, part in _PARTS.items()
         }
-        self.class_names = row.class_names
-        self.prompts = row.prompts
-        self.n_train = self.check_sizes("train", row)
-        self.n_test = self.check_sizes("test", row)
+        self.open_published(row)
 
     @property
     def row(self) -> KnownSet:

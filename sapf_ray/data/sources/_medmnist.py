@@ -48,10 +48,7 @@ class MedMnist(ArraySource):
             names = tuple(f"{name}{size}.npz" for size in _SIZES)
             self.file = first_existing(self.file, names, row=row)
         self._refuse_another_set()
-        self.class_names = row.class_names
-        self.prompts = row.prompts
-        self.n_train = self.check_sizes("train", row)
-        self.n_test = self.check_sizes("test", row)
+        self.open_published(row)
 
     @property
     def row(self) -> KnownSet:

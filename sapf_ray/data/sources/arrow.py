@@ -44,9 +44,7 @@ class ArrowFolder(TableLabels, RecordSource):
 
     def __init__(self, config: DataConfig) -> None:
         self.root = required_path(config, self.row)
-        self.skips = config.on_error == "skip"
-        self._pixel_range = config.pixel_range
-        self._test_fraction = config.test_fraction
+        self.heed(config)
         if not is_saved(self.root):
             raise DataError(
                 f"{shown(self.root)}: no dataset_dict.json or state.json; "

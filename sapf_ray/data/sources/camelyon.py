@@ -58,7 +58,7 @@ class Camelyon(ImageFiles):
 
     def __init__(self, config: DataConfig) -> None:
         self.root = required_path(config, self.row)
-        self.skips = config.on_error == "skip"
+        self.heed(config)
         if (self.root / _FOLDER).is_dir():
             self.root = self.root / _FOLDER
         metadata = first_existing(self.root, ("metadata.csv",), row=self.row)

@@ -58,7 +58,7 @@ class CelebA(ImageFiles):
 
     def __init__(self, config: DataConfig) -> None:
         self.root = required_path(config, self.row)
-        self.skips = config.on_error == "skip"
+        self.heed(config)
         if (self.root / "celeba").is_dir():
             self.root = self.root / "celeba"
         folder = first_existing(self.root, _IMAGES, row=self.row)

@@ -45,7 +45,7 @@ class EuroSat(RecordSource):
 
     def __init__(self, config: DataConfig) -> None:
         self.root = _root(required_path(config, self.row))
-        self.skips = config.on_error == "skip"
+        self.heed(config)
         self.class_names = self.row.class_names
         self.prompts = self.row.prompts
         listed = _in_folder(self.root) if self.root.is_dir() else _in_archive(self.root)

@@ -61,8 +61,7 @@ class ImageFolder(RecordSource):
 
     def __init__(self, config: DataConfig) -> None:
         self.root = _root(config)
-        self._pixel_range = config.pixel_range
-        self.skips = config.on_error == "skip"
+        self.heed(config)
         listing = _listed(self.root, config)
         if self.root.is_file():
             self.root = self.root.parent

@@ -59,10 +59,10 @@ class Parquet(TableLabels, RecordSource):
 
     def __init__(self, config: DataConfig) -> None:
         self.root = required_path(config, self.row)
-        self.skips = config.on_error == "skip"
+        self.heed(config)
         self._files = find_files(self.root)
-        self._pixel_range = config.pixel_range
-        self._test_fraction = None if self._files["test"] else config.test_fraction
+        if self._files["test"]:
+            self._test_fraction = None
         self._groups = {
             split: tuple(group_rows(path) for path in paths) for split, paths in self._files.items()
         }

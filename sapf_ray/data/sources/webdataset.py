@@ -80,8 +80,7 @@ class WebDataset(TableLabels, RecordSource):
     row = DATA_SETS["webdataset"]
 
     def __init__(self, config: DataConfig) -> None:
-        self.skips = config.on_error == "skip"
-        self._pixel_range = config.pixel_range
+        self.heed(config)
         root, self.shards = _find_shards(config)
         found: dict[Split, list[tuple[int, Sample]]] = {}
         for home, paths in self.shards.items():
