@@ -94,7 +94,7 @@ def session(config: ClusterConfig, *, spills: Path | None = None) -> Iterator[No
         ray.shutdown()
 
 
-def _start(config: ClusterConfig, address: str | None, *, spilling: dict[str, str]) -> None:
+def _start(config: ClusterConfig, address: str | None, *, spilling: dict[str, Any]) -> None:
     """``ray.init``, its errors in one line."""
     try:
         ray.init(

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sapf_ray import locks
 from sapf_ray.errors import ClusterError
@@ -93,7 +94,7 @@ def ensure_token_place() -> None:
 
 
 @contextlib.contextmanager
-def spilling(folder: Path | None) -> Iterator[dict[str, str]]:
+def spilling(folder: Path | None) -> Iterator[dict[str, Any]]:
     """Options of ``ray.init`` for a spilling folder of this user's, for as long as it is needed."""
     if folder is None or _NOT_SPILLED_TO & set(str(folder.resolve())):
         yield {}
