@@ -42,11 +42,10 @@ class GroundingConfig:
         head_noise_multiplier: Noise std over sensitivity of the head's class means; by default what
             makes them stand 5 times above their noise, or what a tenth of the budget buys where
             that is more noise.
-        labels: What a head does: balance (of a class that has too few certain images more are
-            sampled, and every class keeps those that most certainly show it) or relabel (each image
-            gets its most likely label).
-        oversample: Most images sampled for each one that balance keeps; by default 3 with a bundled
-            model, and 1.5 with others, whose images cost more.
+        labels: What a head does: balance (more images are sampled, and every class keeps those that
+            most certainly show it) or relabel (each image gets its most likely label).
+        oversample: Images sampled for each one that balance keeps; by default 2 with a bundled
+            model, and 1.25 with others, whose images cost more.
         cache_dir: Where features of candidates' images are kept for further runs, public; by
             default sapf-ray in the user's cache folder.
     """

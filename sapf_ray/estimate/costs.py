@@ -22,7 +22,7 @@ import yaml
 from sapf_ray.config import RunConfig
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import ConfigError
-from sapf_ray.grounding.head_price import expected_an_image
+from sapf_ray.grounding.head_price import candidates_an_image
 from sapf_ray.models.catalog import PUBLIC_MODELS, KnownModel
 from sapf_ray.models.vocabulary import guidance_of, known_prompts
 from sapf_ray.privacy.planner import PrivacyPlan
@@ -147,7 +147,7 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
     if plan.evolution is not None:
         found[Stage.EVOLUTION] = _evolved_images(config) * passes
     else:
-        sampled = 1.0 if plan.head is None else expected_an_image(config)
+        sampled = 1.0 if plan.head is None else candidates_an_image(config)
         found[Stage.SYNTHESIS] = synthesis.n_images * sampled * passes
     if evaluation.enabled:
         epochs = evaluation.epochs * len(evaluation.classifiers)

@@ -40,13 +40,9 @@ USUAL_DIRECTIONS = 24
 FEWEST_DIRECTIONS = 10
 """With fewer, ten classes cannot be told apart well: a head is then no better than the prompts."""
 
-CHEAP, DEAR = 3.0, 1.5
-"""Most images sampled for each one kept, of a bundled model and of others, whose images cost
-more."""
-
-SAMPLED = 0.4
-"""Share of what may be sampled more that is, for estimates of time: it depends on how often images
-show what was requested."""
+CHEAP, DEAR = 2.0, 1.25
+"""Images sampled for each one kept, of a bundled model and of others, whose images cost more. On
+the public stand-in fidelity is 95.1, 97.4, 97.8 and 97.8 % with 1, 1.35, 2 and 3."""
 
 MOST = 0.1
 """Largest share of the budget that a head takes."""
@@ -102,15 +98,10 @@ def head_suits(facts: Facts, budget: Budget) -> bool:
 
 
 def candidates_an_image(config: RunConfig) -> float:
-    """Most images sampled for each one that a head keeps."""
+    """Images sampled for each one that a head keeps."""
     settings = config.grounding
     if settings.labels == "relabel":
         return 1.0
     if settings.oversample is not None:
         return settings.oversample
     return CHEAP if config.model.path in bundled_models() else DEAR
-
-
-def expected_an_image(config: RunConfig) -> float:
-    """Images sampled for each one that a head keeps, as far as one can know beforehand."""
-    return 1 + SAMPLED * (candidates_an_image(config) - 1)

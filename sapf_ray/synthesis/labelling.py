@@ -5,9 +5,11 @@ the prompt can be believed is estimated from how often the head sees what was re
 head can be believed is part of its densities, which are wide where its means are noisy. Bayes' rule
 puts the two together.
 
-*balance*: of a class that has too few certain images more are sampled, and each class keeps those
-that most certainly show it: the assignment of images to the planned labels with the largest sum of
-log certainties. *relabel*: no more are sampled, and each gets its most likely label.
+*balance*: more images are sampled than needed, and each class keeps those that most certainly show
+it, among equally certain ones the most typical: the assignment of images to the planned labels with
+the largest sum of log certainties and ``TYPICAL`` times the log density. A head is sure of images
+unlike any record, too; the density is what tells these.
+*relabel*: no more are sampled, and each gets its most likely label.
 
 All of it happens within one shard, so that any actor, at any time, makes the same shard.
 """
@@ -33,8 +35,10 @@ RELABEL = "relabel"
 FROM_PROMPT = "prompt"
 FROM_HEAD = "head"
 
-CERTAIN = 0.99
-"""Certainties above are equal: among them the first image is taken, not the most typical one."""
+TYPICAL = 0.01
+"""Weight of an image's log density beside its log certainty. On the public stand-in, at twice the
+images needed, fidelity is 97.9, 97.8, 97.7 and 97.6 % with 0.005, 0.01, 0.02 and 0.1; 96.9 without,
+95.5 by the density alone."""
 ROUNDS = 50  # of expectation maximisation over one number
 
 
@@ -46,7 +50,7 @@ class Labelling:
         head: Path of the head (:meth:`ClassHead.save`).
         features: The features that the head is made of.
         rule: ``balance`` or ``relabel``.
-        oversample: Most images sampled for each one that is kept; 1 for ``relabel``.
+        oversample: Images sampled for each one that is kept; 1 for ``relabel``.
     """
 
     head: str
@@ -65,8 +69,8 @@ class Labelling:
             text += "Each image has its most likely label, whatever its prompt."
         else:
             text += (
-                f"Of up to {self.oversample:g} images sampled for each one here, every class kept "
-                "those that most certainly show it."
+                f"Of {self.oversample:g} images sampled for each one here, every class kept those "
+                "that most certainly show it."
             )
         return (
             f"{text} The column `label_source` says `prompt` where the label is that of the prompt "
@@ -83,40 +87,17 @@ class Labelling:
         moments = posterior_moments(pipe.vae, images) if self.features.of_latents else None
         return self.features(images, moments)
 
-    def lacking(
-        self, features: np.ndarray, made: np.ndarray, *, plan: SamplingPlan, shard: Shard
-    ) -> np.ndarray:
-        """Classes with fewer certain images than the shard is to have, int64.
-
-        Args:
-            features: float32 (m, d) of the candidates that were made.
-            made: int64 (m,), their positions among the shard's candidates.
-            plan: The whole data set.
-            shard: Which part of it.
-        """
-        requested = plan.candidate_labels(shard)[made]
-        head = ClassHead.load(Path(self.head))
-        certainty = certainties(head.log_likelihoods(features), requested)
-        certain = certainty.argmax(1)[certainty.max(1) >= np.log(CERTAIN)]
-        number = head.n_classes
-        missing = np.bincount(plan.labels(shard), minlength=number)
-        return np.flatnonzero(np.bincount(certain, minlength=number) < missing)
-
     def choose(
-        self, features: np.ndarray, made: np.ndarray, *, plan: SamplingPlan, shard: Shard
+        self, features: np.ndarray, plan: SamplingPlan, shard: Shard
     ) -> tuple[np.ndarray, Rows]:
         """Which of a shard's candidates are kept, in the order of its rows, and what they are.
 
         Args:
-            features: float32 (m, d) of the candidates that were made.
-            made: int64 (m,), their positions among the shard's candidates.
+            features: float32 (m, d) of all candidates.
             plan: The whole data set.
             shard: Which part of it.
-
-        Returns:
-            Positions among those that were made, int64 (rows,), and the rows.
         """
-        requested = plan.candidate_labels(shard)[made]
+        requested = plan.candidate_labels(shard)
         chosen = choose(
             ClassHead.load(Path(self.head)),
             features,
@@ -128,7 +109,7 @@ class Labelling:
         return chosen.rows, Rows(
             labels=chosen.labels,
             requested=requested[chosen.rows],
-            seeds=plan.candidate_seeds(shard)[made[chosen.rows]],
+            seeds=plan.candidate_seeds(shard)[chosen.rows],
             sources=np.where(from_prompt, FROM_PROMPT, FROM_HEAD).tolist(),
         )
 
@@ -163,12 +144,12 @@ def choose(
             number counts.
         rule: ``balance`` or ``relabel``.
     """
-    certainty = certainties(head.log_likelihoods(features), requested)
+    likelihoods = head.log_likelihoods(features)
+    certainty = certainties(likelihoods, requested)
     if rule == RELABEL:
         rows = np.arange(len(planned))
         return Chosen(rows, certainty[rows].argmax(1))
-    cost = -np.minimum(certainty, np.log(CERTAIN))
-    cost = cost + 1e-6 * np.arange(len(features))[:, None]  # the first among equals
+    cost = -(certainty + TYPICAL * likelihoods)
     slots, rows = linear_sum_assignment(cost[:, planned].T)
     assert np.array_equal(slots, np.arange(len(planned)))
     for label in np.unique(planned):  # in the order in which they were made

@@ -45,7 +45,7 @@ class SamplingPlan:
         seed: Seed of the whole data set.
         weights: Weight of each class, at least 0 and one above; empty: labels go round the classes,
             so class counts differ by at most one.
-        oversample: Most candidates per image, at least 1: where images are chosen, more are made.
+        oversample: Candidates per image, at least 1: where images are chosen, more are made.
     """
 
     n_images: int

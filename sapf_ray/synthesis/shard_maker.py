@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,10 @@ from sapf_ray.models.class_tokens import with_class_tokens
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import load_pipeline
-from sapf_ray.synthesis.labelling import Labelling
 from sapf_ray.synthesis.launcher import SamplingJob
 from sapf_ray.synthesis.sampler import sample_images
 from sapf_ray.synthesis.sampling_plan import Shard
-from sapf_ray.synthesis.writer import Rows, encode_png, write_shard
+from sapf_ray.synthesis.writer import encode_png, write_shard
 
 
 class ShardMaker:
@@ -44,11 +43,11 @@ class ShardMaker:
     def make(self, shard: Shard) -> None:
         """Samples and writes a shard."""
         job = self.job
-        if job.labelling is None:
-            images = self._sample(job.plan.labels(shard), job.plan.seeds(shard)).files
-            chosen = None
-        else:
-            images, chosen = self._choose(job.labelling, shard)
+        images, seen = self._sample(job.plan.candidate_labels(shard), shard=shard)
+        chosen = None
+        if job.labelling is not None:
+            kept, chosen = job.labelling.choose(np.concatenate(seen), job.plan, shard)
+            images = [images[row] for row in kept]
         write_shard(
             Path(job.out_dir),
             job.plan,
@@ -60,10 +59,16 @@ class ShardMaker:
             chosen=chosen,
         )
 
-    def _sample(self, labels: np.ndarray, seeds: np.ndarray) -> Sampled:
-        """The images of labels int64 (n,) and seeds int64 (n,)."""
+    def _sample(self, labels: np.ndarray, *, shard: Shard) -> tuple[list[bytes], list[np.ndarray]]:
+        """The shard's candidates: PNG files, and blocks of their features where a head sees them.
+
+        Args:
+            labels: int64 (m,), their classes.
+            shard: Which part of the data set.
+        """
         job = self.job
         config = job.config
+        seeds = job.plan.candidate_seeds(shard)
         encoded = []  # one batch becomes PNG files while the next is sampled
         seen = []
         for start in range(0, len(labels), config.batch_size):
@@ -80,36 +85,7 @@ class ShardMaker:
             encoded.append(self.encoder.submit(encode_png, images))
             if job.labelling is not None:
                 seen.append(job.labelling.see(self.pipe, images))
-        return Sampled([file for batch in encoded for file in batch.result()], seen)
-
-    def _choose(self, labelling: Labelling, shard: Shard) -> tuple[list[bytes], Rows]:
-        """Round after round of a shard's candidates, until its classes lack none; then the choice
-        among them.
-        """
-        plan = self.job.plan
-        labels = plan.candidate_labels(shard)
-        seeds = plan.candidate_seeds(shard)
-        made = np.empty(0, np.int64)
-        files: list[bytes] = []
-        seen: list[np.ndarray] = []
-        for start in range(0, len(labels), shard.rows):
-            wanted = np.arange(start, min(start + shard.rows, len(labels)))
-            if start:
-                lacking = labelling.lacking(np.concatenate(seen), made, plan=plan, shard=shard)
-                wanted = wanted[np.isin(labels[wanted], lacking)]
-            sampled = self._sample(labels[wanted], seeds[wanted])
-            made = np.concatenate([made, wanted])
-            files += sampled.files
-            seen += sampled.features
-        kept, chosen = labelling.choose(np.concatenate(seen), made, plan=plan, shard=shard)
-        return [files[row] for row in kept], chosen
-
-
-class Sampled(NamedTuple):
-    """Images of an actor: PNG files, and blocks of their features where a head labels them."""
-
-    files: list[bytes]
-    features: list[np.ndarray]
+        return [file for batch in encoded for file in batch.result()], seen
 
 
 def _pipeline(job: SamplingJob) -> Any:

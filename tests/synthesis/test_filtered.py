@@ -100,23 +100,6 @@ def test_lost_shards_are_redone_to_the_same_bytes(made, model, labelling, tmp_pa
     assert digests(tmp_path) == expected and kept.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize(
-    ("shown", "lacking"), [([0, 1, 2], []), ([0, 1, 0], [2]), ([2, 2, 2], [0, 1])]
-)
-def test_more_is_sampled_of_classes_that_lack_certain_images(labelling, shown, lacking, tmp_path):
-    head = ClassHead.load(labelling.head)
-    sharp = dataclasses.replace(head, variance=0.1, mean_variance=0.01 * head.mean_variance)
-    sharp.save(tmp_path / "head.npz")
-    projection = head.projection
-    at_means = projection.centre + head.means @ np.linalg.pinv(projection.directions)
-    plan = SamplingPlan(n_images=9, n_classes=3, shard_size=9, seed=5, oversample=2.5)
-    (shard,) = plan.shards
-    found = dataclasses.replace(labelling, head=str(tmp_path / "head.npz")).lacking(
-        at_means[shown * 3].astype(np.float32), np.arange(9), plan=plan, shard=shard
-    )
-    assert found.tolist() == lacking
-
-
 def test_rows_say_where_image_and_label_come_from(made, labelling):
     images, labels = read_synthetic(made)
     assert images.shape == (N, 8, 8, 3) and labels.tolist() == [i % 3 for i in range(N)]
