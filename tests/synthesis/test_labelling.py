@@ -49,14 +49,19 @@ def test_a_noisy_head_yields_to_prompts_that_are_right():
     assert (chosen.labels == shown[:60]).mean() > (by_head_alone == shown).mean()
 
 
-def test_a_head_of_no_opinion_leaves_the_labels_of_the_prompts():
+def test_a_head_of_no_opinion_leaves_the_labels_of_the_prompts_and_keeps_what_is_typical():
     flat = dataclasses.replace(
         head(), means=np.zeros((CLASSES, 5)), mean_variance=np.zeros((CLASSES, 5))
     )
     features, shown = images(120, seed=6)
     planned = shown[:60]
     chosen = choose(flat, features, requested=shown, planned=planned)
-    assert chosen.rows.tolist() == list(range(60)) and np.array_equal(chosen.labels, planned)
+    assert np.array_equal(shown[chosen.rows], planned)
+    density = flat.log_likelihoods(features)[:, 0]
+    for label in range(CLASSES):
+        number = (planned == label).sum()
+        typical = sorted(np.flatnonzero(shown == label), key=lambda row: -density[row])[:number]
+        assert set(chosen.rows[planned == label]) == set(typical)
 
 
 def test_the_reliability_of_prompts_is_found():
