@@ -17,6 +17,7 @@ from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.metrics import known_scores, read_for
 from sapf_ray.files import write_json
 from sapf_ray.grounding.head_labels import labelling
+from sapf_ray.grounding.released import in_proportions
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.runs.context import RunContext
 from sapf_ray.runs.directory import RunDirectory
@@ -34,7 +35,7 @@ def synthesis(run: RunContext) -> None:
         adapter_dir=run.directory.adapter if trains(run) else None,
         class_names=run.source.class_names,
         prompts=run.prompts,
-        config=run.config.synthesis,
+        config=in_proportions(run),
         seed=run.config.image_seed,
         privacy_note=run.privacy_note,
         donors=run.directory.data_sets(),

@@ -37,6 +37,7 @@ from sapf_ray.finetune.adapter import check_adapter
 from sapf_ray.grounding import stage as grounding_stage
 from sapf_ray.grounding.candidates import check_vote
 from sapf_ray.grounding.head_stage import check_head
+from sapf_ray.grounding.proportions import check_proportions
 from sapf_ray.models.facts import find_facts
 from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
@@ -139,6 +140,7 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
     if plan.vote is not None:
         check_vote(config, source.prompts, model=model)
     check_head(plan, len(source.class_names))
+    check_proportions(config, plan)
     record_features(config, plan)
     if plan.finetune is not None:
         matrices = list(model.pool(config.saliency.pool))

@@ -20,6 +20,7 @@ class Stage(StrEnum):
     GROUNDING = "grounding"
     VOTE = "vote"
     HEAD = "head"
+    PROPORTIONS = "proportions"
     SELECTION = "selection"
     FINETUNE = "finetune"
     EVOLUTION = "evolution"

@@ -22,7 +22,8 @@ class GroundingConfig:
         remedies: auto (chosen from public facts: whether the words are known, N, classes), none, or
             names separated by commas: vote (each class gets a prompt that the model knows, by a
             noisy vote of the records), tokens (learned class tokens), head (labels by a private
-            classifier).
+            classifier), proportions (as many synthetic images of each class as a noisy count of the
+            records says; never chosen by auto).
         candidates: File of candidate prompts for the vote, one a line, public; by default the
             vocabulary of a bundled model, or a public list of nouns and textures with the class
             words themselves.
@@ -42,6 +43,9 @@ class GroundingConfig:
         head_noise_multiplier: Noise std over sensitivity of the head's class means; by default what
             makes them stand 5 times above their noise, or what a tenth of the budget buys where
             that is more noise.
+        proportions_noise_multiplier: Noise std over sensitivity of the counts; by default 0.02
+            records a class (N / classes), or what a hundredth of the budget buys where that is more
+            noise.
         labels: What a head does: balance (more images are sampled, and every class keeps those that
             most certainly show it) or relabel (each image gets its most likely label).
         oversample: Images sampled for each one that balance keeps; by default 2 with a bundled
@@ -60,6 +64,7 @@ class GroundingConfig:
     token_weight: Positive = 1.0
     token_learning_rate: NotNegative = 0.0
     head_noise_multiplier: Positive | None = None
+    proportions_noise_multiplier: Positive | None = None
     labels: Literal["balance", "relabel"] = "balance"
     oversample: Annotated[float, Interval(ge=1)] | None = None
     cache_dir: str | None = None

@@ -135,7 +135,7 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
     guided = synthesis.guidance_scale != 1
     passes = 2 * synthesis.steps if guided else synthesis.steps
     found: dict[str, float] = {}
-    if any((plan.finetune, plan.vote, plan.head)):
+    if any((plan.finetune, plan.vote, plan.head, plan.proportions)):
         found[Stage.LATENTS] = plan.n_records
     if plan.vote is not None:
         found[Stage.GROUNDING] = _shown_images(config) * _shown_passes(config)

@@ -20,10 +20,10 @@ from __future__ import annotations
 import math
 
 from sapf_ray.config import RunConfig
+from sapf_ray.grounding.price import stood_or_paid
 from sapf_ray.models.location import bundled_models
-from sapf_ray.privacy.calibration import Budget, smallest_noise
+from sapf_ray.privacy.calibration import Budget
 from sapf_ray.privacy.facts import Facts
-from sapf_ray.privacy.planner import StagePlan
 
 ENOUGH = 2.3
 """Ratio below which one more direction costs more by its noise than it tells."""
@@ -80,12 +80,8 @@ def head_noise(facts: Facts, budget: Budget) -> float:
     Shares are those of Gaussian differential privacy, in which one release of noise ``s`` is a
     share ``(t / s)**2`` of a release of noise ``t`` that spends everything (Dong, Roth, Su 2022).
     """
-    whole = smallest_noise(
-        StagePlan(noise_multiplier=0.0, sample_rate=1.0, count=1, share=None), budget
-    )
-    paid = 0.0 if whole is None else whole / math.sqrt(MOST)
     stood = facts.records_per_class / (PAID * math.sqrt(USUAL_DIRECTIONS))
-    return float(f"{max(paid, stood):.3g}")
+    return stood_or_paid(budget, share=MOST, stood=stood)
 
 
 def head_suits(facts: Facts, budget: Budget) -> bool:

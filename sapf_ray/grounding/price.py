@@ -16,6 +16,13 @@ MOST = 0.05
 """Largest share of the budget that a vote takes."""
 
 
+NEAR = 0.02
+"""Noise of a class's count, in records of a class: proportions are then right to a fiftieth."""
+
+LITTLE = 0.01
+"""Largest share of the budget that the counts take."""
+
+
 def vote_noise(facts: Facts, budget: Budget) -> float:
     """Noise multiplier of the vote: as much as a clear winner stands, but no less than the share
     ``MOST`` of the budget can pay.
@@ -23,8 +30,18 @@ def vote_noise(facts: Facts, budget: Budget) -> float:
     Shares are those of Gaussian differential privacy, in which one release of noise ``s`` is a
     share ``(t / s)**2`` of a release of noise ``t`` that spends everything (Dong, Roth, Su 2022).
     """
+    return stood_or_paid(budget, share=MOST, stood=ENOUGH * facts.records_per_class)
+
+
+def proportions_noise(facts: Facts, budget: Budget) -> float:
+    """Noise multiplier of the classes' counts; as :func:`vote_noise`, with the share ``LITTLE``."""
+    return stood_or_paid(budget, share=LITTLE, stood=NEAR * facts.records_per_class)
+
+
+def stood_or_paid(budget: Budget, *, share: float, stood: float) -> float:
+    """The noise that can be stood, or the least that a share of the budget buys."""
     whole = smallest_noise(
         StagePlan(noise_multiplier=0.0, sample_rate=1.0, count=1, share=None), budget
     )
-    paid = 0.0 if whole is None else whole / math.sqrt(MOST)
-    return float(f"{max(paid, ENOUGH * facts.records_per_class):.3g}")
+    paid = 0.0 if whole is None else whole / math.sqrt(share)
+    return float(f"{max(paid, stood):.3g}")

@@ -41,6 +41,7 @@ class Remedy:
         suits: Whether ``grounding.remedies: auto`` chooses it.
         noise: Noise multiplier of its one release, in the plan's stage of the remedy's name; None
             where it releases nothing of its own.
+        told_by: Remedy whose release tells this one's, too: beside it there is nothing to pay.
         ground: Its part of the stage ``grounding``: makes the release, and returns what
             ``grounding.json`` is to hold; None where it has no part there.
     """
@@ -50,6 +51,7 @@ class Remedy:
     source: str
     suits: Suits
     noise: Noise | None = None
+    told_by: str | None = None
     ground: Ground | None = None
 
 
@@ -110,6 +112,23 @@ def _head(run: RunContext) -> dict[str, Any]:
     return make_head(run)
 
 
+def _named_only(config: RunConfig, facts: Facts, budget: Budget) -> bool:
+    return False
+
+
+def _proportions_noise(config: RunConfig, facts: Facts, budget: Budget) -> float:
+    from sapf_ray.grounding.price import proportions_noise
+
+    given = config.grounding.proportions_noise_multiplier
+    return proportions_noise(facts, budget) if given is None else given
+
+
+def _proportions(run: RunContext) -> dict[str, Any]:
+    from sapf_ray.grounding.proportions import find_proportions
+
+    return find_proportions(run)
+
+
 REMEDIES: Registry[Remedy] = Registry(
     "grounding.remedies",
     {
@@ -134,6 +153,15 @@ REMEDIES: Registry[Remedy] = Registry(
             suits=_head_suits,
             noise=_head_noise,
             ground=_head,
+        ),
+        "proportions": Remedy(
+            title="classes as frequent among the synthetic images as among the records",
+            reads="one noisy count a class; nothing beside a head, which has the counts",
+            source="Dwork et al. 2006 (noisy histogram)",
+            suits=_named_only,
+            noise=_proportions_noise,
+            told_by="head",
+            ground=_proportions,
         ),
     },
 )

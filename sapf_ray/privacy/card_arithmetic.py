@@ -40,6 +40,7 @@ def _bounds(config: RunConfig) -> dict[str, tuple[str, float]]:
     return {
         Stage.VOTE: ("grounding, vote (one vote an image)", 1.0),
         Stage.HEAD: ("grounding, head (features clipped)", 1.0),
+        Stage.PROPORTIONS: ("grounding, class proportions (one count an image)", 1.0),
         Stage.SELECTION: (
             f"selection ({config.saliency.clipping} clipping)",
             config.saliency.clipping_norm,

@@ -29,6 +29,9 @@ def classes_section(plan: PrivacyPlan, grounding: Mapping[str, Any]) -> str:
         )
     if "head" in grounding:
         text += f"\n\n{_head(grounding['head'])}"
+    if "proportions" in grounding:
+        shares = ", ".join(f"{share:.1%}" for share in grounding["proportions"])
+        text += f"\n\nSynthetic images are made in the noisy proportions of the classes: {shares}."
     prompts = grounding.get("prompts")
     if not prompts:
         return text

@@ -55,10 +55,10 @@ def grounding_stages(
     """
     stages: dict[str, StagePlan] = {}
     for name in remedies:
-        noise = row(TABLE, name).noise
-        if noise is None:
+        remedy = row(TABLE, name)
+        if remedy.noise is None or remedy.told_by in remedies:
             continue
-        multiplier = 0.0 if config.privacy.non_private else noise(config, facts, budget)
+        multiplier = 0.0 if config.privacy.non_private else remedy.noise(config, facts, budget)
         stages[Stage(name)] = StagePlan(
             noise_multiplier=multiplier, sample_rate=1.0, count=1, share=None
         )

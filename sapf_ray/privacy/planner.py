@@ -48,7 +48,7 @@ from sapf_ray.registry import row
 from sapf_ray.stages import Stage
 
 ADD_OR_REMOVE_ONE = "add_or_remove_one"
-GROUNDING_STAGES = (Stage.VOTE, Stage.HEAD)
+GROUNDING_STAGES = (Stage.VOTE, Stage.HEAD, Stage.PROPORTIONS)
 PRIVATE_STAGES = (*GROUNDING_STAGES, Stage.SELECTION, Stage.FINETUNE, Stage.EVOLUTION)
 GHOST_SLACK = 2.0**-9
 """Slack of fine-tuning whole matrices: see :mod:`sapf_ray.grad_sample.ghost`."""
@@ -60,8 +60,8 @@ class PrivacyPlan:
 
     ``selection`` is None when no selection is released: with ratio 1 every matrix is kept, whatever
     the data, and a random selection does not look at them.
-    ``remedies`` are those of :mod:`sapf_ray.grounding`; ``vote`` and ``head`` are None unless they
-    are among them.
+    ``remedies`` are those of :mod:`sapf_ray.grounding`; ``vote``, ``head`` and ``proportions``
+    are None unless they are among them and release something.
     Selection and fine-tuning are None when steps is 0. Then ``batch_size`` and
     ``sample_rate`` are 0, and either the images come from an ``evolution``, or remedies ground
     the public model, or no sensitive image is read and ``composed_epsilon`` is 0.
@@ -83,6 +83,7 @@ class PrivacyPlan:
     remedies: tuple[str, ...] = ()
     vote: StagePlan | None = None
     head: StagePlan | None = None
+    proportions: StagePlan | None = None
 
     @property
     def reads_images(self) -> bool:
@@ -174,6 +175,7 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
         remedies=remedies,
         vote=stages.get(Stage.VOTE),
         head=stages.get(Stage.HEAD),
+        proportions=stages.get(Stage.PROPORTIONS),
     )
 
 
@@ -302,6 +304,7 @@ def _check_supported(budget: Budget, *events: DpEvent) -> None:
 NOISE_FIELDS: Mapping[str, str] = {
     Stage.VOTE: "grounding.vote_noise_multiplier",
     Stage.HEAD: "grounding.head_noise_multiplier",
+    Stage.PROPORTIONS: "grounding.proportions_noise_multiplier",
     Stage.SELECTION: "saliency.noise_multiplier",
 }
 """Stage whose noise is given to the key that gives it."""

@@ -109,7 +109,9 @@ def plan_table(plan: PrivacyPlan) -> Table:
     for name in ("releases", "sample rate", "noise multiplier", "share of the budget"):
         table.add_column(name, justify="right")
     stages = [("selection", plan.selection), ("fine-tuning", plan.finetune)]
-    grounding = [("vote", plan.vote), ("head", plan.head)]
+    from sapf_ray.privacy.planner import GROUNDING_STAGES
+
+    grounding = [(name.value, getattr(plan, name)) for name in GROUNDING_STAGES]
     stages = [(name, stage) for name, stage in grounding if stage is not None] + stages
     if plan.evolution is not None:
         stages = [("evolution", plan.evolution)]
