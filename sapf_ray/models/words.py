@@ -4,15 +4,19 @@ A text encoder gives every prompt states. Words that it knows differ: states of 
 own prompts are 14 apart at the median, and those of ``zero`` ... ``nine`` 3.5. Words that it does
 not know fall together: ``0`` ... ``9`` are 0.4 apart, ``grade_a`` ... ``grade_j`` 1.1, and prompts
 that differ only behind the last token it reads are equal. All of it is public, so it is free.
+
+States may also differ without a meaning (``foo``, ``bar``). Of the bundled models all words are
+known that they ever saw, so any other is told, however far apart the states are.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sapf_ray.models.vocabulary import known_prompts
+from sapf_ray.models.vocabulary import BUNDLED, known_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +43,7 @@ class Words:
         spread: Median distance of two classes over that of two known prompts; 1 where it was not
             measured, as the prompts are the model's own.
         cut: Classes whose prompts are cut off.
+        strange: Classes whose prompts have words that a bundled model never saw.
     """
 
     known: bool
@@ -46,6 +51,7 @@ class Words:
     near: tuple[tuple[str, str], ...] = ()
     spread: float = 1.0
     cut: tuple[str, ...] = ()
+    strange: tuple[str, ...] = ()
 
     def line(self, remedies: Sequence[str]) -> str | None:
         """What a user must know, with the remedy; None where the words are known.
@@ -61,8 +67,12 @@ class Words:
                 told += f" ({len(self.cut)} prompts are cut off)"
         elif self.near:
             told = f"the model hardly tells {_listed(self.near)} apart"
-        else:
+        elif self.spread < APART:
             told = "the model hardly tells the classes apart"
+        else:
+            told = f"the model was never shown the words of {', '.join(self.strange[:SHOWN])}"
+            if len(self.strange) > SHOWN:
+                told += f" and {len(self.strange) - SHOWN} more classes"
         if self.spread < APART:
             told += f" (classes differ {self.spread:.2g} times as much as words it knows)"
         if remedies:
@@ -92,12 +102,22 @@ def check_words(model: PublicModel, class_names: Sequence[str], prompts: Sequenc
 
     states, cut = text_states(model.config.path, [*prompts, *known])
     n = len(prompts)
-    return compare(
+    found = compare(
         states[:n],
         states[n:],
         class_names=class_names,
         cut=[name for name, too_long in zip(class_names, cut, strict=False) if too_long],
     )
+    if model.config.path not in BUNDLED:
+        return found
+    seen = {word for prompt in known for word in _words_of(prompt)}
+    of_all = set.intersection(*(_words_of(prompt) for prompt in prompts))  # the template's
+    strange = tuple(
+        name
+        for name, prompt in zip(class_names, prompts, strict=True)
+        if _words_of(prompt) - of_all - seen
+    )
+    return replace(found, known=found.known and not strange, strange=strange)
 
 
 def compare(
@@ -128,6 +148,10 @@ def compare(
         spread=round(spread, 4),
         cut=tuple(cut),
     )
+
+
+def _words_of(prompt: str) -> set[str]:
+    return set(re.findall(r"\w+", prompt.lower()))
 
 
 def _listed(pairs: Sequence[tuple[str, str]]) -> str:

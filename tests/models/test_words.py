@@ -51,6 +51,13 @@ def test_unknown_words_are_told(model, names):
     assert words.line(("vote", "tokens")).endswith("remedy: vote, tokens")
 
 
+def test_words_that_differ_without_a_meaning_are_told(model):
+    words = measured(model, ["foo", "bar", "baz", "qux"])
+    assert not words.known and not words.near and words.spread > 0.5
+    assert "was never shown the words of foo, bar, baz and 1 more" in words.line(())
+    assert measured(model, ["digit three", "foo"]).strange == ("foo",)
+
+
 @pytest.mark.parametrize("names", [DIGITS, list("abcdefghij")])
 def test_known_words_are_not(model, names):
     words = measured(model, names)
