@@ -37,6 +37,7 @@ PACKAGE_DATA = (
     "models/bundled/**/*.json",
     "models/bundled/**/*.md",
     "models/bundled/**/*.npz",
+    "models/bundled/**/*.npy",
     "models/bundled/**/*.safetensors",
     "estimate/*.yaml",
     "paper/published/*.csv",

@@ -118,7 +118,7 @@ def make_images(out: Path, directory: RunDirectory, config: RunConfig) -> list[t
 
 def without_ray(patched: pytest.MonkeyPatch) -> None:
     """All in this process: Ray and its actors take seconds to start and have their own tests."""
-    patched.setattr(cluster, "session", lambda config, spills: contextlib.nullcontext())
+    patched.setattr(cluster, "session", lambda config, spills=None: contextlib.nullcontext())
     patched.setattr(cluster, "require", lambda wants: None)
     patched.setattr(cluster, "check_shared", lambda directory: None)
     patched.setattr(launcher, "_actor_count", lambda config: 1)

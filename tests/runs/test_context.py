@@ -92,7 +92,7 @@ def test_a_run_of_the_earlier_version_is_refused_in_one_line(tiny_pipeline, tmp_
 
 def test_the_stages_are_the_papers_and_none_twice():
     stages = [step.stage for step in (*LEARN, *RELEASE)]
-    of_grounding = {Stage.VOTE, Stage.HEAD}  # releases in it
+    of_grounding = {Stage.VOTE, Stage.HEAD, Stage.PROPORTIONS}  # releases in it
     assert set(stages) | {Stage.PLAN} | of_grounding == set(Stage)
     assert len(set(stages)) == len(stages)
     order = [Stage.LATENTS, Stage.SELECTION, Stage.FINETUNE, Stage.SYNTHESIS, Stage.EVALUATION]

@@ -56,9 +56,9 @@ def test_every_cell_of_every_space_plans_without_data(name, monkeypatch):
     for item in plan_cells(make_cells(load_space(name))):
         if item.cell.config.data.source in ("cifar10", "octmnist", "celeba", "camelyon"):
             assert item.plan.n_records == paper_setting(item.cell.config.data.source).n_train
-        assert item.plan.reads_images == (
-            item.cell.method != "public" and item.cell.labels.get("row", "")[:6] != "public"
-        )
+        setting = item.cell.labels.get("row", item.cell.labels.get("setting", ""))
+        public = item.cell.method == "public" or setting.startswith("public")
+        assert item.plan.reads_images == (not public or setting.endswith("head"))
 
 
 @pytest.mark.long
@@ -110,6 +110,7 @@ def test_total_composes_all_runs_on_a_data_set_and_no_other(tmp_path):
         "finetune.batch_size": 100,
         "finetune.steps": 10,
         "saliency.noise_multiplier": 9.0,
+        "grounding.remedies": "none",
         **RDP,
     }
     planned = plan_cells(
@@ -140,6 +141,7 @@ def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp
         "finetune.batch_size": 100,
         "finetune.steps": 2,
         "saliency.noise_multiplier": 4.0,
+        "grounding.remedies": "none",
         **RDP,
     }
     planned = plan_cells(

@@ -17,6 +17,7 @@ from rich.console import Console
 from sapf_ray import cluster
 from sapf_ray.data.base import open_source
 from sapf_ray.errors import SapfError
+from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.tune.budget import plan_cells
 from sapf_ray.tune.grid import Grid, open_grid, raise_failures, run_grid
@@ -184,7 +185,9 @@ def test_shared_latents_of_a_model_with_class_labels_go_with_its_last_cell(tmp_p
     config = planned[0].cell.config
     source = open_source(config.data)
     model = PublicModel.open(config.model)
-    key = model.latents_key(source.fingerprint(), source.prompts)
+    features = record_features(config, planned[0].plan)
+    assert features is not None
+    key = model.latents_key(source.fingerprint(), source.prompts, features.key)
     folder = (tmp_path / ".latents").resolve() / key
     folder.mkdir(parents=True)
     latents = _Private(planned, tmp_path)

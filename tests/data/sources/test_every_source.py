@@ -101,7 +101,7 @@ def test_a_path_that_is_not_there_or_not_given(name, tmp_path):
 
 
 def test_what_a_source_does_not_heed_is_refused_before_it_is_opened(tmp_path):
-    requested = {"class_names": ("a", "b"), "on_error": "skip", "pixel_range": (0, 1)}
+    requested = {"on_error": "skip", "pixel_range": (0, 1)}
     for row in DATA_SETS.values():
         for key, value in requested.items():
             config = DataConfig(source=row.name, path=str(tmp_path / "nowhere"), **{key: value})
