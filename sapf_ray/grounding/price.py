@@ -40,8 +40,9 @@ def proportions_noise(facts: Facts, budget: Budget) -> float:
 
 def stood_or_paid(budget: Budget, *, share: float, stood: float) -> float:
     """The noise that can be stood, or the least that a share of the budget buys."""
-    whole = smallest_noise(
-        StagePlan(noise_multiplier=0.0, sample_rate=1.0, count=1, share=None), budget
-    )
+    release = StagePlan(noise_multiplier=0.0, sample_rate=1.0, count=1, share=None)
+    if budget.spent(release.charges(stood * math.sqrt(share))) <= budget.epsilon:
+        return float(f"{stood:.3g}")  # the share buys less noise than that: no need to search
+    whole = smallest_noise(release, budget)
     paid = 0.0 if whole is None else whole / math.sqrt(share)
     return float(f"{max(paid, stood):.3g}")
