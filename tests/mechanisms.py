@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 from scipy.stats import chi2
 
+from sapf_ray.privacy.keyed_rng import NoiseKey
+from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.noise import noisy_sum  # kept here, while a test puts a twin in its place
+from sapf_ray.privacy.planner import StagePlan
+from sapf_ray.privacy.release import Releaser
+from tests.evolution.toy import plan_of
 
-__all__ = ["check_drawn", "half_the_noise", "noisy_sum", "without_noise"]
+__all__ = ["check_drawn", "half_the_noise", "noisy_sum", "releaser_of", "without_noise"]
+
+KEY = NoiseKey(bytes(range(32)))
+
+
+def releaser_of(
+    stage: str, folder: Path, *, noise: float = 4.0, epsilon: float = 1e3, count: int = 1
+) -> Releaser:
+    """A releaser whose plan has one stage of full passes, with its ledger in a folder."""
+    planned = StagePlan(noise_multiplier=noise, sample_rate=1.0, count=count, share=1.0)
+    plan = dataclasses.replace(plan_of(epsilon), **{stage: planned})
+    return Releaser(key=KEY, ledger=Ledger.create(folder / "ledger.jsonl", plan), plan=plan)
 
 
 def without_noise(total, multiplier, stream):

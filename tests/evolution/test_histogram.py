@@ -17,10 +17,10 @@ from sapf_ray.privacy import noise as noise_module
 from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.planner import StagePlan, evolution_stage
+from sapf_ray.privacy.planner import evolution_stage
 from sapf_ray.privacy.release import Releaser
 from tests.evolution.toy import DELTA, PointEmbedding, PointSource, plan_of
-from tests.mechanisms import check_drawn, half_the_noise, noisy_sum, without_noise
+from tests.mechanisms import check_drawn, half_the_noise, noisy_sum, releaser_of, without_noise
 
 KEY = NoiseKey(bytes(range(32)))
 CLASSES = 3
@@ -78,13 +78,6 @@ def test_a_record_of_no_number_has_one_vote_too_and_a_class_without_records_none
         count_votes(candidates, CLASSES, embeddings=embeddings, labels=np.array([0, 1, 3]))
 
 
-def setup(tmp_path, noise=4.0, count=100, epsilon=1e3):
-    stage = StagePlan(noise_multiplier=noise, sample_rate=1.0, count=count, share=1.0)
-    plan = dataclasses.replace(plan_of(epsilon), evolution=stage)
-    ledger = Ledger.create(tmp_path / "ledger.jsonl", plan_of(epsilon))
-    return Releaser(key=KEY, ledger=ledger, plan=plan)
-
-
 def noise_per_shard(total, multiplier, stream):
     (votes,) = total.values()
     drawn = [noisy_sum(total, multiplier, stream)[0] - votes for _ in range(3)]
@@ -99,7 +92,7 @@ def one_draw_for_all_candidates(total, multiplier, stream):
 
 def check_noise(tmp_path):
     """Asserts variance (chi-square), independence of counts and of iterations."""
-    releaser = setup(tmp_path)
+    releaser = releaser_of("evolution", tmp_path, count=100)
     votes = np.random.default_rng(0).integers(0, 30, 400)
     drawn = [release_histogram(votes, t, releaser) - votes for t in range(25)]
     check_drawn(np.stack(drawn) / 4.0)
@@ -124,7 +117,7 @@ def test_the_patched_check_passes_the_right_mechanism(tmp_path, monkeypatch):
 
 
 def test_the_event_is_on_disk_before_noise_exists(tmp_path, monkeypatch):
-    releaser = setup(tmp_path)
+    releaser = releaser_of("evolution", tmp_path, count=100)
 
     def crash(*arguments):
         (event,) = Ledger.open(tmp_path / "ledger.jsonl").events()
@@ -159,7 +152,7 @@ def test_same_votes_replay_and_other_votes_are_a_second_release(tmp_path):
 
 
 def test_exact_votes_are_not_written(tmp_path):
-    releaser = setup(tmp_path)
+    releaser = releaser_of("evolution", tmp_path, count=100)
     votes = np.full(3, 987_654)
     noisy = release_histogram(votes, 0, releaser)
     assert "98765" not in releaser.ledger.path.read_text() and not (noisy == votes).any()

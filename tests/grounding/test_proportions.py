@@ -15,26 +15,15 @@ from sapf_ray.grounding.proportions import check_proportions, find_proportions, 
 from sapf_ray.grounding.released import in_proportions
 from sapf_ray.privacy import noise as noise_module
 from sapf_ray.privacy.facts import Facts
-from sapf_ray.privacy.keyed_rng import NoiseKey
-from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.planner import StagePlan, make_plan
-from sapf_ray.privacy.release import Releaser
-from tests.evolution.toy import plan_of
-from tests.mechanisms import check_drawn, half_the_noise, without_noise
+from sapf_ray.privacy.planner import make_plan
+from tests.mechanisms import check_drawn, half_the_noise, releaser_of, without_noise
 
-KEY = NoiseKey(bytes(range(32)))
 CLASSES = 400
-
-
-def setup(tmp_path, noise: float = 4.0, epsilon: float = 1e3) -> Releaser:
-    stage = StagePlan(noise_multiplier=noise, sample_rate=1.0, count=1, share=1.0)
-    plan = dataclasses.replace(plan_of(epsilon), proportions=stage)
-    return Releaser(key=KEY, ledger=Ledger.create(tmp_path / "l.jsonl", plan), plan=plan)
 
 
 def check_noise(tmp_path) -> None:
     labels = np.random.default_rng(0).integers(0, CLASSES, 5000)
-    noisy = release_counts(labels, CLASSES, releaser=setup(tmp_path))
+    noisy = release_counts(labels, CLASSES, releaser=releaser_of("proportions", tmp_path))
     check_drawn((noisy - np.bincount(labels, minlength=CLASSES)) / 4.0)
 
 
@@ -50,7 +39,7 @@ def test_broken_twins_are_rejected(tmp_path, monkeypatch, mechanism):
 
 
 def test_other_counts_are_paid_anew_and_skipped_records_do_not_count(tmp_path):
-    releaser = setup(tmp_path, noise=5.0, epsilon=0.9)
+    releaser = releaser_of("proportions", tmp_path, noise=5.0, epsilon=0.9)
     labels = np.array([0, 1, 1, 2])
     first = release_counts(labels, 3, releaser=releaser)
     skipped = np.append(labels, -1)
@@ -88,7 +77,7 @@ def test_the_plan_pays_once_and_nothing_beside_a_head():
 
 def test_images_are_made_in_them_unless_others_are_given(tmp_path):
     np.save(tmp_path / "labels.npy", np.repeat([0, 1], [3000, 1000]))
-    releaser = setup(tmp_path)
+    releaser = releaser_of("proportions", tmp_path)
     run = SimpleNamespace(
         plan=dataclasses.replace(releaser.plan, n_records=4000),
         latents=tmp_path,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -19,15 +17,15 @@ from sapf_ray.models.public_features import LatentSpace
 from sapf_ray.models.vocabulary import known_prompts
 from sapf_ray.privacy import noise as noise_module
 from sapf_ray.privacy.fixed_point import ExactSum
-from sapf_ray.privacy.keyed_rng import NoiseKey
-from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.planner import StagePlan
-from sapf_ray.privacy.release import Releaser
 from sapf_ray.synthesis.sampler import sample_images
-from tests.evolution.toy import plan_of
-from tests.mechanisms import check_drawn, half_the_noise, noisy_sum, without_noise
+from tests.mechanisms import (
+    check_drawn,
+    half_the_noise,
+    noisy_sum,
+    releaser_of,
+    without_noise,
+)
 
-KEY = NoiseKey(bytes(range(32)))
 CLASSES = 4
 SAME = Whitening(np.eye(3))
 
@@ -71,12 +69,6 @@ def test_records_that_cannot_be_read_have_no_vote_and_labels_outside_are_refused
         table_of(features, labels, candidates)
 
 
-def setup(tmp_path, noise: float = 4.0, epsilon: float = 1e3) -> Releaser:
-    stage = StagePlan(noise_multiplier=noise, sample_rate=1.0, count=1, share=1.0)
-    plan = dataclasses.replace(plan_of(epsilon), vote=stage)
-    return Releaser(key=KEY, ledger=Ledger.create(tmp_path / "l.jsonl", plan), plan=plan)
-
-
 def one_draw_a_class(total, multiplier, stream):
     (votes,) = total.values()
     zeros = ExactSum.zeros([(len(votes), 1)], 1.0)
@@ -86,7 +78,7 @@ def one_draw_a_class(total, multiplier, stream):
 def check_noise(tmp_path) -> None:
     """Variance of all cells, and of the means of rows and of columns, by chi-square."""
     table = np.random.default_rng(0).integers(0, 90, (40, 80))
-    check_drawn((release_table(table, setup(tmp_path)) - table) / 4.0)
+    check_drawn((release_table(table, releaser_of("vote", tmp_path)) - table) / 4.0)
 
 
 def test_noise_is_as_planned(tmp_path):
@@ -101,7 +93,7 @@ def test_broken_twins_are_rejected(tmp_path, monkeypatch, mechanism):
 
 
 def test_the_same_table_is_a_free_replay_and_another_one_is_refused(tmp_path):
-    releaser = setup(tmp_path, epsilon=0.9, noise=5.0)
+    releaser = releaser_of("vote", tmp_path, epsilon=0.9, noise=5.0)
     table = np.arange(28).reshape(4, 7)
     first = release_table(table, releaser)
     assert np.array_equal(release_table(table, releaser), first)
@@ -154,7 +146,7 @@ def test_classes_that_neither_candidates_nor_features_hold_get_look_alikes(tmp_p
     table = vote_table(
         [(features(images), labels)], whiten(means).mean(1), whiten=whiten, n_classes=10
     )
-    chosen = assignment(release_table(table, setup(tmp_path, noise=3.0)))
+    chosen = assignment(release_table(table, releaser_of("vote", tmp_path, noise=3.0)))
     letters = [prompts[candidate][-1] for candidate in chosen]
     assert letters[0] in "OQCDU" and letters[1] in "IJLT" and letters[6] in "GCQ"
     share = table[np.arange(10), chosen].sum() / table.sum()
