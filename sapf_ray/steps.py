@@ -163,7 +163,7 @@ def is_trained(run: RunContext) -> bool:
 
 def encodes(run: RunContext) -> bool:
     """Whether the latents of the images are needed."""
-    return trains(run) or grounding_stage.is_needed(run)
+    return run.plan.encodes
 
 
 def is_encoded(run: RunContext) -> bool:

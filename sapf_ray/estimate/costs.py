@@ -24,7 +24,7 @@ from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import ConfigError
 from sapf_ray.grounding.head_price import candidates_an_image
 from sapf_ray.models.catalog import PUBLIC_MODELS, KnownModel
-from sapf_ray.models.vocabulary import guidance_of, known_prompts
+from sapf_ray.models.vocabulary import guidance_of, known_prompts, ships_candidates
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.stages import Stage
 
@@ -135,9 +135,9 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
     guided = synthesis.guidance_scale != 1
     passes = 2 * synthesis.steps if guided else synthesis.steps
     found: dict[str, float] = {}
-    if any((plan.finetune, plan.vote, plan.head, plan.proportions)):
+    if plan.encodes:
         found[Stage.LATENTS] = plan.n_records
-    if plan.vote is not None:
+    if plan.vote is not None and not ships_candidates(config):
         found[Stage.GROUNDING] = _shown_images(config) * _shown_passes(config)
     if plan.finetune is not None:
         if plan.selection is not None:

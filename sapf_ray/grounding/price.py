@@ -15,7 +15,6 @@ mostly to a few look-alikes, so the first is ahead by more than some tenths of t
 MOST = 0.05
 """Largest share of the budget that a vote takes."""
 
-
 NEAR = 0.02
 """Noise of a class's count, in records of a class: proportions are then right to a fiftieth."""
 

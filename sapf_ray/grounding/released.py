@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sapf_ray.config import SynthesisConfig
+from sapf_ray.grounding.stage import found
 from sapf_ray.runs.context import RunContext
 
 
@@ -13,8 +14,5 @@ def in_proportions(run: RunContext) -> SynthesisConfig:
     given.
     """
     config = run.config.synthesis
-    path = run.directory.grounding
-    if config.class_proportions or not path.exists():
-        return config
-    released = run.directory.read_json(path).get("proportions", [])
-    return replace(config, class_proportions=tuple(released))
+    released = found(run).get("proportions", ())
+    return replace(config, class_proportions=config.class_proportions or tuple(released))

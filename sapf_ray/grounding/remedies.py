@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sapf_ray.runs.context import RunContext
 
 Suits: TypeAlias = "Callable[[RunConfig, Facts, Budget], bool]"
-Noise: TypeAlias = "Callable[[RunConfig, Facts, Budget], float]"
+Noise: TypeAlias = "Callable[[Facts, Budget], float]"
 Ground: TypeAlias = "Callable[[RunContext], dict[str, Any]]"
 
 TOKENS_FROM = 1000.0
@@ -39,8 +39,9 @@ class Remedy:
         reads: What it reads of the sensitive images.
         source: Where it comes from.
         suits: Whether ``grounding.remedies: auto`` chooses it.
-        noise: Noise multiplier of its one release, in the plan's stage of the remedy's name; None
-            where it releases nothing of its own.
+        noise: Noise multiplier of its one release, in the plan's stage of the remedy's name, where
+            ``grounding.NAME_noise_multiplier`` gives none; None where it releases nothing of its
+            own.
         told_by: Remedy whose release tells this one's, too: beside it there is nothing to pay.
         ground: Its part of the stage ``grounding``: makes the release, and returns what
             ``grounding.json`` is to hold; None where it has no part there.
@@ -74,11 +75,10 @@ def _tokens_help(config: RunConfig, facts: Facts, budget: Budget) -> bool:
     return config.privacy.non_private or heard or not _words_unknown(config, facts, budget)
 
 
-def _vote_noise(config: RunConfig, facts: Facts, budget: Budget) -> float:
+def _vote_noise(facts: Facts, budget: Budget) -> float:
     from sapf_ray.grounding.price import vote_noise
 
-    given = config.grounding.vote_noise_multiplier
-    return vote_noise(facts, budget) if given is None else given
+    return vote_noise(facts, budget)
 
 
 def _vote(run: RunContext) -> dict[str, Any]:
@@ -99,11 +99,10 @@ def _head_suits(config: RunConfig, facts: Facts, budget: Budget) -> bool:
     return space != "latents" and head_suits(facts, budget)
 
 
-def _head_noise(config: RunConfig, facts: Facts, budget: Budget) -> float:
+def _head_noise(facts: Facts, budget: Budget) -> float:
     from sapf_ray.grounding.head_price import head_noise
 
-    given = config.grounding.head_noise_multiplier
-    return head_noise(facts, budget) if given is None else given
+    return head_noise(facts, budget)
 
 
 def _head(run: RunContext) -> dict[str, Any]:
@@ -116,11 +115,10 @@ def _named_only(config: RunConfig, facts: Facts, budget: Budget) -> bool:
     return False
 
 
-def _proportions_noise(config: RunConfig, facts: Facts, budget: Budget) -> float:
+def _proportions_noise(facts: Facts, budget: Budget) -> float:
     from sapf_ray.grounding.price import proportions_noise
 
-    given = config.grounding.proportions_noise_multiplier
-    return proportions_noise(facts, budget) if given is None else given
+    return proportions_noise(facts, budget)
 
 
 def _proportions(run: RunContext) -> dict[str, Any]:

@@ -11,13 +11,20 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from sapf_ray.config import RunConfig
+from sapf_ray.config import GroundingConfig, RunConfig
 from sapf_ray.errors import ConfigError, reason
 
 CHARACTERS = "characters"
 NOUNS = "nouns"
 BUNDLED = ("glyphs-tiny", "letters-tiny", "glyphs-dit-tiny")
 FEWEST = 2  # candidates
+_SHOWN_BY = (
+    "candidates",
+    "features",
+    "candidate_images",
+    "candidate_steps",
+    "candidate_guidance",
+)
 OTHERS_GUIDANCE = 4.0  # of models whose unguided images are vague
 
 
@@ -40,6 +47,15 @@ def guidance_of(config: RunConfig) -> float:
     if given is not None:
         return given
     return 1.0 if config.model.path in BUNDLED else OTHERS_GUIDANCE
+
+
+def ships_candidates(config: RunConfig) -> bool:
+    """Whether features of the images that show a vote's candidates are shipped: those of the
+    bundled models are, for the default settings.
+    """
+    given, usual = config.grounding, GroundingConfig()
+    as_usual = all(getattr(given, key) == getattr(usual, key) for key in _SHOWN_BY)
+    return config.model.path in BUNDLED and as_usual
 
 
 def read_candidates(path: str) -> tuple[str, ...]:

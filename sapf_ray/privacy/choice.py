@@ -58,8 +58,12 @@ def grounding_stages(
         remedy = row(TABLE, name)
         if remedy.noise is None or remedy.told_by in remedies:
             continue
-        multiplier = 0.0 if config.privacy.non_private else remedy.noise(config, facts, budget)
+        noise = getattr(config.grounding, f"{name}_noise_multiplier")
+        if config.privacy.non_private:
+            noise = 0.0
+        elif noise is None:
+            noise = remedy.noise(facts, budget)
         stages[Stage(name)] = StagePlan(
-            noise_multiplier=multiplier, sample_rate=1.0, count=1, share=None
+            noise_multiplier=noise, sample_rate=1.0, count=1, share=None
         )
     return stages

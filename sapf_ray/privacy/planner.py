@@ -90,6 +90,12 @@ class PrivacyPlan:
         """Whether any sensitive image is read."""
         return any(getattr(self, name) is not None for name in PRIVATE_STAGES)
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the latents of the images are needed."""
+        grounds = any(getattr(self, name) is not None for name in GROUNDING_STAGES)
+        return grounds or self.finetune is not None
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``sapf plan --json``. JSON has no infinity: a non-private run's
         ``composed_epsilon`` is the string ``"inf"``, which ``float()`` reads back."""
@@ -302,9 +308,7 @@ def _check_supported(budget: Budget, *events: DpEvent) -> None:
 
 
 NOISE_FIELDS: Mapping[str, str] = {
-    Stage.VOTE: "grounding.vote_noise_multiplier",
-    Stage.HEAD: "grounding.head_noise_multiplier",
-    Stage.PROPORTIONS: "grounding.proportions_noise_multiplier",
+    **{name: f"grounding.{name}_noise_multiplier" for name in GROUNDING_STAGES},
     Stage.SELECTION: "saliency.noise_multiplier",
 }
 """Stage whose noise is given to the key that gives it."""

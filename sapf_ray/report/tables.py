@@ -94,6 +94,8 @@ def _sizes(row: KnownSet) -> str:
 
 def plan_table(plan: PrivacyPlan) -> Table:
     """The privacy plan, as ``sapf plan`` prints it."""
+    from sapf_ray.privacy.planner import GROUNDING_STAGES
+
     spent = f"{plan.composed_epsilon:.4f}"
     if plan.non_private and plan.reads_images:
         spent = "infinite, NOT PRIVATE"
@@ -109,8 +111,6 @@ def plan_table(plan: PrivacyPlan) -> Table:
     for name in ("releases", "sample rate", "noise multiplier", "share of the budget"):
         table.add_column(name, justify="right")
     stages = [("selection", plan.selection), ("fine-tuning", plan.finetune)]
-    from sapf_ray.privacy.planner import GROUNDING_STAGES
-
     grounding = [(name.value, getattr(plan, name)) for name in GROUNDING_STAGES]
     stages = [(name, stage) for name, stage in grounding if stage is not None] + stages
     if plan.evolution is not None:

@@ -208,8 +208,7 @@ class _Private:
             root = selection_root(config, self.out)
             yield private_folder(root, config, plan=item.plan)
         keeps_latents = config.cluster.keep_cache or config.cluster.latents_dir is not None
-        encodes = any((item.plan.finetune, item.plan.vote, item.plan.head, item.plan.proportions))
-        if encodes and not keeps_latents:
+        if item.plan.encodes and not keeps_latents:
             source = open_source(config.data)
             model = PublicModel.open(config.model)
             features = record_features(config, item.plan)
