@@ -23,12 +23,14 @@ from sapf_ray.config import ModelConfig
 from sapf_ray.data.base import SKIPPED, ImageSource
 from sapf_ray.files import only_one, short_hash, write_array
 from sapf_ray.models.conditioning import encode_conditions
+from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import kept_pipeline, native_resolution
 from sapf_ray.models.public_features import Features, posterior_moments
 from sapf_ray.runs import worktime
 
 BATCH = 64  # images that the VAE encodes together
+CONDITIONS = "conditions.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,29 +39,28 @@ class LatentCache:
 
     Attributes:
         directory: Holds ``moments.npy`` (N, 2C, h, w) float32, ``labels.npy`` (N,) int64,
-            ``conditions.npy`` (classes, L, d) float32 prompt embeddings, or (classes,) int64 label
-            ids. Where a run grounds its classes also ``features.npy`` (N, d) float32, what a
-            public network says of each image.
-        conditions: Name of the file that is read in place of ``conditions.npy``, where grounding
-            gave the classes other prompts than the source's.
+            ``conditions.safetensors`` the classes' conditions. Where a run grounds its classes
+            also ``features.npy`` (N, d) float32, what a public network says of each image.
+        conditions: Name of the file that is read in place of ``conditions.safetensors``, where
+            grounding gave the classes other prompts than the source's.
     """
 
     directory: str
-    conditions: str = "conditions.npy"
+    conditions: str = CONDITIONS
 
     @property
     def complete(self) -> bool:
         return all(
-            (Path(self.directory) / f"{name}.npy").is_file()
-            for name in ("moments", "labels", "conditions")
+            (Path(self.directory) / name).is_file()
+            for name in ("moments.npy", "labels.npy", CONDITIONS)
         )
 
     @property
     def has_features(self) -> bool:
         return (Path(self.directory) / "features.npy").is_file()
 
-    def read(self, records: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Moments (n, 2C, h, w) and conditions (n, ...) of the given records."""
+    def read(self, records: np.ndarray) -> tuple[torch.Tensor, Conditions]:
+        """Moments (n, 2C, h, w) and conditions of the given n records."""
         moments = np.load(Path(self.directory) / "moments.npy", mmap_mode="r")
         return torch.from_numpy(moments[records]), self.all_conditions()[self.labels(records)]
 
@@ -68,9 +69,9 @@ class LatentCache:
         labels = np.load(Path(self.directory) / "labels.npy", mmap_mode="r")
         return torch.from_numpy(labels[records])
 
-    def all_conditions(self) -> torch.Tensor:
-        """(classes, ...) public conditions."""
-        return torch.from_numpy(np.load(Path(self.directory) / self.conditions))
+    def all_conditions(self) -> Conditions:
+        """The public condition of each class."""
+        return Conditions.load(Path(self.directory) / self.conditions)
 
     def record_features(self, block: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Public features of all records, as sensitive as the images.
@@ -95,10 +96,9 @@ class LatentCache:
         moments = np.load(Path(self.directory) / "moments.npy", mmap_mode="r")
         return (moments.shape[1] // 2, *moments.shape[2:])
 
-    def any_conditions(self, n: int) -> torch.Tensor:
-        """(n, ...) conditions in the shape of the records'; reads no record."""
-        condition = self.all_conditions()[:1]
-        return condition.repeat(n, *[1] * (condition.ndim - 1))
+    def any_conditions(self, n: int) -> Conditions:
+        """n conditions in the shape of the records'; reads no record."""
+        return self.all_conditions()[:1].repeat_interleave(n)
 
 
 class Reading(NamedTuple):
@@ -146,21 +146,20 @@ def with_prompts(
         cpus: Cores of the task.
         gpus: GPUs of the task.
     """
-    name = f"conditions-{short_hash([list(prompts), model.class_labels])}.npy"
+    name = f"conditions-{short_hash([list(prompts), model.class_labels])}.safetensors"
     path = Path(cache.directory) / name
     if not path.exists():
         task = _encode_prompts.options(name="prompts", num_cpus=cpus, num_gpus=gpus)
-        conditions = cluster.result(task.remote(model, gpus, tuple(prompts)))
-        write_array(path, conditions, mode=0o600)
+        cluster.result(task.remote(model, gpus, tuple(prompts))).save(path, mode=0o600)
     return LatentCache(cache.directory, name)
 
 
 @ray.remote(max_retries=3)
 @worktime.timed
-def _encode_prompts(model: ModelConfig, gpus: float, prompts: Sequence[str]) -> np.ndarray:
+def _encode_prompts(model: ModelConfig, gpus: float, prompts: Sequence[str]) -> Conditions:
     """The condition of each class, see :func:`encode_conditions`."""
     pipe = kept_pipeline(model, pick_device(gpus))
-    return encode_conditions(pipe, prompts, class_labels=model.class_labels).numpy()
+    return encode_conditions(pipe, prompts, class_labels=model.class_labels)
 
 
 def build_latent_cache(
@@ -239,7 +238,7 @@ def _build(
             tables["features"].fill(shard, seen)
         labels[shard] = shard_labels
         on_progress(done, len(shards))
-    write_array(directory / "conditions.npy", cluster.result(conditions), mode=0o600)
+    cluster.result(conditions).save(directory / CONDITIONS, mode=0o600)
     write_array(directory / "labels.npy", labels, mode=0o600)
     for table in reversed(tables.values()):
         table.finish()

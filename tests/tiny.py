@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sapf_ray.latents import LatentCache
+from sapf_ray.latents import CONDITIONS, LatentCache
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.loading import load_pipeline
 
@@ -120,8 +120,5 @@ def save_latents(directory: Path, pipeline: Path, n: int) -> LatentCache:
     np.save(directory / "moments.npy", generator.normal(size=(n, 8, 4, 4)).astype(np.float32))
     np.save(directory / "labels.npy", generator.integers(0, 2, n))
     prompts = ("An image of a", "An image of b")
-    np.save(
-        directory / "conditions.npy",
-        encode_conditions(load_pipeline(str(pipeline)), prompts).numpy(),
-    )
+    encode_conditions(load_pipeline(str(pipeline)), prompts).save(directory / CONDITIONS)
     return LatentCache(str(directory))

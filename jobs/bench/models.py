@@ -18,7 +18,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sapf_ray.latents import LatentCache
+from sapf_ray.latents import CONDITIONS, LatentCache
+from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
@@ -240,9 +241,9 @@ class Workload:
         for start in range(0, self.case.n, self.case.batch):
             yield np.arange(start, min(start + self.case.batch, self.case.n))
 
-    def inputs(self, records: np.ndarray) -> tuple[Tensor, Tensor, Draws]:
-        """Moments, embeddings and draws of the records, as the stages read them."""
-        moments, embeddings = self.cache.read(records)
+    def inputs(self, records: np.ndarray) -> tuple[Tensor, Conditions, Draws]:
+        """Moments, conditions and draws of the records, as the stages read them."""
+        moments, conditions = self.cache.read(records)
         draws = draw(
             self.key,
             "benchmark",
@@ -252,17 +253,17 @@ class Workload:
             latent_shape=self.cache.latent_shape,
             timesteps=1000,
         )
-        return moments, embeddings.to(self.case.device, self.dtype), draws
+        return moments, conditions.to(self.case.device, self.dtype), draws
 
     def losses(self, records: np.ndarray, denoiser: Any = None) -> Tensor:
         """(n,) losses with their graph."""
-        moments, embeddings, draws = self.inputs(records)
+        moments, conditions, draws = self.inputs(records)
         return per_record_loss(
             denoiser or self.unet,
             self.scheduler,
             moments=moments,
             scaling_factor=self.scaling_factor,
-            conditions=embeddings,
+            conditions=conditions,
             draws=draws,
         )
 
@@ -280,8 +281,6 @@ def _random_cache(
         directory / "moments.npy", generator.normal(size=(case.n, 8, side, side)).astype(np.float32)
     )
     np.save(directory / "labels.npy", np.arange(case.n) % 10)
-    np.save(
-        directory / "conditions.npy",
-        generator.normal(size=(10, tokens, context)).astype(np.float32),
-    )
+    states = generator.normal(size=(10, tokens, context)).astype(np.float32)
+    Conditions(states=torch.from_numpy(states)).save(directory / CONDITIONS)
     return LatentCache(str(directory))

@@ -17,6 +17,7 @@ from torch import Tensor
 from jobs.bench.models import Case, Workload
 from sapf_ray.config import SaliencyConfig
 from sapf_ray.grad_sample.capture import PoolCapture
+from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.denoising import Draws, per_record_loss
 from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.saliency.scores import SCORES
@@ -154,7 +155,8 @@ def vmap_gradients(
     records: np.ndarray,
 ) -> dict[str, Tensor]:
     """Name to (n, *shape) per-sample gradients of the named parameters."""
-    moments, embeddings, draws = work.inputs(records)
+    moments, conditions, draws = work.inputs(records)
+    assert conditions.states is not None
     # moves the scheduler's table to the device
     nothing = torch.zeros(1, 1)
     work.scheduler.add_noise(nothing, nothing, draws.timesteps[:1, 0])
@@ -163,13 +165,13 @@ def vmap_gradients(
         def denoiser(*inputs: Any, **options: Any) -> Any:
             return torch.func.functional_call(work.unet, weights, inputs, options)
 
-        moments, embedding, posterior, noise, timesteps = (x[None] for x in record)
+        moments, states, posterior, noise, timesteps = (x[None] for x in record)
         return per_record_loss(
             denoiser,  # type: ignore[arg-type]
             work.scheduler,
             moments=moments,
             scaling_factor=work.scaling_factor,
-            conditions=embedding,
+            conditions=Conditions(states=states),
             draws=Draws(
                 posterior=posterior,
                 noise=noise,
@@ -177,7 +179,7 @@ def vmap_gradients(
             ),
         ).sum()
 
-    inputs = (moments, embeddings, draws.posterior, draws.noise, draws.timesteps)
+    inputs = (moments, conditions.states, draws.posterior, draws.noise, draws.timesteps)
     on_device = tuple(x.to(work.case.device) for x in inputs)
     per_record = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="different")
     return per_record(weights, on_device)

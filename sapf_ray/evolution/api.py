@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sapf_ray.config import ModelConfig
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
+from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.denoising import training_scheduler
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import kept_pipeline
@@ -103,8 +104,8 @@ def vary_images(
     pipe: Any,
     images: np.ndarray,
     *,
-    conditions: Tensor,
-    null: Tensor,
+    conditions: Conditions,
+    null: Conditions,
     seeds: np.ndarray,
     strength: float,
     steps: int,
@@ -118,8 +119,8 @@ def vary_images(
     Args:
         pipe: The public pipeline.
         images: uint8 (n, R, R, 3), R the pipeline's native resolution.
-        conditions: (n, ...) of the images, see :mod:`sapf_ray.models.conditioning`.
-        null: (1, ...) null condition; not used at guidance 1.
+        conditions: n of the images.
+        null: One null condition; not used at guidance 1.
         seeds: n seeds in [0, 2**63); image i depends on seed i alone.
         strength: In (0, 1).
         steps: Solver steps of a whole trajectory; ceil(strength * steps) are taken.
@@ -162,7 +163,7 @@ def latent_means(pipe: Any, images: np.ndarray) -> Tensor:
 @lru_cache(maxsize=1)
 def _loaded(
     model: ModelConfig, prompts: tuple[str, ...], *, device: str
-) -> tuple[Any, Tensor, Tensor]:
+) -> tuple[Any, Conditions, Conditions]:
     pipe = kept_pipeline(model, device)
     return (
         pipe,

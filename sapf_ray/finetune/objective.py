@@ -11,7 +11,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from sapf_ray.models.class_tokens import ClassTokens
-from sapf_ray.models.conditioning import denoiser_of, to_denoiser
+from sapf_ray.models.conditioning import denoiser_of
+from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
 from sapf_ray.models.loading import load_pipeline
 
@@ -91,19 +92,16 @@ class Objective:
         return self._losses(moments, conditions, labels=labels, draws=draws)
 
     def _losses(
-        self, moments: Tensor, conditions: Tensor, *, labels: Tensor, draws: Draws
+        self, moments: Tensor, conditions: Conditions, *, labels: Tensor, draws: Draws
     ) -> Tensor:
         dtype: torch.dtype = self.denoiser.dtype  # type: ignore[assignment]
-        if self.tokens is None:
-            conditions = to_denoiser(conditions, self.job.device, dtype=dtype)
-        else:
+        if self.tokens is not None:
             conditions = self.tokens.shift(conditions.to(self.job.device), labels)
-            conditions = to_denoiser(conditions, self.job.device, dtype=dtype)
         return per_record_loss(
             self.denoiser,
             self.scheduler,
             moments=moments,
             scaling_factor=self.scaling_factor,
-            conditions=conditions,
+            conditions=conditions.to(self.job.device, dtype),
             draws=draws,
         )

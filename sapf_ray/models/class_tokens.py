@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from sapf_ray.errors import DataError, reason
 from sapf_ray.models.conditioning import denoiser_of
+from sapf_ray.models.conditions import Conditions
 
 CLASS_TOKENS = "class_tokens.safetensors"
 NAME = "class_tokens"
@@ -59,16 +60,16 @@ class ClassTokens(nn.Module):
         self.labels: Tensor | None = None  # (n,) the batch's classes
 
     @classmethod
-    def add_to(cls, denoiser: Any, conditions: Tensor, *, weight: float = 1.0) -> ClassTokens:
+    def add_to(cls, denoiser: Any, conditions: Conditions, *, weight: float = 1.0) -> ClassTokens:
         """Adds tokens for all classes to the denoiser, as its last part.
 
         Args:
             denoiser: A U-Net, or a transformer with label ids.
-            conditions: (classes, ...) public conditions.
+            conditions: Public condition of each class.
             weight: w.
         """
-        if conditions.is_floating_point():
-            tokens = cls(conditions.shape, weight)
+        if conditions.states is not None:
+            tokens = cls(conditions.states.shape, weight)
         else:
             embedders = label_embedders(denoiser)
             tokens = cls((len(conditions), embedders[0].weight.shape[1]), weight)
@@ -77,24 +78,26 @@ class ClassTokens(nn.Module):
         denoiser.add_module(NAME, tokens)
         return tokens
 
-    def shift(self, conditions: Tensor, labels: Tensor) -> Tensor:
+    def shift(self, conditions: Conditions, labels: Tensor) -> Conditions:
         """The conditions of a batch, with their classes' offsets w t.
 
         The rows of the batch are taken out of the tokens, and are what the next backward pass
         leaves its gradient with: :meth:`grad_sample`.
 
         Args:
-            conditions: (n, ...) public conditions of the records, on the denoiser's device.
+            conditions: Public conditions of the n records, on the denoiser's device.
             labels: (n,) int64 classes of the records.
 
         Returns:
-            (n, ...) in the precision given; label ids stay what they are, their embeddings move.
+            Conditions with other states; label ids stay what they are, their embeddings move.
         """
         self.labels = labels.to(self.values.device)
         self._rows = self.values.detach()[self.labels].requires_grad_(True)
-        if not conditions.is_floating_point():
+        states = conditions.states
+        if states is None:
             return conditions
-        return (conditions.float() + self.weight * self._rows).to(conditions.dtype)
+        shifted = (states.float() + self.weight * self._rows).to(states.dtype)
+        return conditions.with_parts(states=shifted)
 
     def grad_sample(self, n: int) -> Tensor:
         """(n, values of a class) float32: the first n records' gradients of the last backward pass.
@@ -129,7 +132,7 @@ def label_embedders(denoiser: Any) -> list[nn.Embedding]:
 
 
 def save_class_tokens(
-    directory: Path, offsets: Tensor, *, conditions: Tensor, class_names: Sequence[str]
+    directory: Path, offsets: Tensor, *, conditions: Conditions, class_names: Sequence[str]
 ) -> None:
     """Writes :data:`CLASS_TOKENS` beside an adapter, so that stock diffusers can use it.
 
@@ -140,26 +143,26 @@ def save_class_tokens(
     """
     offsets = offsets.detach().cpu().float().contiguous()
     content = {"offsets": offsets}
-    if conditions.is_floating_point():
-        content["prompt_embeds"] = (conditions.float() + offsets).contiguous()
-    else:
-        content["class_labels"] = conditions.contiguous()
+    if conditions.states is not None:
+        content["prompt_embeds"] = (conditions.states.float() + offsets).contiguous()
+    if conditions.labels is not None:
+        content["class_labels"] = conditions.labels.contiguous()
     names = json.dumps(list(class_names), ensure_ascii=False)
     metadata = {"format": "pt", "class_names": names}
     save_file(content, directory / CLASS_TOKENS, metadata=metadata)
 
 
 @torch.no_grad()
-def with_class_tokens(pipe: Any, conditions: Tensor, directory: Path | None) -> Tensor:
+def with_class_tokens(pipe: Any, conditions: Conditions, directory: Path | None) -> Conditions:
     """Conditions of the classes with what an adapter's folder says of them.
 
     Args:
         pipe: The pipeline. Label tables of a model with label ids are changed.
-        conditions: (classes, ...) public conditions.
+        conditions: Public condition of each class.
         directory: The adapter, or None.
 
     Returns:
-        (classes, ...); the very ones given where the folder has no class tokens.
+        The very ones given where the folder has no class tokens.
 
     Raises:
         DataError: The file is damaged or belongs to another model or to other classes.
@@ -169,15 +172,17 @@ def with_class_tokens(pipe: Any, conditions: Tensor, directory: Path | None) -> 
     try:
         saved = load_file(path)
         offsets = saved["offsets"]
-        if conditions.is_floating_point():
-            _check(offsets.shape == conditions.shape)
-            return conditions + offsets
-        _check(torch.equal(saved["class_labels"], conditions))
+        if conditions.states is not None:
+            _check(offsets.shape == conditions.states.shape)
+            return conditions.with_parts(states=conditions.states + offsets)
+        labels = conditions.labels
+        assert labels is not None
+        _check(torch.equal(saved["class_labels"], labels))
         for embedder in label_embedders(denoiser_of(pipe)):
             weight = embedder.weight
-            _check(offsets.shape == (len(conditions), weight.shape[1]))
-            moved = weight[conditions].float() + offsets.to(weight.device)
-            weight[conditions.to(weight.device)] = moved.to(weight.dtype)
+            _check(offsets.shape == (len(labels), weight.shape[1]))
+            moved = weight[labels].float() + offsets.to(weight.device)
+            weight[labels.to(weight.device)] = moved.to(weight.dtype)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(
             f"{path}: cannot be loaded as class tokens of this model and these classes "

@@ -1,14 +1,14 @@
-"""One interface to both kinds of public model: text-to-image U-Nets and class-conditional diffusion
-transformers (DiT).
+"""One interface to all kinds of public model: how classes become conditions, and how a denoiser is
+given them.
 
 A *condition* is what tells the denoiser the class of one image: text-encoder states (L, d) for a
-U-Net, an int64 label id for a DiT. Stacked along the first dimension, conditions are indexed,
-repeated and concatenated alike, so the cache, the loss and the sampler never ask which kind they
-hold.
+U-Net, an int64 label id for a DiT, several things together for others. They travel as
+:class:`sapf_ray.models.conditions.Conditions`, so the cache, the loss and the sampler never ask
+which kind they hold; :data:`CONDITIONINGS` has a row for each kind.
 
 >>> from sapf_ray.models.loading import load_pipeline
 >>> pipe = load_pipeline("glyphs-tiny")
->>> encode_conditions(pipe, ("An image of the digit three",)).shape
+>>> encode_conditions(pipe, ("An image of the digit three",)).states.shape
 torch.Size([1, 16, 64])
 >>> label_ids({0: "digit three, three, 3"}, 1, prompts=("An image of the digit three",))
 (0,)
@@ -17,17 +17,37 @@ torch.Size([1, 16, 64])
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sapf_ray.errors import ConfigError
+from sapf_ray.models.calls import DenoiserCall, call_with_labels, call_with_text
+from sapf_ray.models.conditions import Conditions
+from sapf_ray.models.families import family_of
+from sapf_ray.registry import Registry
 
-TOKENS_MULTIPLE = 16
 LISTED = 12  # labels that an error message shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """One kind of conditions.
+
+    Attributes:
+        encode: Pipeline and n prompts to n conditions.
+        null: Pipeline to the one condition that guidance subtracts.
+        call: How a denoiser is given them.
+        shapes: Config of the denoiser to the shape of each part of one image's condition.
+    """
+
+    encode: Callable[[Any, Sequence[str]], Conditions]
+    null: Callable[[Any], Conditions]
+    call: DenoiserCall
+    shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]]
 
 
 def denoiser_of(pipe: Any) -> Any:
@@ -37,33 +57,85 @@ def denoiser_of(pipe: Any) -> Any:
 
 def has_labels(pipe: Any) -> bool:
     """Whether the model is conditioned on label ids rather than on text."""
-    return not hasattr(pipe, "text_encoder")
+    return family_of(pipe).conditioned_on_labels
 
 
 @torch.no_grad()
 def encode_conditions(
     pipe: Any, prompts: Sequence[str], *, class_labels: Sequence[int] | None = None
-) -> Tensor:
+) -> Conditions:
     """The condition of each class; public.
 
     Args:
+        pipe: The public pipeline.
         prompts: One per class.
         class_labels: Label ids, one per class, of a class-conditional model; found by name in the
             prompts by default.
 
     Returns:
-        Text-encoder states float32 (classes, L, d), or label ids int64 (classes,), on the CPU.
+        float32 parts and int64 label ids on the CPU.
 
     Raises:
         ConfigError: No label fits, or ``class_labels`` does not fit the model.
     """
-    if has_labels(pipe):
-        n_labels = null_label(pipe)
-        return torch.tensor(
-            label_ids(pipe_labels(pipe), n_labels, prompts=prompts, class_labels=class_labels),
-            dtype=torch.int64,
-        )
+    family = family_of(pipe)
+    if family.conditioned_on_labels:
+        return _label_conditions(pipe, prompts, class_labels)
     check_text_model(class_labels)
+    return CONDITIONINGS[family.conditioning].encode(pipe, prompts)
+
+
+@torch.no_grad()
+def null_condition(pipe: Any) -> Conditions:
+    """(1, ...) what guidance subtracts: that of the empty prompt, or of the label that stands for
+    none.
+    """
+    return CONDITIONINGS[family_of(pipe).conditioning].null(pipe)
+
+
+def predict(
+    denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditions: Conditions
+) -> Tensor:
+    """What the denoiser says of noisy latents (n, C, h, w): noise, velocity or clean latents,
+    float32 (n, C, h, w).
+
+    A model with learned variances (DiT-XL/2) predicts 2C channels; its first C are the noise,
+    trained by the same mean squared error (Nichol and Dhariwal 2021, L_simple of L_hybrid); the
+    rest is not used and gets no gradient.
+
+    Args:
+        denoiser: The network.
+        noisy: In the denoiser's precision.
+        timesteps: (n,) or a scalar.
+        conditions: n of them, in the denoiser's precision and on its device.
+    """
+    call = CONDITIONINGS[conditions.kind].call
+    output = call(denoiser, noisy, timesteps.expand(len(noisy)), conditions)
+    return output[:, : noisy.shape[1]].float()
+
+
+def blank_conditions(
+    kind: str, config: Mapping[str, Any], *, n: int, device: str | torch.device
+) -> Conditions:
+    """Conditions of ones in the shapes that a denoiser takes, to count or to probe with.
+
+    Args:
+        kind: Row of :data:`CONDITIONINGS`.
+        config: The denoiser's.
+        n: Number of images.
+        device: Torch device; ``meta`` will do.
+    """
+    types = {"labels": torch.int64, "mask": torch.bool}
+    parts = {
+        name: torch.ones(n, *shape, dtype=types.get(name, torch.float32), device=device)
+        for name, shape in CONDITIONINGS[kind].shapes(config).items()
+    }
+    return Conditions(kind=kind, **parts)
+
+
+@torch.no_grad()
+def _text_states(pipe: Any, prompts: Sequence[str]) -> Conditions:
+    """Last states of the one text encoder, all tokens alike."""
     tokens = pipe.tokenizer(
         list(prompts),
         padding="max_length",
@@ -71,14 +143,37 @@ def encode_conditions(
         max_length=pipe.tokenizer.model_max_length,
         return_tensors="pt",
     )
-    return pipe.text_encoder(tokens.input_ids.to(pipe.device))[0].float().cpu()
+    states = pipe.text_encoder(tokens.input_ids.to(pipe.device))[0]
+    return Conditions(states=states.float().cpu())
 
 
-def null_condition(pipe: Any) -> Tensor:
-    """(1, ...) what guidance subtracts: the states of the empty prompt, or the label that stands
-    for none.
-    """
-    return torch.tensor([null_label(pipe)]) if has_labels(pipe) else encode_conditions(pipe, ("",))
+def _label_conditions(
+    pipe: Any, prompts: Sequence[str], class_labels: Sequence[int] | None = None
+) -> Conditions:
+    """Label ids that are given, or whose names stand in the prompts."""
+    n_labels = null_label(pipe)
+    ids = label_ids(pipe_labels(pipe), n_labels, prompts=prompts, class_labels=class_labels)
+    return Conditions(kind="labels", labels=torch.tensor(ids, dtype=torch.int64))
+
+
+CONDITIONINGS: Registry[Conditioning] = Registry(
+    "conditioning",
+    {
+        "text": Conditioning(
+            encode=_text_states,
+            null=lambda pipe: _text_states(pipe, ("",)),
+            call=call_with_text,
+            shapes=lambda config: {"states": (77, config["cross_attention_dim"])},
+        ),
+        "labels": Conditioning(
+            encode=_label_conditions,
+            null=lambda pipe: Conditions(kind="labels", labels=torch.tensor([null_label(pipe)])),
+            call=call_with_labels,
+            shapes=lambda config: {"labels": ()},
+        ),
+    },
+)
+"""Name of a kind, as a family has it, to what it does."""
 
 
 def null_label(pipe: Any) -> int:
@@ -173,49 +268,3 @@ def _label_in(prompt: str, names: list[tuple[str, int]]) -> int | None:
             if name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompt, flags):
                 return number
     return None
-
-
-def to_denoiser(conditions: Tensor, device: torch.device | str, *, dtype: torch.dtype) -> Tensor:
-    """Moves conditions to the denoiser; states take its precision, label ids stay integers."""
-    return conditions.to(
-        device, dtype if conditions.is_floating_point() else None, non_blocking=True
-    )
-
-
-def condition_arguments(conditions: Tensor) -> dict[str, Tensor]:
-    """Keyword arguments of the denoiser for conditions (n, ...).
-
-    On CPU text tokens are filled up with masked zeros to a multiple of 16: attention over CLIP's 77
-    takes up to twice the time of attention over 80. A masked token has weight 0 and gradient 0, so
-    values and per-sample gradients stay what they are.
-    """
-    if not conditions.is_floating_point():
-        return {"class_labels": conditions}
-    missing = -conditions.shape[1] % TOKENS_MULTIPLE
-    if conditions.device.type != "cpu" or missing == 0:
-        return {"encoder_hidden_states": conditions}
-    keep = torch.ones(conditions.shape[0], conditions.shape[1] + missing, dtype=torch.bool)
-    keep[:, conditions.shape[1] :] = False
-    return {
-        "encoder_hidden_states": F.pad(conditions, (0, 0, 0, missing)),
-        "encoder_attention_mask": keep,
-    }
-
-
-def predict(
-    denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, arguments: Mapping[str, Tensor]
-) -> Tensor:
-    """What the denoiser says of noisy latents (n, C, h, w): noise, velocity or clean latents,
-    float32 (n, C, h, w).
-
-    A model with learned variances (DiT-XL/2) predicts 2C channels; its first C are the noise,
-    trained by the same mean squared error (Nichol and Dhariwal 2021, L_simple of L_hybrid); the
-    rest is not used and gets no gradient.
-
-    Args:
-        noisy: In the denoiser's precision.
-        timesteps: (n,) or a scalar.
-        arguments: From :func:`condition_arguments`.
-    """
-    output = denoiser(noisy, timesteps.expand(len(noisy)), **arguments, return_dict=False)[0]
-    return output[:, : noisy.shape[1]].float()

@@ -10,7 +10,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from sapf_ray.models.conditioning import condition_arguments, predict
+from sapf_ray.models.conditioning import predict
+from sapf_ray.models.conditions import Conditions
 from sapf_ray.privacy.keyed_rng import NoiseKey
 
 
@@ -69,7 +70,7 @@ def per_record_loss(
     *,
     moments: Tensor,
     scaling_factor: float,
-    conditions: Tensor,
+    conditions: Conditions,
     draws: Draws,
 ) -> Tensor:
     """Denoising loss of each record, averaged over its draws and over latent elements.
@@ -77,8 +78,7 @@ def per_record_loss(
     Args:
         moments: (n, 2C, h, w) mean and log-variance of the VAE posterior.
         scaling_factor: The VAE's latent scale.
-        conditions: (n, ...) of the records, on the denoiser's device, see
-            :mod:`sapf_ray.models.conditioning`.
+        conditions: n of them, in the denoiser's precision and on its device.
         draws: Randomness for the n records on any device.
 
     Returns:
@@ -86,9 +86,8 @@ def per_record_loss(
     """
     n, k = draws.timesteps.shape
     device = conditions.device
-    dtype = (
-        conditions.dtype if conditions.is_floating_point() else next(denoiser.parameters()).dtype
-    )
+    states = conditions.states
+    dtype = next(denoiser.parameters()).dtype if states is None else states.dtype
     mean, log_variance = moments.to(device, torch.float32).chunk(2, dim=1)
     std = torch.exp(
         0.5 * log_variance.clamp(-30.0, 20.0)
@@ -103,6 +102,5 @@ def per_record_loss(
         target = scheduler.get_velocity(latents, noise, timesteps)
     elif scheduler.config.prediction_type == "sample":
         target = latents
-    arguments = condition_arguments(conditions.repeat_interleave(k, dim=0))
-    predicted = predict(denoiser, noisy.to(dtype), timesteps, arguments)
+    predicted = predict(denoiser, noisy.to(dtype), timesteps, conditions.repeat_interleave(k))
     return (predicted - target).square().flatten(1).mean(1).view(n, k).mean(1)

@@ -32,7 +32,8 @@ class Family:
         folder: Folder of the denoiser.
         components: Folders that loading reads, the denoiser's among them.
         options: Keyword arguments of ``from_pretrained``.
-        conditioned_on_labels: Whether classes are label ids rather than prompts.
+        conditioning: How it is told an image's class: a row of
+            :data:`sapf_ray.models.conditioning.CONDITIONINGS`.
     """
 
     pipeline: Any
@@ -40,7 +41,12 @@ class Family:
     folder: str
     components: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
-    conditioned_on_labels: bool = False
+    conditioning: str = "text"
+
+    @property
+    def conditioned_on_labels(self) -> bool:
+        """Whether classes are label ids rather than prompts."""
+        return self.conditioning == "labels"
 
     @property
     def pipeline_class(self) -> Any:
@@ -68,11 +74,21 @@ FAMILIES: Registry[Family] = Registry(
             denoiser="DiTTransformer2DModel",
             folder="transformer",
             components=("scheduler", "transformer", "vae"),
-            conditioned_on_labels=True,
+            conditioning="labels",
         ),
     },
 )
 """``_class_name`` of model_index.json → how such a pipeline is read."""
+
+
+def family_of(pipe: Any) -> Family:
+    """The family of a loaded pipeline, by the name of its class or of one that it extends.
+
+    Raises:
+        KeyError: Of none.
+    """
+    names = [kind.__name__ for kind in type(pipe).__mro__ if kind.__name__ in FAMILIES]
+    return FAMILIES[names[0] if names else type(pipe).__name__]
 
 
 def read_index(path: str) -> tuple[dict[str, Any], Family]:

@@ -21,7 +21,7 @@ from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SaliencyConfig
 from sapf_ray.grad_sample.capture import Pool, PoolCapture
 from sapf_ray.latents import LatentCache
-from sapf_ray.models.conditioning import denoiser_of, to_denoiser
+from sapf_ray.models.conditioning import denoiser_of
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
 from sapf_ray.models.device import fix_rounding, pick_device
 from sapf_ray.models.loading import kept_pipeline
@@ -149,7 +149,7 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
                 scheduler,
                 moments=moments,
                 scaling_factor=pipe.vae.config.scaling_factor,
-                conditions=to_denoiser(conditions, denoiser.device, dtype=denoiser.dtype),
+                conditions=conditions.to(denoiser.device, denoiser.dtype),
                 draws=draws,
             )
             loss[:real].sum().backward()

@@ -11,16 +11,17 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from sapf_ray.models.conditioning import condition_arguments, denoiser_of, predict, to_denoiser
+from sapf_ray.models.conditioning import denoiser_of, predict
+from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.loading import native_resolution
 
 
 @torch.no_grad()
 def sample_images(
     pipe: Any,
-    conditions: Tensor,
+    conditions: Conditions,
     *,
-    null: Tensor,
+    null: Conditions,
     seeds: Sequence[int] | np.ndarray,
     steps: int,
     guidance_scale: float,
@@ -34,8 +35,8 @@ def sample_images(
 
     Args:
         pipe: The public pipeline (its denoiser, VAE and scheduler).
-        conditions: (n, ...) of the images, see :mod:`sapf_ray.models.conditioning`.
-        null: (1, ...) null condition; not used at guidance 1.
+        conditions: n of the images.
+        null: One null condition; not used at guidance 1.
         seeds: n seeds in [0, 2**63).
         steps: Solver steps.
         guidance_scale: 1 is none.
@@ -72,8 +73,8 @@ def denoise(
     scheduler: Any,
     *,
     latents: Tensor,
-    conditions: Tensor,
-    null: Tensor,
+    conditions: Conditions,
+    null: Conditions,
     guidance_scale: float,
 ) -> Tensor:
     """Runs ``scheduler`` over all its timesteps.
@@ -82,8 +83,8 @@ def denoise(
         pipe: The public pipeline.
         scheduler: A solver with its timesteps set.
         latents: (n, C, h, w) at the first timestep.
-        conditions: (n, ...) of the images.
-        null: (1, ...) null condition; not used at guidance 1.
+        conditions: n of the images.
+        null: One null condition; not used at guidance 1.
         guidance_scale: 1 is none.
 
     Returns:
@@ -92,16 +93,17 @@ def denoise(
     denoiser = denoiser_of(pipe)
     guided = guidance_scale != 1.0
     if guided:
-        conditions = torch.cat([null.to(conditions.device).expand_as(conditions), conditions])
-    arguments = condition_arguments(to_denoiser(conditions, denoiser.device, dtype=denoiser.dtype))
+        free = null.to(conditions.device).expand(len(conditions))
+        conditions = Conditions.cat([free, conditions])
+    conditions = conditions.to(denoiser.device, denoiser.dtype)
     for t in scheduler.timesteps:
         model_input = scheduler.scale_model_input(
             torch.cat([latents, latents]) if guided else latents, t
         )
-        predicted = predict(denoiser, model_input.to(denoiser.dtype), t, arguments)
+        predicted = predict(denoiser, model_input.to(denoiser.dtype), t, conditions)
         if guided:
-            free, conditional = predicted.chunk(2)
-            predicted = free + guidance_scale * (conditional - free)
+            without, conditional = predicted.chunk(2)
+            predicted = without + guidance_scale * (conditional - without)
         latents = scheduler.step(predicted, t, latents).prev_sample
     return latents
 

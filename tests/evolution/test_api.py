@@ -8,7 +8,7 @@ import torch
 
 from sapf_ray.config import ModelConfig
 from sapf_ray.evolution.api import DiffusionApi, decode_images, latent_means, vary_images
-from sapf_ray.models.conditioning import encode_conditions, null_condition
+from sapf_ray.models.conditioning import encode_conditions, null_condition, predict
 from sapf_ray.models.denoising import training_scheduler
 from sapf_ray.models.loading import kept_pipeline
 from sapf_ray.synthesis.sampler import initial_noise, sample_images, solver
@@ -120,5 +120,7 @@ def test_variation_is_noising_and_then_the_solver(api, parents):
     )
     for t in scheduler.timesteps:
         with torch.no_grad():
-            latents = scheduler.step(pipe.unet(latents, t, context).sample, t, latents).prev_sample
+            latents = scheduler.step(
+                predict(pipe.unet, latents, t, context), t, latents
+            ).prev_sample
     assert np.abs(ours.astype(int) - decode_images(pipe, latents)).max() <= 1

@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from sapf_ray.models.class_tokens import (
     with_class_tokens,
 )
 from sapf_ray.models.conditioning import encode_conditions, null_condition
+from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.clipping import clip_factors, clipped_units
@@ -53,9 +55,10 @@ class Batch:
         generator = torch.Generator().manual_seed(3)
         for p in self.factors:
             p.data.normal_(std=0.3, generator=generator)
-        self.public = torch.arange(CLASSES - 1)  # the tiny DiT has three labels
+        labels = torch.arange(CLASSES - 1)  # the tiny DiT has three labels
+        self.public = Conditions(kind="labels", labels=labels)
         if kind == "unet":
-            self.public = torch.randn(CLASSES, 7, 16, generator=generator)
+            self.public = Conditions(states=torch.randn(CLASSES, 7, 16, generator=generator))
         self.tokens = ClassTokens.add_to(self.model, self.public, weight=WEIGHT)
         self.tokens.values.data.normal_(std=0.3, generator=generator)
 
@@ -65,11 +68,13 @@ class Batch:
         conditions = self.tokens.shift(self.public[labels], labels)
         if values is not None:
             self.tokens._rows = values[labels]
-            if conditions.is_floating_point():
-                conditions = self.public[labels] + WEIGHT * values[labels]
+            if conditions.states is not None:
+                states = self.public.states[labels] + WEIGHT * values[labels]
+                conditions = replace(conditions, states=states)
         rows = torch.tensor(records).repeat_interleave(K) * K + torch.arange(K).repeat(len(records))
         x, t, _, target = (part[rows] for part in self.case.batch)
-        per_row = self.case.row_losses(self.model, x, t, conditions.repeat_interleave(K, 0), target)
+        (told,) = conditions.repeat_interleave(K).parts().values()
+        per_row = self.case.row_losses(self.model, x, t, told, target)
         return per_row.unflatten(0, (-1, K)).mean(1)
 
     def oracle(self) -> Tensor:
@@ -189,16 +194,16 @@ def test_without_a_file_or_with_zeros_conditions_are_what_they_were(pipe, tmp_pa
     public = encode_conditions(pipe, PROMPTS)
     assert with_class_tokens(pipe, public, None) is public
     assert with_class_tokens(pipe, public, tmp_path) is public
-    zeros = torch.zeros(public.shape)
+    zeros = torch.zeros(public.states.shape)
     save_class_tokens(tmp_path, zeros, conditions=public, class_names=NAMES)
-    assert torch.equal(with_class_tokens(pipe, public, tmp_path), public)
+    assert torch.equal(with_class_tokens(pipe, public, tmp_path).states, public.states)
 
 
 def test_the_stock_pipeline_makes_the_same_images_from_prompt_embeds(pipe, tmp_path):
     from safetensors import safe_open
 
     public = encode_conditions(pipe, PROMPTS)
-    offsets = 3 * torch.randn(public.shape, generator=torch.Generator().manual_seed(0))
+    offsets = 3 * torch.randn(public.states.shape, generator=torch.Generator().manual_seed(0))
     save_class_tokens(tmp_path, offsets, conditions=public, class_names=NAMES)
     seeds = [1, 2, 3]
     conditions = with_class_tokens(pipe, public, tmp_path)
@@ -226,7 +231,7 @@ def test_label_tables_hold_what_training_used(tmp_path):
     x, t, *_ = (part[:3] for part in batch.case.batch)
     labels = torch.tensor([2, 0, 1])
     public = copy.deepcopy(batch.model)
-    batch.tokens.shift(labels, labels)
+    batch.tokens.shift(batch.public[labels], labels)
     expected = batch.model(x, timestep=t, class_labels=labels).sample
     offsets = WEIGHT * batch.tokens.values
     save_class_tokens(tmp_path, offsets, conditions=batch.public, class_names=NAMES)
@@ -248,7 +253,8 @@ class Pipe:
 
 def test_tokens_of_other_classes_or_torn_files_are_told(pipe, tmp_path):
     public = encode_conditions(pipe, PROMPTS)
-    save_class_tokens(tmp_path, torch.zeros(public.shape), conditions=public, class_names=NAMES)
+    zeros = torch.zeros(public.states.shape)
+    save_class_tokens(tmp_path, zeros, conditions=public, class_names=NAMES)
     with pytest.raises(DataError, match=r"class_tokens\.safetensors: cannot be loaded as class"):
         with_class_tokens(pipe, public[:2], tmp_path)
     content = (tmp_path / CLASS_TOKENS).read_bytes()

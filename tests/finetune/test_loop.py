@@ -102,14 +102,14 @@ def oracle_sum(job: FinetuneJob, pipe, records: np.ndarray) -> torch.Tensor:
     """Each record's own gradient by autograd through peft's forward, clipped, and added up."""
     config = job.config
     trained = list(add_lora(pipe.unet, job.matrices, rank=config.lora_rank, seed=0).values())
-    offsets = torch.zeros(job.cache.all_conditions().shape, requires_grad=True)
+    offsets = torch.zeros(job.cache.all_conditions().states.shape, requires_grad=True)
     if job.class_tokens:
         trained.append(offsets)
     total = torch.zeros(sum(p.numel() for p in trained), dtype=torch.float64)
     for record in records:
         one = np.array([record])
-        moments, embeddings = job.cache.read(one)
-        embeddings = embeddings + offsets[job.cache.labels(one)]
+        moments, conditions = job.cache.read(one)
+        states = conditions.states + offsets[job.cache.labels(one)]
         draws = draw(
             job.key,
             "finetune/loss",
@@ -125,7 +125,7 @@ def oracle_sum(job: FinetuneJob, pipe, records: np.ndarray) -> torch.Tensor:
             training_scheduler(pipe),
             moments=moments,
             scaling_factor=pipe.vae.config.scaling_factor,
-            conditions=embeddings,
+            conditions=dataclasses.replace(conditions, states=states),
             draws=draws,
         )
         grads = torch.autograd.grad(loss.sum(), trained)
@@ -172,7 +172,7 @@ def test_first_step_is_the_oracles(tiny_pipeline, cache, tmp_path, clipping, dra
     pipe = load_pipeline(str(tiny_pipeline))
     factors = add_lora(pipe.unet, job.matrices, rank=job.config.lora_rank, seed=0)
     if class_tokens:
-        factors[TOKENS] = torch.nn.Parameter(torch.zeros(job.cache.all_conditions().shape))
+        factors[TOKENS] = torch.nn.Parameter(torch.zeros(job.cache.all_conditions().states.shape))
     optimizer = torch.optim.AdamW(factors.values(), lr=1e-2, weight_decay=job.config.weight_decay)
     parts = expected.float().split([p.numel() for p in factors.values()])
     for p, value in zip(factors.values(), parts, strict=True):
@@ -339,7 +339,8 @@ def test_adapter_with_class_tokens_is_written_and_the_factors_load_as_before(
     write_adapter(job, state, directory=tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / CLASS_TOKENS)
     assert torch.equal(saved["offsets"], state.average[TOKENS])
-    assert torch.equal(saved["prompt_embeds"], job.cache.all_conditions() + saved["offsets"])
+    states = job.cache.all_conditions().states
+    assert torch.equal(saved["prompt_embeds"], states + saved["offsets"])
     pipe = load_pipeline(str(tiny_pipeline))
     pipe.load_lora_weights(tmp_path / "adapter")  # stock diffusers: finds the factors beside them
     assert any("lora_A" in name for name, _ in pipe.unet.named_parameters())

@@ -35,7 +35,7 @@ def test_a_run_with_class_tokens(ray_cluster, tiny_pipeline, tmp_path):
     directory = result.directory
     saved = load_file(directory.adapter / CLASS_TOKENS)
     prompts = [f"An image of the digit {n}" for n in ["zero", "one", "two"]]
-    public = encode_conditions(load_pipeline(str(tiny_pipeline)), prompts)
+    public = encode_conditions(load_pipeline(str(tiny_pipeline)), prompts).states
     assert saved["offsets"].shape == (10, *public.shape[1:])
     assert (saved["offsets"].flatten(1).norm(dim=1) > 0).all()
     torch.testing.assert_close(saved["prompt_embeds"][:3], public + saved["offsets"][:3])

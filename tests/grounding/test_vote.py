@@ -129,7 +129,7 @@ def test_classes_that_neither_candidates_nor_features_hold_get_look_alikes(tmp_p
         features(
             sample_images(
                 pipe,
-                conditions[part].repeat_interleave(8, dim=0),
+                conditions[part].repeat_interleave(8),
                 null=conditions[:1],
                 seeds=range(8 * len(part)),
                 steps=6,

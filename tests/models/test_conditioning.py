@@ -15,13 +15,12 @@ from sapf_ray.config import ModelConfig, RunConfig, from_dict, to_dict
 from sapf_ray.errors import ConfigError, DataError
 from sapf_ray.grad_sample.capture import PoolCapture
 from sapf_ray.models.conditioning import (
-    condition_arguments,
     denoiser_of,
     encode_conditions,
     label_ids,
     null_condition,
-    to_denoiser,
 )
+from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
 from sapf_ray.models.loading import load_pipeline, native_resolution
 from sapf_ray.models.pool import candidate_pool
@@ -129,18 +128,14 @@ def test_pipeline_of_another_family_is_named(tmp_path):
 
 def test_conditions_of_both_families_stack_alike(pipe, tiny_pipeline):
     text = load_pipeline(str(tiny_pipeline))
-    assert encode_conditions(text, ("a", "b")).shape == (2, 16, 16) and null_condition(
-        text
-    ).shape == (1, 16, 16)
-    labels = encode_conditions(pipe, ("a cat", "a tench"))
-    assert (
-        labels.tolist() == [2, 1]
-        and labels.dtype == torch.int64
-        and null_condition(pipe).tolist() == [1000]
-    )
-    assert condition_arguments(labels) == {"class_labels": labels}
-    assert to_denoiser(labels, "cpu", dtype=torch.bfloat16).dtype == torch.int64
-    assert to_denoiser(torch.zeros(1, 2, 3), "cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
+    of_text = encode_conditions(text, ("a", "b"))
+    assert of_text.states.shape == (2, 16, 16) and len(of_text) == 2
+    assert null_condition(text).states.shape == (1, 16, 16)
+    of_labels = encode_conditions(pipe, ("a cat", "a tench"))
+    assert of_labels.labels.tolist() == [2, 1] and of_labels.labels.dtype == torch.int64
+    assert null_condition(pipe).labels.tolist() == [1000]
+    assert of_labels.to("cpu", torch.bfloat16).labels.dtype == torch.int64
+    assert of_text.to("cpu", torch.bfloat16).states.dtype == torch.bfloat16
     assert native_resolution(pipe) == native_resolution(text) == 8
     assert not denoiser_of(pipe).training  # else diffusers drops labels at random
 
@@ -159,7 +154,7 @@ def test_dit_loss_trains_the_noise_half_and_mixes_no_records(pipe):
             scheduler,
             moments=moments[rows],
             scaling_factor=0.5,
-            conditions=labels[rows],
+            conditions=Conditions(kind="labels", labels=labels[rows]),
             draws=draws_of(records[rows]),
         )
 
@@ -186,7 +181,12 @@ def test_dit_per_sample_norms_are_those_of_single_records(pipe):
     draws = draw(NoiseKey.create(0), "p", 0, records, k=1, latent_shape=(4, 4, 4), timesteps=1000)
     with PoolCapture(pool) as capture:
         per_record_loss(
-            denoiser, scheduler, moments=moments, scaling_factor=0.5, conditions=labels, draws=draws
+            denoiser,
+            scheduler,
+            moments=moments,
+            scaling_factor=0.5,
+            conditions=Conditions(kind="labels", labels=labels),
+            draws=draws,
         ).sum().backward()
     name = list(pool)[4]
     for i in range(2):
@@ -199,7 +199,7 @@ def test_dit_per_sample_norms_are_those_of_single_records(pipe):
             scheduler,
             moments=moments[[i]],
             scaling_factor=0.5,
-            conditions=labels[[i]],
+            conditions=Conditions(kind="labels", labels=labels[[i]]),
             draws=part,
         ).sum()
         (expected,) = torch.autograd.grad(loss, weight)
@@ -209,8 +209,9 @@ def test_dit_per_sample_norms_are_those_of_single_records(pipe):
 
 def test_dit_sampling_matches_the_stock_pipeline_with_guidance(pipe):
     labels, seeds = torch.tensor([2, 1, 0]), [4, 5, 6]
+    conditions = Conditions(kind="labels", labels=labels)
     ours = sample_images(
-        pipe, labels, null=null_condition(pipe), seeds=seeds, steps=4, guidance_scale=3.0
+        pipe, conditions, null=null_condition(pipe), seeds=seeds, steps=4, guidance_scale=3.0
     )
     noise = initial_noise(seeds, (4, 4, 4))
     stock = DiTPipeline(pipe.transformer, pipe.vae, solver(pipe))
@@ -259,7 +260,7 @@ def test_loss_target_follows_the_schedulers_prediction_type(prediction):
             scheduler,
             moments=moments,
             scaling_factor=1.0,
-            conditions=torch.zeros(6, 1, 1),
+            conditions=Conditions(states=torch.zeros(6, 1, 1)),
             draws=draws,
         )
         assert (float(loss.max()) < 1e-8) == (kind == prediction), kind

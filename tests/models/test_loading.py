@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sapf_ray.errors import ClusterError, ConfigError, DataError
+from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import load_pipeline, native_resolution
@@ -70,7 +71,7 @@ def test_record_loss_depends_on_the_record_alone(tmp_path, prediction):
                 scheduler,
                 moments=moments[rows],
                 scaling_factor=0.5,
-                conditions=states[rows],
+                conditions=Conditions(states=states[rows]),
                 draws=draws,
             )
 
@@ -85,7 +86,7 @@ def test_masked_tokens_change_neither_values_nor_per_sample_gradients():
     import torch
 
     from sapf_ray.grad_sample.capture import PoolCapture
-    from sapf_ray.models.conditioning import condition_arguments
+    from sapf_ray.models.calls import text_arguments
     from sapf_ray.models.pool import candidate_pool
     from tests.tiny import tiny_unet
 
@@ -95,12 +96,12 @@ def test_masked_tokens_change_neither_values_nor_per_sample_gradients():
         torch.randn(3, 4, 4, 4, generator=generator),
         torch.randn(3, 13, 16, generator=generator),
     )
-    context = condition_arguments(states)
+    context = text_arguments(states)
     assert (
         context["encoder_hidden_states"].shape == (3, 16, 16)
         and int(context["encoder_attention_mask"].sum()) == 39
     )
-    assert "encoder_attention_mask" not in condition_arguments(torch.zeros(3, 32, 16))
+    assert "encoder_attention_mask" not in text_arguments(torch.zeros(3, 32, 16))
     outputs, norms = [], []
     for conditions in ({"encoder_hidden_states": states}, context):
         with PoolCapture(candidate_pool(unet)) as capture:

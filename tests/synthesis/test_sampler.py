@@ -63,18 +63,19 @@ def test_seeds_prompts_and_guidance_all_matter(pipe, context):
     assert not np.array_equal(
         strong,
         sample_images(
-            pipe, prompts.flip(0), null=empty, seeds=SEEDS, steps=4, guidance_scale=500.0
+            pipe, prompts[[3, 2, 1, 0]], null=empty, seeds=SEEDS, steps=4, guidance_scale=500.0
         ),
     )
 
 
 def test_guidance_one_is_plain_conditional_sampling(pipe, context):
     prompts, _ = context
-    nonsense = torch.full((1, *prompts.shape[1:]), 1e3)
+    nonsense = prompts[:1].each(lambda part: torch.full(part.shape, 1e3))
+    other = nonsense.each(torch.neg)
     plain = sample_images(pipe, prompts, null=nonsense, seeds=SEEDS, steps=3, guidance_scale=1.0)
     assert np.array_equal(
         plain,
-        sample_images(pipe, prompts, null=-nonsense, seeds=SEEDS, steps=3, guidance_scale=1.0),
+        sample_images(pipe, prompts, null=other, seeds=SEEDS, steps=3, guidance_scale=1.0),
     )
 
 
@@ -84,8 +85,8 @@ def test_matches_the_stock_pipeline(pipe, context):
     training_scheduler, pipe.scheduler = pipe.scheduler, solver(pipe)
     try:
         stock = pipe(
-            prompt_embeds=prompts,
-            negative_prompt_embeds=empty.expand_as(prompts),
+            prompt_embeds=prompts.states,
+            negative_prompt_embeds=empty.expand(4).states,
             latents=initial_noise(SEEDS, (4, 4, 4)),
             num_inference_steps=5,
             guidance_scale=2.0,

@@ -1,0 +1,64 @@
+"""How each kind of denoiser is called with noisy latents, times and conditions."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sapf_ray.models.conditions import Conditions
+
+TOKENS_MULTIPLE = 16
+
+
+class DenoiserCall(Protocol):
+    """A row's ``call``."""
+
+    def __call__(
+        self, denoiser: Any, noisy: Tensor, timesteps: Tensor, conditions: Conditions
+    ) -> Tensor:
+        """The network's output for n images, (n, C or 2C, h, w).
+
+        Args:
+            denoiser: The network, or anything that is called as it is.
+            noisy: (n, C, h, w) in its precision.
+            timesteps: (n,), from 0 to the length of the diffusion.
+            conditions: n of them.
+        """
+
+
+def text_arguments(states: Tensor) -> dict[str, Tensor]:
+    """Keyword arguments of a U-Net for text states (n, L, d).
+
+    On CPU text tokens are filled up with masked zeros to a multiple of 16: attention over CLIP's 77
+    takes up to twice the time of attention over 80. A masked token has weight 0 and gradient 0, so
+    values and per-sample gradients stay what they are.
+    """
+    missing = -states.shape[1] % TOKENS_MULTIPLE
+    if states.device.type != "cpu" or missing == 0:
+        return {"encoder_hidden_states": states}
+    keep = torch.ones(states.shape[0], states.shape[1] + missing, dtype=torch.bool)
+    keep[:, states.shape[1] :] = False
+    return {
+        "encoder_hidden_states": F.pad(states, (0, 0, 0, missing)),
+        "encoder_attention_mask": keep,
+    }
+
+
+def call_with_text(
+    denoiser: Any, noisy: Tensor, timesteps: Tensor, conditions: Conditions
+) -> Tensor:
+    """Stable Diffusion's U-Net."""
+    assert conditions.states is not None
+    arguments = text_arguments(conditions.states)
+    return denoiser(noisy, timesteps, **arguments, return_dict=False)[0]
+
+
+def call_with_labels(
+    denoiser: Any, noisy: Tensor, timesteps: Tensor, conditions: Conditions
+) -> Tensor:
+    """DiT."""
+    labels = conditions.labels
+    return denoiser(noisy, timesteps, class_labels=labels, return_dict=False)[0]
