@@ -6,9 +6,10 @@ head can be believed is part of its densities, which are wide where its means ar
 puts the two together.
 
 *balance*: more images are sampled than needed, and each class keeps those that most certainly show
-it, among equally certain ones the most typical: the assignment of images to the planned labels with
-the largest sum of log certainties and ``TYPICAL`` times the log density. A head is sure of images
-unlike any record, too; the density is what tells these.
+it, by the prompt, the head and the images that look alike (:mod:`sapf_ray.synthesis.likeness`),
+among equally certain ones the most typical: the assignment of images to the planned labels with the
+largest sum of log certainties, ``LIKENESS`` times the log likeness and ``TYPICAL`` times the log
+density. A head is sure of images unlike any record, too; the density is what tells these.
 *relabel*: no more are sampled, and each gets its most likely label.
 
 All of it happens within one shard, so that any actor, at any time, makes the same shard.
@@ -16,6 +17,7 @@ All of it happens within one shard, so that any actor, at any time, makes the sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +29,7 @@ from scipy.special import logsumexp
 from sapf_ray.files import file_digest
 from sapf_ray.models.class_head import ClassHead
 from sapf_ray.models.public_features import Features, posterior_moments
+from sapf_ray.synthesis.likeness import log_likeness, thumbnails
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 from sapf_ray.synthesis.writer import Rows
 
@@ -39,6 +42,10 @@ TYPICAL = 0.01
 """Weight of an image's log density beside its log certainty. On the public stand-in, at twice the
 images needed, fidelity is 97.9, 97.8, 97.7 and 97.6 % with 0.005, 0.01, 0.02 and 0.1; 96.9 without,
 95.5 by the density alone."""
+LIKENESS = 0.3
+"""Weight of an image's log likeness. On the public stand-in, with the above, 1,000 candidates for
+500 images: fidelity is 98.4, 98.8, 98.9, 98.9 and 98.8 % with 0.1, 0.2, 0.3, 0.5 and 1; 97.3
+without."""
 ROUNDS = 50  # of expectation maximisation over one number
 
 
@@ -80,27 +87,27 @@ class Labelling:
 
     def parts(self) -> list[Any]:
         """All that decides the labels, ready for JSON."""
-        return [file_digest(Path(self.head)), self.features.key, self.rule, self.oversample]
+        weights = [TYPICAL, LIKENESS]
+        digest = file_digest(Path(self.head))
+        return [digest, self.features.key, self.rule, self.oversample, weights]
 
-    def see(self, pipe: Any, images: np.ndarray) -> np.ndarray:
-        """Features float32 (n, d) of images uint8 (n, R, R, 3) that a pipeline made."""
+    def see(self, pipe: Any, images: np.ndarray) -> Seen:
+        """What is kept of images uint8 (n, R, R, 3) that a pipeline made."""
         moments = posterior_moments(pipe.vae, images) if self.features.of_latents else None
-        return self.features(images, moments)
+        return Seen(self.features(images, moments), thumbnails(images))
 
-    def choose(
-        self, features: np.ndarray, plan: SamplingPlan, shard: Shard
-    ) -> tuple[np.ndarray, Rows]:
+    def choose(self, seen: Seen, plan: SamplingPlan, shard: Shard) -> tuple[np.ndarray, Rows]:
         """Which of a shard's candidates are kept, in the order of its rows, and what they are.
 
         Args:
-            features: float32 (m, d) of all candidates.
+            seen: Of all candidates.
             plan: The whole data set.
             shard: Which part of it.
         """
         requested = plan.candidate_labels(shard)
         chosen = choose(
             ClassHead.load(Path(self.head)),
-            features,
+            seen,
             requested=requested,
             planned=plan.labels(shard),
             rule=self.rule,
@@ -112,6 +119,23 @@ class Labelling:
             seeds=plan.candidate_seeds(shard)[chosen.rows],
             sources=np.where(from_prompt, FROM_PROMPT, FROM_HEAD).tolist(),
         )
+
+
+class Seen(NamedTuple):
+    """What is needed of images to tell what they show.
+
+    Attributes:
+        features: float32 (m, d), public features.
+        small: float32 (m, p), thumbnails.
+    """
+
+    features: np.ndarray
+    small: np.ndarray
+
+    @classmethod
+    def of_all(cls, batches: Sequence[Seen]) -> Seen:
+        """The batches, one after another."""
+        return cls(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
 
 
 class Chosen(NamedTuple):
@@ -128,7 +152,7 @@ class Chosen(NamedTuple):
 
 def choose(
     head: ClassHead,
-    features: np.ndarray,
+    seen: Seen,
     *,
     requested: np.ndarray,
     planned: np.ndarray,
@@ -138,18 +162,19 @@ def choose(
 
     Args:
         head: The private head.
-        features: float32 (m, d) of the candidates.
+        seen: Of the m candidates.
         requested: int64 (m,), class of the prompt that each was made from.
         planned: int64 (n,), n ≤ m, the labels that the shard is to have; of ``relabel`` only their
             number counts.
         rule: ``balance`` or ``relabel``.
     """
-    likelihoods = head.log_likelihoods(features)
+    likelihoods = head.log_likelihoods(seen.features)
     certainty = certainties(likelihoods, requested)
     if rule == RELABEL:
         rows = np.arange(len(planned))
         return Chosen(rows, certainty[rows].argmax(1))
-    cost = -(certainty + TYPICAL * likelihoods)
+    alike = log_likeness(seen.small, np.exp(certainty))
+    cost = -(certainty + LIKENESS * alike + TYPICAL * likelihoods)
     slots, rows = linear_sum_assignment(cost[:, planned].T)
     assert np.array_equal(slots, np.arange(len(planned)))
     for label in np.unique(planned):  # in the order in which they were made
