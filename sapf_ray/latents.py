@@ -25,7 +25,7 @@ from sapf_ray.files import only_one, short_hash, write_array
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import kept_pipeline, native_resolution
+from sapf_ray.models.loading import kept_pipeline, resolution_of
 from sapf_ray.models.public_features import Features, posterior_moments
 from sapf_ray.runs import worktime
 
@@ -118,7 +118,7 @@ def _encode_shard(
     """Moments float32 (n, 2C, h, w), labels int64 (n,) and features (n, d) of n records."""
     source, model, gpus, features = reading
     pipe = kept_pipeline(model, pick_device(gpus))
-    images, labels = source.read("train", records, resolution=native_resolution(pipe))
+    images, labels = source.read("train", records, resolution=resolution_of(pipe))
     batches = np.array_split(images, max(1, -(-len(images) // BATCH)))
     encoded = np.concatenate([posterior_moments(pipe.vae, batch) for batch in batches])
     seen = None if features is None else features(images, encoded)

@@ -136,7 +136,7 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
         SapfError: In one line, naming the field.
     """
     model.check_classes(source.prompts)
-    model.check_resolution(config.synthesis.resolution)
+    model.check_resolution(config.synthesis.resolution, "synthesis.resolution")
     if plan.vote is not None:
         check_vote(config, source.prompts, model=model)
     check_head(plan, len(source.class_names))

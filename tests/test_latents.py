@@ -70,6 +70,13 @@ def test_files_are_for_their_owner_only(built):
     assert not list(directory.glob("*partial*"))
 
 
+def test_images_are_encoded_at_the_requested_size(ray_cluster, tiny_pipeline, tmp_path):
+    model = ModelConfig(path=str(tiny_pipeline), resolution=12)
+    source = Counting(str(tmp_path / "reads"))
+    cache = build_latent_cache(tmp_path / "latents", source, model=model, shard_size=20)
+    assert cache.latent_shape == (4, 6, 6)
+
+
 def test_records_are_those_of_the_source(built, tiny_pipeline):
     cache, source, _, _ = built
     records = np.array([1200, 3, 777])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sapf_ray.config.run import EXECUTION_ONLY, RunConfig
+from sapf_ray.config.run import EXECUTION_ONLY, NOT_COUNTED_WHEN_UNSET, RunConfig
 from sapf_ray.config.section import field_types, is_section, require
 from sapf_ray.files import short_hash
 from sapf_ray.registry import load_plugins
@@ -67,8 +67,14 @@ def from_dict(nested: dict[str, Any]) -> RunConfig:
 
 
 def result_keys(config: RunConfig) -> dict[str, Any]:
-    """The flat config without what only says how the work is spread."""
-    return {k: v for k, v in flatten(to_dict(config)).items() if k not in EXECUTION_ONLY}
+    """The flat config without what only says how the work is spread, and without newer keys that
+    are not given.
+    """
+    return {
+        key: value
+        for key, value in flatten(to_dict(config)).items()
+        if key not in EXECUTION_ONLY and not (value is None and key in NOT_COUNTED_WHEN_UNSET)
+    }
 
 
 def config_hash(config: RunConfig, *sections: str) -> str:

@@ -89,6 +89,10 @@ class RunConfig:
 # Sections that are used after the last release, so they can change when a run is over.
 AFTERWARDS = frozenset({"synthesis", "evaluation"})
 
+# Keys of later versions: counted where they are given only, so that a run of an earlier version is
+# still known by its keys and hashes.
+NOT_COUNTED_WHEN_UNSET = frozenset({"model.resolution"})
+
 # How the work is spread, watched and retried: may differ between two starts of the same run.
 EXECUTION_ONLY = frozenset(
     {

@@ -20,7 +20,8 @@ class SynthesisConfig:
             the images are of the first); by default all classes are equally frequent. Must be
             public knowledge: counts of the sensitive images are not.
         seed: Seed of the images; null: the run's seed.
-        resolution: Side of the images in pixels; null: the size that the model was made for.
+        resolution: Side of the images in pixels; null: model.resolution. Another one is a size that
+            the adapter was not trained at.
         steps: DPM-Solver++ steps.
         guidance_scale: Classifier-free guidance scale; 1 is none.
         batch_size: Images denoised together.

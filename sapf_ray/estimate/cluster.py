@@ -25,6 +25,7 @@ from sapf_ray.estimate.costs import (
     model_notes,
     parallel_parts,
     resolution_factor,
+    resolution_of,
     shipped_costs,
     work,
 )
@@ -101,7 +102,6 @@ def estimate_run(
 ) -> RunEstimate:
     """The run's stages on the cluster, which it has to itself."""
     costs = cluster.costs
-    factor = resolution_factor(costs, config)
     efficiency = 1.0
     if costs.efficiency is not None and cluster.count > costs.devices:
         efficiency = costs.efficiency
@@ -115,19 +115,17 @@ def estimate_run(
             cluster=cluster,
             devices=min(cluster.count, parts),
             efficiency=efficiency if name == Stage.FINETUNE else 1.0,
-            factor=1.0 if name == Stage.EVALUATION else factor,
+            factor=resolution_factor(costs, name, config),
         )
     start = costs.start_seconds / 3600
     return RunEstimate(
         cluster=cluster,
         stages=stages,
         hours=start + sum(stage.hours or 0.0 for stage in stages.values()),
-        hours_at_most=start + sum(stage.hours_at_most or 0.0 for stage in stages.values()),
         notes=_notes(
             config,
             cluster,
             stages=stages,
-            factor=factor,
             efficiency=efficiency,
         ),
     )
@@ -160,7 +158,7 @@ def _stage(
             units=units,
             devices=devices,
         )
-    each = row.seconds * cluster.costs.devices / row.units
+    each = factor * row.seconds * cluster.costs.devices / row.units
     start = row.start_seconds / 3600
     hours = units * each / devices / efficiency / 3600
     return StageEstimate(
@@ -169,7 +167,6 @@ def _stage(
         devices=devices,
         seconds_per_unit=each,
         hours=start + hours,
-        hours_at_most=start + factor * hours,
         memory_gb=row.memory_gb,
     )
 
@@ -179,7 +176,6 @@ def _notes(
     cluster: Cluster,
     *,
     stages: dict[str, StageEstimate],
-    factor: float,
     efficiency: float,
 ) -> list[str]:
     costs = cluster.costs
@@ -189,11 +185,7 @@ def _notes(
         *model_notes(costs, config),
         *costs.notes,
     ]
-    if factor != 1:
-        notes.append(
-            f"measured at {costs.resolution} px; a pass at the native resolution of "
-            f"{config.model.path} has {factor:.2g} times the arithmetic: hence the second time"
-        )
+    notes += _resolution_notes(config, cluster, stages)
     if Stage.EVOLUTION in stages and Stage.EVOLUTION not in costs.stages:
         notes.append(
             "a pass of the evolution is taken to cost one of synthesis; embedding and votes come "
@@ -210,6 +202,27 @@ def _notes(
     unknown = [name for name, stage in stages.items() if stage.hours is None]
     if unknown:
         notes.append(f"not in the sum, for not measured on its own: {', '.join(unknown)}")
+    return notes
+
+
+def _resolution_notes(config: RunConfig, cluster: Cluster, stages: Iterable[str]) -> list[str]:
+    costs = cluster.costs
+    if not costs.resolution:
+        return []
+    notes = []
+    factors = {name: resolution_factor(costs, name, config) for name in stages}
+    for factor in sorted({value for value in factors.values() if value != 1}):
+        names = [name for name, value in factors.items() if value == factor]
+        side = resolution_of(names[0], config)
+        notes.append(
+            f"measured at {costs.resolution} px, requested are {side} px, {factor:.2g} times the "
+            f"arithmetic of a pass: {', '.join(names)} scaled by that"
+        )
+    if any(resolution_of(name, config) is None for name in stages):
+        notes.append(
+            f"measured at {costs.resolution} px, and taken to run at that: the side of "
+            f"{config.model.path}'s images is read by the run (model.resolution sets it)"
+        )
     return notes
 
 

@@ -39,9 +39,26 @@ UNITS: Mapping[str, str] = {
 }
 """Stage to the unit of its work, in the order in which a run goes through them."""
 
-# GFLOP of one forward pass of Stable Diffusion 1.5's U-Net, by side of the image in pixels
-# (torch's FlopCounterMode)
-SD15_GFLOP: Mapping[int, float] = {256: 180.1, 512: 803.3}
+_SD = "sd-v1-5"
+_SD_SIDE = 512
+# GFLOP of one forward pass of Stable Diffusion 1.5's U-Net at 512 pixels, by what they grow with:
+# nothing, pixels, pixels squared (self-attention). Counted with torch's FlopCounterMode; the sum is
+# exact at multiples of 64 pixels, a little low in between.
+_SD_GFLOP = (3.01, 677.78, 122.48)
+
+
+def sd_gflop(side: int) -> float:
+    """10^9 operations of a forward pass of Stable Diffusion 1.5's U-Net.
+
+    Args:
+        side: Of the image, in pixels.
+
+    >>> round(sd_gflop(512)), round(sd_gflop(256))
+    (803, 180)
+    """
+    pixels = (side / _SD_SIDE) ** 2
+    constant, linear, squared = _SD_GFLOP
+    return constant + linear * pixels + squared * pixels**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,12 +293,25 @@ def model_notes(costs: DeviceCosts, config: RunConfig) -> list[str]:
     return notes
 
 
-def resolution_factor(costs: DeviceCosts, config: RunConfig) -> float:
-    """How much more arithmetic a pass has at the resolution of the run's model than as measured.
-
-    1 where unknown.
-    """
+def resolution_of(stage: str, config: RunConfig) -> int | None:
+    """Side in pixels of the images that a stage works on; None where a model's own is not known."""
+    if stage == Stage.SYNTHESIS and config.synthesis.resolution is not None:
+        return config.synthesis.resolution
+    if config.model.resolution is not None:
+        return config.model.resolution
     known = _known(config.model.path)
-    if known is None or costs.resolution not in SD15_GFLOP or known.resolution not in SD15_GFLOP:
+    return None if known is None else known.resolution
+
+
+def resolution_factor(costs: DeviceCosts, stage: str, config: RunConfig) -> float:
+    """How much more arithmetic a pass of the stage has at its resolution than as measured.
+
+    Counted for Stable Diffusion; other networks' passes are taken to grow with the pixels, which is
+    the least. 1 where a resolution is unknown, and for evaluation: its images have their own size.
+    """
+    side = resolution_of(stage, config)
+    if stage == Stage.EVALUATION or side is None or not costs.resolution:
         return 1.0
-    return SD15_GFLOP[known.resolution] / SD15_GFLOP[costs.resolution]
+    if alike(costs.model, _SD):
+        return sd_gflop(side) / sd_gflop(costs.resolution)
+    return (side / costs.resolution) ** 2

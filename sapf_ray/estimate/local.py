@@ -120,8 +120,8 @@ def forecast(
     estimate = estimate_run(config, plan, cluster=cluster)
     seconds = {START: costs.start_seconds}
     for name, stage in estimate.stages.items():
-        if stage.hours_at_most is not None:
-            seconds[name] = 3600 * stage.hours_at_most
+        if stage.hours is not None:
+            seconds[name] = 3600 * stage.hours
     if Stage.LATENTS in seconds:
         seconds[Stage.LATENTS] += DECODING * image_bytes / 1e6 / machine.cores / machine.speed
     scoring = estimate.stages.get(Stage.EVALUATION)
@@ -159,6 +159,7 @@ def scaled(costs: DeviceCosts, *, speed: float, factor: float) -> DeviceCosts:
 
     return dataclasses.replace(
         costs,
+        resolution=0,  # what another one costs is in the factor
         start_seconds=costs.start_seconds / speed,
         stages={
             stage: tuple(row(stage, measured) for measured in rows)

@@ -42,8 +42,6 @@ class StageEstimate:
         seconds_per_unit: Seconds of one device; None where it was not measured, and then ``hours``
             too.
         hours: Wall time.
-        hours_at_most: The same if time grows with arithmetic from the measured resolution to the
-            model's own.
         memory_gb: Peak of a device as measured; None where unknown.
     """
 
@@ -52,7 +50,6 @@ class StageEstimate:
     devices: int
     seconds_per_unit: float | None = None
     hours: float | None = None
-    hours_at_most: float | None = None
     memory_gb: float | None = None
 
 
@@ -63,7 +60,6 @@ class RunEstimate:
     cluster: Cluster
     stages: dict[str, StageEstimate]
     hours: float
-    hours_at_most: float
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +79,6 @@ class RunEstimate:
             "stages": stages,
             "start_hours": costs.start_seconds / 3600,
             "hours": self.hours,
-            "hours_at_most": self.hours_at_most,
             "device_hours": self.hours * cluster.count,
             "price_per_device_hour": cluster.price,
             **self._money(self),
@@ -91,10 +86,7 @@ class RunEstimate:
         }
 
     def _money(self, part: StageEstimate | RunEstimate) -> dict[str, float | None]:
-        return {
-            "cost": self.cluster.cost(part.hours),
-            "cost_at_most": self.cluster.cost(part.hours_at_most),
-        }
+        return {"cost": self.cluster.cost(part.hours)}
 
 
 def _stage_dict(stage: StageEstimate) -> dict[str, Any]:
@@ -105,6 +97,5 @@ def _stage_dict(stage: StageEstimate) -> dict[str, Any]:
         "seconds_per_unit": stage.seconds_per_unit,
         "devices": stage.devices,
         "hours": stage.hours,
-        "hours_at_most": stage.hours_at_most,
         "memory_gb": stage.memory_gb,
     }

@@ -44,7 +44,7 @@ class Api(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class DiffusionApi:
     """Any text-to-image or class-conditional pipeline that loads; images uint8 (n, R, R, 3) at its
-    native resolution R.
+    resolution R.
 
     Args:
         model: The public model.
@@ -118,7 +118,7 @@ def vary_images(
 
     Args:
         pipe: The public pipeline.
-        images: uint8 (n, R, R, 3), R the pipeline's native resolution.
+        images: uint8 (n, R, R, 3), R the pipeline's resolution.
         conditions: n of the images.
         null: One null condition; not used at guidance 1.
         seeds: n seeds in [0, 2**63); image i depends on seed i alone.

@@ -305,7 +305,7 @@ def _random_values(factors: dict[str, nn.Parameter]) -> Iterator[None]:
 
 def write_adapter(job: FinetuneJob, state: TrainState, *, directory: Path) -> None:
     """Writes what the stage releases, out of its last state."""
-    denoiser = denoiser_of(load_pipeline(job.model.path, job.model.dtype))
+    denoiser = denoiser_of(load_pipeline(job.model))
     add_adapter(denoiser, job.matrices, config=job.config, seed=job.seed)
     values = dict(state.average)
     tokens = values.pop(TOKENS, None)

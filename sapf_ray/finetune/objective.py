@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,9 +43,10 @@ class Objective:
         """The denoiser alone goes on: VAE and text encoder have done their work in the latent
         cache.
         """
-        pipe = load_pipeline(
-            job.model.path, job.model.dtype if job.config.adapter == "lora" else "float32"
-        )
+        model = job.model
+        if job.config.adapter != "lora":  # trained weights are summed up in float32
+            model = replace(model, dtype="float32")
+        pipe = load_pipeline(model)
         return cls(
             job=job,
             denoiser=denoiser_of(pipe),

@@ -172,9 +172,12 @@ def candidate_features(
         guidance=guidance_of(config),
         sampling=config.synthesis,
     )
+    shown_by = [model.content_hash, model.config.dtype, features.key]
+    if model.resolution != model.native_resolution:
+        shown_by.append(str(model.resolution))
     key = short_hash(
         [
-            [model.content_hash, model.config.dtype, features.key],
+            shown_by,
             [showing.images, showing.steps, showing.guidance, SEED],
             list(group.prompts),
         ]

@@ -25,12 +25,11 @@ from sapf_ray.models.families import image_side, read_index, unreadable
 from sapf_ray.models.location import resolve_model
 
 
-def load_pipeline(path: str, dtype: str = "float32", *, device: str = "cpu") -> Any:
+def load_pipeline(model: ModelConfig | str, *, device: str = "cpu") -> Any:
     """The public pipeline, in evaluation mode, all weights frozen.
 
     Args:
-        path: Bundled or catalog name, directory or hub id.
-        dtype: ``float32`` or ``bfloat16``.
+        model: How the user named it; a path alone means the defaults.
         device: Torch device string.
 
     Raises:
@@ -39,14 +38,17 @@ def load_pipeline(path: str, dtype: str = "float32", *, device: str = "cpu") -> 
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-    _, family = read_index(path)
+    config = ModelConfig(path=model) if isinstance(model, str) else model
+    _, family = read_index(config.path)
     try:
         pipe = family.pipeline_class.from_pretrained(
-            resolve_model(path), dtype=getattr(torch, dtype), **family.options
+            resolve_model(config.path), dtype=getattr(torch, config.dtype), **family.options
         )
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(config.path, error) from error
     pipe.set_progress_bar_config(disable=True)
+    if config.resolution is not None:
+        _set_resolution(pipe, config.resolution)
     for module in (denoiser_of(pipe), pipe.vae, getattr(pipe, "text_encoder", None)):
         if module is not None:
             module.requires_grad_(False).eval()
@@ -59,9 +61,20 @@ def kept_pipeline(model: ModelConfig, device: str) -> Any:
 
     Code that changes the pipeline must load its own.
     """
-    return load_pipeline(model.path, model.dtype, device=device)
+    return load_pipeline(model, device=device)
 
 
-def native_resolution(pipe: Any) -> int:
-    """Side of the images the pipeline makes, in pixels."""
+def resolution_of(pipe: Any) -> int:
+    """Side in pixels of the images that a loaded pipeline is given and makes."""
     return image_side(denoiser_of(pipe).config, pipe.vae.config)
+
+
+def _set_resolution(pipe: Any, side: int) -> None:
+    """Makes another side the pipeline's own, for all that asks it: no stage can forget it.
+
+    A U-Net takes any side. A DiT has interpolated its positions from the grid it was built for, and
+    goes on doing so: the config is changed once it is built.
+    """
+    denoiser = denoiser_of(pipe)
+    size = int(denoiser.config.sample_size) * side // resolution_of(pipe)
+    denoiser.register_to_config(sample_size=size)

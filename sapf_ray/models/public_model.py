@@ -22,8 +22,14 @@ from torch import nn
 
 from sapf_ray.config import ModelConfig
 from sapf_ray.config.section import require
+from sapf_ray.errors import reason
 from sapf_ray.files import file_digest, short_hash
-from sapf_ray.models.conditioning import check_text_model, label_ids
+from sapf_ray.models.conditioning import (
+    blank_conditions,
+    check_text_model,
+    label_ids,
+    predict,
+)
 from sapf_ray.models.families import (
     FAMILIES,
     Family,
@@ -53,7 +59,7 @@ class PublicModel:
         config: How the user named the model.
         path: Absolute directory, or hub id, on the machine that opened it.
         family_name: Key of ``FAMILIES``.
-        resolution: Side of the images it makes, in pixels.
+        native_resolution: Side in pixels of the images it was made for.
         denoiser_config: Config of the network that predicts noise.
         labels: Names of each label id, separated by commas; empty for a text-to-image model.
     """
@@ -61,7 +67,7 @@ class PublicModel:
     config: ModelConfig
     path: str
     family_name: str
-    resolution: int
+    native_resolution: int
     denoiser_config: Mapping[str, Any]
     labels: Mapping[int, str]
 
@@ -71,12 +77,15 @@ class PublicModel:
 
         Raises:
             DataError: The model cannot be found, is damaged, or is of another family.
+            ConfigError: It takes no images of ``model.resolution``.
         """
         model = cls.read(config)
         try:
             _ = model.denoiser  # a config that makes no network is found now
         except _FAULTS as error:
             raise unreadable(config.path, error) from error
+        model.check_resolution(config.resolution, "model.resolution")
+        model.check_denoiser_takes_it()
         return model
 
     @classmethod
@@ -96,12 +105,17 @@ class PublicModel:
                 config=config,
                 path=path,
                 family_name=index["_class_name"],
-                resolution=image_side(denoiser, vae),
+                native_resolution=image_side(denoiser, vae),
                 denoiser_config=denoiser,
                 labels={int(number): names for number, names in labels.items()},
             )
         except _FAULTS as error:
             raise unreadable(config.path, error) from error
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the images that it is given and makes."""
+        return self.config.resolution or self.native_resolution
 
     @property
     def family(self) -> Family:
@@ -131,7 +145,10 @@ class PublicModel:
             features: Key of the public features that are kept with them, if any.
         """
         config = self.config
-        parts = [data_fingerprint, prompts, self.content_hash, config.dtype, config.class_labels]
+        shown = [config.dtype, config.class_labels]
+        parts: list[Any] = [data_fingerprint, prompts, self.content_hash, *shown]
+        if self.resolution != self.native_resolution:  # otherwise as before there was a choice
+            parts.append(["resolution", self.resolution])
         return short_hash(parts if features is None else [*parts, features])
 
     def pool(self, kind: str) -> dict[str, Matrix]:
@@ -161,24 +178,64 @@ class PublicModel:
             class_labels=self.config.class_labels,
         )
 
-    def check_resolution(self, resolution: int | None) -> None:
+    @property
+    def resolution_step(self) -> int:
+        """Sides are multiples of it: of what the VAE and, in a transformer, a patch reduce to one.
+
+        A side in between would lose a row without a word: both round down.
+        """
+        patch = self.denoiser_config.get("patch_size") or 1
+        return patch * self.native_resolution // int(self.denoiser_config["sample_size"])
+
+    def check_resolution(self, resolution: int | None, key: str) -> None:
         """Checks that images of this side can be made; None is the model's own.
 
         Args:
             resolution: Side in pixels.
+            key: Config key that has it.
 
         Raises:
             ConfigError: Not a multiple of what the VAE, and a transformer's patches, take.
         """
         if resolution is None:
             return
-        patch = self.denoiser_config.get("patch_size") or 1
-        unit = patch * self.resolution // int(self.denoiser_config["sample_size"])
+        step = self.resolution_step
         require(
-            resolution % unit == 0,
-            "synthesis.resolution",
+            resolution % step == 0,
+            key,
             resolution,
-            f"must be a multiple of {unit}; the model was made for {self.resolution}",
+            f"must be a multiple of {step}; the model was made for {self.native_resolution}",
+        )
+
+    @torch.no_grad()
+    def blank_prediction(self) -> torch.Tensor:
+        """What the empty network makes of one image at the run's resolution: shapes, no values."""
+        config = self.denoiser_config
+        side = config["sample_size"] * self.resolution // self.native_resolution
+        noisy = torch.empty(1, config["in_channels"], side, side, device="meta")
+        conditions = blank_conditions(self.family.conditioning, config, n=1, device="meta")
+        return predict(self.denoiser, noisy, torch.empty(1, device="meta"), conditions)
+
+    def check_denoiser_takes_it(self) -> None:
+        """Tries the run's resolution, where it is not the model's own, on the empty network.
+
+        Raises:
+            ConfigError: The network fails, or what it predicts has another size.
+        """
+        if self.resolution == self.native_resolution:
+            return
+        side = self.denoiser_config["sample_size"] * self.resolution // self.native_resolution
+        try:
+            shape = tuple(self.blank_prediction().shape[2:])
+            fault = "" if shape == (side, side) else f"it predicts {shape[0]} x {shape[1]} latents"
+        except _FAULTS as error:
+            fault = reason(error)
+        require(
+            not fault,
+            "model.resolution",
+            self.resolution,
+            f"must be a size that the denoiser takes ({fault}); it was made for "
+            f"{self.native_resolution}",
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def ships_candidates(config: RunConfig) -> bool:
     """
     given, usual = config.grounding, GroundingConfig()
     as_usual = all(getattr(given, key) == getattr(usual, key) for key in _SHOWN_BY)
-    return config.model.path in BUNDLED and as_usual
+    return config.model.path in BUNDLED and config.model.resolution is None and as_usual
 
 
 def read_candidates(path: str) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ Light to import, for ``sapf methods`` and its like print tables too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -166,9 +165,8 @@ def _spent_cells(lines: list[LedgerEvent], delta: float) -> list[str]:
 def estimate_table(estimate: RunEstimate) -> Table:
     """Time, memory and cost of each stage, as ``sapf plan --cluster`` prints them."""
     cluster = estimate.cluster
-    time = _span(_time, estimate.hours, high=estimate.hours_at_most)
     table = Table(
-        title=f"{cluster.count} x {cluster.costs.title}: about {time}",
+        title=f"{cluster.count} x {cluster.costs.title}: about {_time(estimate.hours)}",
         caption="\n".join(f"- {note}" for note in estimate.notes),
         caption_justify="left",
     )
@@ -181,8 +179,8 @@ def estimate_table(estimate: RunEstimate) -> Table:
         table.add_row(name, *_work_cells(stage, cluster))
     start = cluster.costs.start_seconds / 3600
     if start:
-        table.add_row("start and end", "", "", *_time_cells(cluster, start, high=start))
-    total = _time_cells(cluster, estimate.hours, high=estimate.hours_at_most)
+        table.add_row("start and end", "", "", *_time_cells(cluster, start))
+    total = _time_cells(cluster, estimate.hours)
     table.add_row("in all", "", "", *total)
     return table
 
@@ -194,43 +192,23 @@ def _work_cells(stage: StageEstimate, cluster: Cluster) -> list[str]:
     memory = "-"
     if stage.memory_gb is not None:
         memory = f"{stage.memory_gb:.1f}"
-    times = _time_cells(cluster, stage.hours, high=stage.hours_at_most, memory=memory)
+    times = _time_cells(cluster, stage.hours, memory=memory)
     return [f"{stage.units:,.0f} {stage.unit}", each, *times]
 
 
-def _time_cells(
-    cluster: Cluster, hours: float | None, *, high: float | None, memory: str = ""
-) -> list[str]:
+def _time_cells(cluster: Cluster, hours: float | None, *, memory: str = "") -> list[str]:
     """Time, memory, and the cost where there is a price.
 
     Args:
         cluster: The devices.
         hours: Wall time; None where it was not measured.
-        high: Its upper end.
         memory: Text of the column for memory.
     """
-    time = "not measured"
-    if hours is not None and high is not None:
-        time = _span(_time, hours, high=high)
+    time = "not measured" if hours is None else _time(hours)
     if cluster.price is None:
         return [time, memory]
-    low_cost = cluster.cost(hours)
-    high_cost = cluster.cost(high)
-    money = "-"
-    if low_cost is not None and high_cost is not None:
-        money = _span("{:,.2f}".format, low_cost, high=high_cost)
-    return [time, memory, money]
-
-
-def _span(
-    form: Callable[[float], str],
-    low: float,
-    *,
-    high: float,
-) -> str:
-    if form(low) == form(high):
-        return form(low)
-    return f"{form(low)} to {form(high)}"
+    cost = cluster.cost(hours)
+    return [time, memory, "-" if cost is None else f"{cost:,.2f}"]
 
 
 def _time(hours: float) -> str:

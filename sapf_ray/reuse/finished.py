@@ -162,7 +162,7 @@ class Finished:
                 "made with; give the same model"
             )
         config.synthesis.check_classes(len(recorded.class_names))
-        model.check_resolution(config.synthesis.resolution)
+        model.check_resolution(config.synthesis.resolution, "synthesis.resolution")
 
 
 def test_source(config: RunConfig) -> ImageSource:

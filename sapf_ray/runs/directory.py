@@ -29,10 +29,11 @@ EVALUATION = "evaluation"
 def changed_keys(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Result-bearing keys in which two configs differ, with both values."""
     before = result_keys(old)
+    after = result_keys(new)
     return {
-        key: (before.get(key), value)
-        for key, value in result_keys(new).items()
-        if before.get(key) != value
+        key: (before.get(key), after.get(key))
+        for key in before | after
+        if before.get(key) != after.get(key)
     }
 
 

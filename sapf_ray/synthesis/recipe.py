@@ -77,8 +77,9 @@ class Recipe:
         # absent by default, so that data sets of earlier versions are still known
         if config.class_proportions:
             parts["weights"] = list(config.class_proportions)
-        if config.resolution not in (None, model.resolution):
-            parts["resolution"] = config.resolution
+        side = config.resolution or model.resolution
+        if side != model.native_resolution:
+            parts["resolution"] = side
         if labelling is not None:
             parts["labels"] = labelling.parts()
         return cls(parts=parts, shard_size=config.shard_size, batch_size=config.batch_size)

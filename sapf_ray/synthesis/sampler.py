@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sapf_ray.models.conditioning import denoiser_of, predict
 from sapf_ray.models.conditions import Conditions
-from sapf_ray.models.loading import native_resolution
+from sapf_ray.models.loading import resolution_of
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def sample_images(
         seeds: n seeds in [0, 2**63).
         steps: Solver steps.
         guidance_scale: 1 is none.
-        resolution: Side R of the images in pixels, the pipeline's native one unless given; see
+        resolution: Side R of the images in pixels, the pipeline's own unless given; see
             :meth:`sapf_ray.models.public_model.PublicModel.check_resolution`.
 
     Returns:
@@ -51,7 +51,7 @@ def sample_images(
     scheduler.set_timesteps(steps, device=denoiser.device)
     side = int(denoiser.config.sample_size)
     if resolution is not None:
-        side = side * resolution // native_resolution(pipe)
+        side = side * resolution // resolution_of(pipe)
     shape = (denoiser.config.in_channels, side, side)
     latents = initial_noise(seeds, shape).to(denoiser.device) * scheduler.init_noise_sigma
     return decode_images(

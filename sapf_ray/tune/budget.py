@@ -277,18 +277,19 @@ def _is_bundled(config: RunConfig) -> bool:
     return (BUNDLED_DIR / config.model.path).is_dir()
 
 
+_PNG_BYTES = 1.5  # of a pixel
+_ROW_BYTES = 2e3  # of an image beside its pixels
+
+
 def disk_bytes(item: PlannedCell) -> float:
     """What one run writes, about: its images, and latents where it trains."""
     config = item.cell.config
-    if _is_bundled(config):  # 32 px
-        image_bytes = 4e3
-        latent_bytes = 1e4
-    else:  # Stable Diffusion's 512 px
-        image_bytes = 4e5
-        latent_bytes = 8 * 64 * 64 * 4.0
-    needed = image_bytes * config.synthesis.n_images
+    side = config.model.resolution or (32 if _is_bundled(config) else 512)
+    made = config.synthesis.resolution or side
+    needed = (_ROW_BYTES + _PNG_BYTES * made**2) * config.synthesis.n_images
     if item.plan.finetune is not None:
-        needed += latent_bytes * item.plan.n_records
+        reduced = 4 if _is_bundled(config) else 8  # by the VAE
+        needed += 8 * 4.0 * (side / reduced) ** 2 * item.plan.n_records
     return needed
 
 

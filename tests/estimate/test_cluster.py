@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.errors import ConfigError
 from sapf_ray.estimate.cluster import estimate_run, open_cluster
-from sapf_ray.estimate.costs import SD15_GFLOP, UNITS, Measured, shipped_costs, work
+from sapf_ray.estimate.costs import UNITS, Measured, sd_gflop, shipped_costs, work
 from sapf_ray.estimate.measurements import read_costs
 from sapf_ray.estimate.result import RunEstimate
 from sapf_ray.paper.tables import paper_setting, paper_table
@@ -36,14 +36,14 @@ PLAN = (
     "--privacy.accountant",
     "rdp",
 )
-SD = ("--model.path", "sd-v1-5")
+SD = ("--model.path", "sd-v1-5", "--model.resolution", "256")
 
 
 def paper_run(**overrides: Any) -> RunConfig:
     """The paper's CIFAR-10 run, which is what the defaults are, without a search for its noise."""
     return from_dict(
         {
-            "model": {"path": "sd-v1-5"},
+            "model": {"path": "sd-v1-5", "resolution": 256},
             "data": {"source": "cifar10"},
             "privacy": {"non_private": True},
             **overrides,
@@ -87,9 +87,6 @@ def test_four_a6000_give_back_table_12(method, overrides):
                 and stage.memory_gb == row["memory_gb"]
             )
             assert stage.seconds_per_unit == pytest.approx(row["hours"] * 4 * 3600 / stage.units)
-            assert stage.hours_at_most == pytest.approx(
-                row["hours"] * SD15_GFLOP[512] / SD15_GFLOP[256]
-            )
 
 
 def test_devices_share_the_work_until_it_has_no_more_pieces():
@@ -159,7 +156,9 @@ def test_a_model_of_another_size_is_refused_and_an_unknown_one_noted():
         open_cluster("4xa6000", RunConfig())
     assert not any(
         "same size" in note
-        for note in hours_of("4xa6000", paper_run(model={"path": "realistic-v6"})).notes
+        for note in hours_of(
+            "4xa6000", paper_run(model={"path": "realistic-v6", "resolution": 256})
+        ).notes
     )
     assert any(
         "/models/mine unless it has the same size" in note
@@ -167,15 +166,31 @@ def test_a_model_of_another_size_is_refused_and_an_unknown_one_noted():
     )
 
 
-def test_the_arithmetic_at_two_resolutions_is_that_of_the_published_unet():
+def test_the_arithmetic_at_any_resolution_is_that_of_the_published_unet():
     with torch.device("meta"), torch.no_grad():
         unet = UNet2DConditionModel.from_config(SD_1_5)
-        for side, gflop in SD15_GFLOP.items():
+        for side in (64, 128, 256, 384, 512, 768):
             with FlopCounterMode(display=False) as counter:
                 unet(
                     torch.zeros(1, 4, side // 8, side // 8), torch.zeros(1), torch.zeros(1, 77, 768)
                 )
-            assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=1e-3)
+            assert counter.get_total_flops() / 1e9 == pytest.approx(sd_gflop(side), rel=1e-3)
+
+
+def test_hours_follow_the_resolution_that_is_requested():
+    paper = hours_of("4xa6000", paper_run())
+    assert not any("times the arithmetic" in note for note in paper.notes)
+    native = hours_of("4xa6000", paper_run(model={"path": "sd-v1-5"}))
+    more = sd_gflop(512) / sd_gflop(256)
+    for name in ("selection", "finetune", "synthesis"):
+        assert native.stages[name].hours == pytest.approx(more * paper.stages[name].hours)
+    assert any("requested are 512 px, 4.5 times the arithmetic" in note for note in native.notes)
+    larger = hours_of("4xa6000", paper_run(synthesis={"resolution": 512}))
+    assert larger.stages["synthesis"].hours == native.stages["synthesis"].hours
+    assert larger.stages["finetune"].hours == paper.stages["finetune"].hours
+    unknown = hours_of("4xa6000", paper_run(model={"path": "/models/mine"}))
+    assert any("is read by the run (model.resolution sets it)" in note for note in unknown.notes)
+    assert unknown.hours == paper.hours
 
 
 def finished_run(root: Path, **metrics: Any) -> Path:
@@ -395,4 +410,4 @@ def test_json_has_the_cluster_only_when_asked_and_the_config_section_stays(capsy
     assert cluster["hours"] == pytest.approx(6.0) and cluster["cost"] == pytest.approx(48.0)
     assert cluster["devices"] == 4
     _, text, _ = call(capsys, *PLAN, *SD, "--cluster=4xa6000")
-    assert "3.5 h to 15.6 h" in text and "Privacy plan" in text
+    assert "3.5 h" in text and "Privacy plan" in text

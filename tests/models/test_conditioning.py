@@ -22,7 +22,7 @@ from sapf_ray.models.conditioning import (
 )
 from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
-from sapf_ray.models.loading import load_pipeline, native_resolution
+from sapf_ray.models.loading import load_pipeline, resolution_of
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.keyed_rng import NoiseKey
@@ -136,7 +136,7 @@ def test_conditions_of_both_families_stack_alike(pipe, tiny_pipeline):
     assert null_condition(pipe).labels.tolist() == [1000]
     assert of_labels.to("cpu", torch.bfloat16).labels.dtype == torch.int64
     assert of_text.to("cpu", torch.bfloat16).states.dtype == torch.bfloat16
-    assert native_resolution(pipe) == native_resolution(text) == 8
+    assert resolution_of(pipe) == resolution_of(text) == 8
     assert not denoiser_of(pipe).training  # else diffusers drops labels at random
 
 

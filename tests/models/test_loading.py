@@ -12,7 +12,7 @@ from sapf_ray.errors import ClusterError, ConfigError, DataError
 from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
 from sapf_ray.models.device import pick_device
-from sapf_ray.models.loading import load_pipeline, native_resolution
+from sapf_ray.models.loading import load_pipeline, resolution_of
 from sapf_ray.models.location import resolve_model
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.privacy.keyed_rng import NoiseKey
@@ -38,7 +38,7 @@ def test_folder_that_is_no_pipeline_and_truncated_weights(tiny_pipeline, tmp_pat
 
 def test_pipeline_is_frozen_and_tells_its_resolution(tiny_pipeline):
     pipe = load_pipeline(str(tiny_pipeline))
-    assert native_resolution(pipe) == 8
+    assert resolution_of(pipe) == 8
     assert not any(p.requires_grad for p in pipe.unet.parameters()) and not pipe.unet.training
     assert len(candidate_pool(pipe.unet)) == 24 and len(candidate_pool(pipe.unet, "qkvo")) == 32
     with pytest.raises(ConfigError, match="to_q"):

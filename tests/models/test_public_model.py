@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sapf_ray.config import ModelConfig
 from sapf_ray.errors import DataError
-from sapf_ray.models.loading import load_pipeline, native_resolution
+from sapf_ray.models.loading import load_pipeline, resolution_of
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.models.public_model import PublicModel, content_hash
 
@@ -31,7 +31,7 @@ def test_shapes_and_names_are_those_of_the_loaded_model(tiny_pipeline):
     empty = {name: p.shape for name, p in model.denoiser.named_parameters()}
     assert empty == {name: p.shape for name, p in loaded.unet.named_parameters()}
     assert list(model.pool("qkvo")) == list(candidate_pool(loaded.unet, "qkvo"))
-    assert model.resolution == native_resolution(loaded)
+    assert model.resolution == resolution_of(loaded)
 
 
 def test_it_travels_small_and_keeps_a_known_hash(tiny_pipeline):
