@@ -264,26 +264,20 @@ def check_temporary(subject: Subject) -> str:
 
 def check_weights(subject: Subject) -> str:
     """The public model, by headers of its files."""
-    from sapf_ray.models.location import (
-        bundled_models,
-        cached_pipeline,
-        check_pipeline_directory,
-        resolve_model,
-    )
+    from sapf_ray.models.hub_cache import hub_cache
+    from sapf_ray.models.location import bundled_models, resolve_model
 
     name = subject.config.model.path
-    place = resolve_model(name)  # checks local files
-    if Path(place).is_absolute():
-        return f"{name} ({'bundled' if name in bundled_models() else 'local'})"
-    folder = cached_pipeline(place)
-    if folder is None:
+    place = resolve_model(subject.config.model)  # checks local files
+    if not Path(place).is_absolute():
         raise Fault(
             f"{place} is not whole in this machine's hub cache; a run fetches it",
             f"hf download {place}",
             stops=False,
         )
-    check_pipeline_directory(folder)
-    return f"{place}, in this machine's hub cache"
+    if Path(place).is_relative_to(hub_cache()):
+        return f"{name}, in this machine's hub cache"
+    return f"{name} ({'bundled' if name in bundled_models() else 'local'})"
 
 
 def check_data(subject: Subject) -> str:

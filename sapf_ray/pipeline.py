@@ -26,7 +26,7 @@ from sapf_ray.afterwards import (
     summary,
     trains,
 )
-from sapf_ray.config import RunConfig
+from sapf_ray.config import RunConfig, flatten, to_dict
 from sapf_ray.config.section import require
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.evaluation.metrics import from_real_images
@@ -136,6 +136,7 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
         SapfError: In one line, naming the field.
     """
     model.check_classes(source.prompts)
+    check_precision(config, plan)
     model.check_resolution(config.synthesis.resolution, "synthesis.resolution")
     if plan.vote is not None:
         check_vote(config, source.prompts, model=model)
@@ -156,6 +157,28 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
     )
     config.synthesis.check_classes(len(source.class_names))
     check_evaluation(config.evaluation)
+
+
+def check_precision(config: RunConfig, plan: PrivacyPlan) -> None:
+    """float16 needs a GPU wherever the model computes.
+
+    Raises:
+        ConfigError: A stage of this run has none.
+    """
+    stages = {
+        "saliency.gpus_per_task": plan.encodes,
+        "finetune.gpus_per_worker": plan.finetune is not None,
+        "evolution.gpus_per_task": plan.evolution is not None,
+        "synthesis.gpus_per_actor": plan.evolution is None,
+    }
+    gpus = {key: value for key, value in flatten(to_dict(config)).items() if key in stages}
+    without = [key for key, needed in stages.items() if needed and not gpus[key]]
+    require(
+        config.model.dtype != "float16" or not without,
+        "model.dtype",
+        config.model.dtype,
+        f"needs GPUs, and {', '.join(without)} is 0; on CPUs use bfloat16 or float32",
+    )
 
 
 def algorithm(run: RunContext, on_note: Note | None = None) -> Result:

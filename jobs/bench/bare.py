@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from sapf_ray.finetune.loop import TrainState, train, write_adapter
+from sapf_ray.finetune.objective import Objective
 
 
 def main(job_file: str, threads: int) -> None:
@@ -36,9 +37,15 @@ def main(job_file: str, threads: int) -> None:
             rank=0,
             world_size=1,
         )
-        train(job, None, checkpoint)
+        objective = Objective.load(job)
+        train(job, None, checkpoint, objective=objective)
         dist.destroy_process_group()
-        write_adapter(job, states[-1], directory=Path(directory) / "adapter")
+        write_adapter(
+            job,
+            states[-1],
+            denoiser=objective.denoiser,
+            directory=Path(directory) / "adapter",
+        )
 
 
 if __name__ == "__main__":

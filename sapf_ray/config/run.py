@@ -91,7 +91,15 @@ AFTERWARDS = frozenset({"synthesis", "evaluation"})
 
 # Keys of later versions: counted where they are given only, so that a run of an earlier version is
 # still known by its keys and hashes.
-NOT_COUNTED_WHEN_UNSET = frozenset({"model.resolution"})
+NOT_COUNTED_WHEN_UNSET = frozenset(
+    {
+        "model.variant",
+        "model.revision",
+        "model.configs",
+        "model.prediction_type",
+        "model.resolution",
+    }
+)
 
 # How the work is spread, watched and retried: may differ between two starts of the same run.
 EXECUTION_ONLY = frozenset(

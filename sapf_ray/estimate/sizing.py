@@ -17,7 +17,7 @@ from sapf_ray.errors import ConfigError
 from sapf_ray.estimate.local import Forecast, forecast
 from sapf_ray.estimate.machine import Machine
 from sapf_ray.models.catalog import PUBLIC_MODELS, KnownModel
-from sapf_ray.models.location import cached_pipeline
+from sapf_ray.models.hub_cache import cached_pipeline
 from sapf_ray.presets import load_preset
 from sapf_ray.privacy.facts import Facts
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan

@@ -130,10 +130,24 @@ def sample_gradients(
     trainable: dict[str, nn.Parameter],
     *,
     config: FinetuneConfig,
+    scale: float = 1.0,
 ) -> SampleGradients:
-    """The per-sample gradient engine that fits the adapter."""
+    """The per-sample gradient engine that fits the adapter.
+
+    Args:
+        denoiser: As :func:`add_adapter` left it.
+        trainable: What it returned.
+        config: Settings of the stage.
+        scale: See :func:`sapf_ray.grad_sample.backprop_scale.backprop_scale`; LoRA's alone, for
+            other adapters are trained in float32.
+    """
     if config.adapter == "lora":
-        return LoraGradients(denoiser, trainable.values(), rows_per_record=config.draws_per_record)
+        return LoraGradients(
+            denoiser,
+            trainable.values(),
+            rows_per_record=config.draws_per_record,
+            scale=scale,
+        )
     return GhostGradients(denoiser, trainable, rows_per_record=config.draws_per_record)
 
 

@@ -38,13 +38,12 @@ from sapf_ray.finetune.micro_batch import (
 )
 from sapf_ray.finetune.objective import Objective
 from sapf_ray.finetune.optimizer import Clipping, ReleaseOptimizer, release_name
+from sapf_ray.grad_sample.backprop_scale import backprop_scale
 from sapf_ray.grad_sample.joint import JointGradients
 from sapf_ray.grad_sample.lora import LoraGradients
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.class_tokens import TOKENS, ClassTokens, save_class_tokens
-from sapf_ray.models.conditioning import denoiser_of
 from sapf_ray.models.device import fix_rounding
-from sapf_ray.models.loading import load_pipeline
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
@@ -161,6 +160,8 @@ def train(
     job: FinetuneJob,
     resume: TrainState | None = None,
     on_checkpoint: Callable[[TrainState], None] | None = None,
+    *,
+    objective: Objective | None = None,
 ) -> TrainState:
     """Runs the remaining steps and returns the final state (identical on every rank).
 
@@ -168,6 +169,7 @@ def train(
         job: The work; ``job.plan.finetune`` fixes noise, rate and steps.
         resume: State of an earlier checkpoint.
         on_checkpoint: Called on every rank each ``checkpoint_every`` steps and after the last.
+        objective: The model, which training changes; loaded here by default.
 
     Raises:
         BudgetError: On rank 0, before the step that would pass the planned epsilon.
@@ -175,14 +177,19 @@ def train(
     config = job.config
     rank = dist.get_rank()
     fix_rounding()
-    objective = Objective.load(job)
+    objective = objective or Objective.load(job)
     factors = add_adapter(objective.denoiser, job.matrices, config=config, seed=job.seed)
     if job.class_tokens:
         objective.tokens = ClassTokens.add_to(
             objective.denoiser, job.cache.all_conditions(), weight=job.token_weight
         )
     objective.denoiser.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    gradients: Gradients = sample_gradients(objective.denoiser, factors, config=config)
+    gradients: Gradients = sample_gradients(
+        objective.denoiser,
+        factors,
+        config=config,
+        scale=backprop_scale(objective.denoiser.dtype, job.cache.latent_shape),  # type: ignore[arg-type]
+    )
     if objective.tokens is not None:
         assert isinstance(gradients, LoraGradients), "class tokens are trained with LoRA factors"
         gradients = JointGradients(gradients, objective.tokens)
@@ -303,10 +310,17 @@ def _random_values(factors: dict[str, nn.Parameter]) -> Iterator[None]:
             p.copy_(value)
 
 
-def write_adapter(job: FinetuneJob, state: TrainState, *, directory: Path) -> None:
-    """Writes what the stage releases, out of its last state."""
-    denoiser = denoiser_of(load_pipeline(job.model))
-    add_adapter(denoiser, job.matrices, config=job.config, seed=job.seed)
+def write_adapter(
+    job: FinetuneJob, state: TrainState, *, denoiser: nn.Module, directory: Path
+) -> None:
+    """Writes what the stage releases, out of its last state.
+
+    Args:
+        job: The work.
+        state: From :func:`train`.
+        denoiser: As it left it.
+        directory: The adapter's; replaced as a whole.
+    """
     values = dict(state.average)
     tokens = values.pop(TOKENS, None)
 

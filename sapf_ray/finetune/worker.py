@@ -30,6 +30,7 @@ def run_worker(parameters: dict) -> list[tuple[float, float]]:
 
     from sapf_ray.finetune.checkpoints import STATE_FILE, load_state, newest
     from sapf_ray.finetune.loop import TrainState, train, write_adapter
+    from sapf_ray.finetune.objective import Objective
     from sapf_ray.models.device import pick_device
     from sapf_ray.runs.worktime import Laps
 
@@ -55,7 +56,10 @@ def run_worker(parameters: dict) -> list[tuple[float, float]]:
                 ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
 
     laps = Laps()
-    state = train(job, resume, on_checkpoint)
-    if first:  # here, where libraries are loaded already; the driver loads no weights
-        write_adapter(job, state, directory=Path(parameters["adapter"]))
+    objective = Objective.load(job)
+    state = train(job, resume, on_checkpoint, objective=objective)
+    if first:  # here, where the model is loaded already; the driver loads no weights
+        write_adapter(
+            job, state, denoiser=objective.denoiser, directory=Path(parameters["adapter"])
+        )
     return laps.end()

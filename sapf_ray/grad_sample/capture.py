@@ -108,6 +108,8 @@ class PoolCapture:
         weighted: Take :func:`weighted_norms` instead of gradient norms.
         pruned: Names of matrices that count as zero in the forward pass; their gradients are those
             at zero, their weights in weighted norms the real ones.
+        scale: What the losses are multiplied by (:func:`backprop_scale`); norms and gradients are
+            those without it.
 
     Example:
         >>> layer = nn.Linear(3, 2).requires_grad_(False)
@@ -126,8 +128,10 @@ class PoolCapture:
         max_temporary_bytes: int = MAX_TEMPORARY_BYTES,
         weighted: bool = False,
         pruned: Collection[str] = (),
+        scale: float = 1.0,
     ) -> None:
         self.pool = pool
+        self.scale = scale
         self.keep = keep
         self.weighted = weighted
         self.pruned = frozenset(pruned)
@@ -300,7 +304,7 @@ class PoolCapture:
             raise RuntimeError(
                 f"no gradient reached {missing[0]} and {len(missing) - 1} other matrices"
             )
-        return torch.stack([self._norms[name] for name in self.pool], dim=1)
+        return torch.stack([self._norms[name] for name in self.pool], dim=1) / self.scale
 
     def gradients(self) -> Iterator[tuple[int, int, Tensor]]:
         """Per-sample gradients, matrix by matrix and some records at a time.
@@ -319,7 +323,7 @@ class PoolCapture:
                 for records in chunks(len(activations), bytes_each, self.max_temporary_bytes):
                     inputs = activations[records].float()
                     rows = torch.bmm(backprops[records].float().mT, inputs)
-                    yield number, first + records.start, rows
+                    yield number, first + records.start, rows.div_(self.scale)
                 first += len(activations)
 
 

@@ -44,7 +44,8 @@ class JointGradients:
             losses: (n,) one per record, with its graph; as :meth:`LoraGradients.grad_sample`.
         """
         of_factors = self.factors.grad_sample(losses)
-        return torch.cat([of_factors, self.tokens.grad_sample(len(losses))], dim=1)
+        of_tokens = self.tokens.grad_sample(len(losses)) / self.factors.scale
+        return torch.cat([of_factors, of_tokens], dim=1)
 
     def grid_step(self, clipping_norm: float) -> float:
         """Width of the grid on which gradients of records are added."""

@@ -245,8 +245,10 @@ class LoraGradients:
         parameters: Iterable[nn.Parameter],
         *,
         rows_per_record: int = 1,
+        scale: float = 1.0,
     ) -> None:
         self.parameters = list(parameters)
+        self.scale = scale
         self._modules = [m for m in denoiser.modules() if isinstance(m, PeftLinear | PeftConv2d)]
         self._layers = [_adapted(module, rows_per_record) for module in self._modules]
         self._owner = {p: layer for layer in self._layers for p in (layer.a, layer.b)}
@@ -270,9 +272,10 @@ class LoraGradients:
         for layer in self._layers:
             # of a backward pass that was broken off: they belong to other records
             layer.grad_sample.clear()
-        losses.sum().backward()
+        (losses.sum() * self.scale).backward()
         gradients = [self._owner[p].pop_grad_sample(p) for p in self.parameters]
-        return torch.cat([gradient[: len(losses)].flatten(1) for gradient in gradients], dim=1)
+        rows = torch.cat([gradient[: len(losses)].flatten(1) for gradient in gradients], dim=1)
+        return rows.div_(self.scale)
 
     def grid_step(self, clipping_norm: float) -> float:
         """Width of the grid on which gradients of records are added."""

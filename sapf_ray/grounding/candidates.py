@@ -172,7 +172,8 @@ def candidate_features(
         guidance=guidance_of(config),
         sampling=config.synthesis,
     )
-    shown_by = [model.content_hash, model.config.dtype, features.key]
+    files, dtype, _, *anew = model.shown_by
+    shown_by = [files, dtype, features.key, *anew]
     if model.resolution != model.native_resolution:
         shown_by.append(str(model.resolution))
     key = short_hash(

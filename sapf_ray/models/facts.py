@@ -53,7 +53,7 @@ def _words(config: RunConfig, source: ImageSource, *, model: PublicModel | None)
     if grounds_nothing or set(source.prompts) <= set(known_prompts(config.model.path)):
         return Words(known=True)
     if model is None:
-        if not Path(resolve_model(config.model.path)).is_dir():
+        if not Path(resolve_model(config.model)).is_dir():
             return Words(known=True)  # of the hub: left to the run
         from sapf_ray.models.public_model import PublicModel
 

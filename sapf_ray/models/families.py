@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sapf_ray.config import ModelConfig
 from sapf_ray.errors import DataError, reason
-from sapf_ray.models.location import resolve_model
+from sapf_ray.models.hub_cache import reach_hub
+from sapf_ray.models.location import as_config, resolve_model
 from sapf_ray.registry import Registry
 
 
@@ -91,22 +92,28 @@ def family_of(pipe: Any) -> Family:
     return FAMILIES[names[0] if names else type(pipe).__name__]
 
 
-def read_index(path: str) -> tuple[dict[str, Any], Family]:
+def read_index(model: ModelConfig | str) -> tuple[dict[str, Any], Family]:
     """The content of a model's model_index.json and its family.
 
     Args:
-        path: Bundled or catalog name, directory or hub id.
+        model: How the user named it; a path alone means the defaults.
 
     Raises:
         DataError: The model cannot be found or is of another family.
     """
+    config = as_config(model)
     try:
-        index = read_config("DiffusionPipeline", resolve_model(path))
+        place = resolve_model(config)
+        if not Path(place).is_absolute():
+            reach_hub()
+        index = read_config("DiffusionPipeline", place, revision=config.revision)
     except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(config, error) from error
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
-        raise DataError(f"model.path = {path!r}: is a {name}; must be one of {', '.join(FAMILIES)}")
+        raise DataError(
+            f"model.path = {config.path!r}: is a {name}; must be one of {', '.join(FAMILIES)}"
+        )
     return index, FAMILIES[name]
 
 
@@ -119,13 +126,16 @@ def imported(kind: Any) -> Any:
     return getattr(diffusers, kind)
 
 
-def read_config(kind: Any, place: str, *, folder: str = "") -> dict[str, Any]:
+def read_config(
+    kind: Any, place: str, *, folder: str = "", revision: str | None = None
+) -> dict[str, Any]:
     """Content of the config file of a pipeline or of one of its parts.
 
     Args:
         kind: Class of it, or its name in diffusers; asked where it is not a plain file on disk.
         place: Directory or hub id of the pipeline.
         folder: Folder of the part; empty for the pipeline.
+        revision: Branch, tag or commit of the hub.
 
     Raises:
         OSError: There is none, or it cannot be read.
@@ -136,7 +146,7 @@ def read_config(kind: Any, place: str, *, folder: str = "") -> dict[str, Any]:
             content = json.loads(file.read_text(encoding="utf-8"))
             if isinstance(content, dict):
                 return content
-    return dict(imported(kind).load_config(place, subfolder=folder or None))
+    return dict(imported(kind).load_config(place, subfolder=folder or None, revision=revision))
 
 
 def image_side(denoiser: Any, vae: Any) -> int:
@@ -144,17 +154,17 @@ def image_side(denoiser: Any, vae: Any) -> int:
     return int(denoiser["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
-def unreadable(path: str, error: Exception) -> DataError:
+def unreadable(model: ModelConfig | str, error: Exception) -> DataError:
     """The one-line error for a model that a library refuses."""
-    place = resolve_model(path)
+    config = as_config(model)
+    place = resolve_model(config)
     if Path(place).is_absolute():
         return DataError(
-            f"model.path = {path!r}: cannot be loaded as one of {', '.join(FAMILIES)} "
+            f"model.path = {config.path!r}: cannot be loaded as one of {', '.join(FAMILIES)} "
             f"({reason(error)})"
         )
-    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-    hub = "it is not in the cache, and HF_HUB_OFFLINE is set" if offline else reason(error)
     return DataError(
-        f"model.path = {path!r}: there is no such folder, and as a model of the hub it cannot be "
-        f"read ({hub}); correct the path, or fetch it where the hub is reached: hf download {place}"
+        f"model.path = {config.path!r}: there is no such folder, and as a model of the hub it "
+        f"cannot be read ({reason(error)}); correct the path, or fetch it where the hub is "
+        f"reached: hf download {place}"
     )

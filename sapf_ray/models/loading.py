@@ -1,7 +1,7 @@
 """Loads a public diffusion pipeline: bundled, by a short name of the catalog, from a local
-directory, or by hub id.
+directory, a single file, or by hub id.
 
-One path for all of them: the bundled models are ordinary diffusers directories. What is known
+The bundled models are ordinary diffusers directories. What is known
 without reading weights is :class:`sapf_ray.models.public_model.PublicModel`.
 
 >>> pipe = load_pipeline("glyphs-tiny")
@@ -12,17 +12,20 @@ without reading weights is :class:`sapf_ray.models.public_model.PublicModel`.
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
+from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
 from sapf_ray.config import ModelConfig
+from sapf_ray.models.checkpoints import checkpoint_of
 from sapf_ray.models.conditioning import denoiser_of
-from sapf_ray.models.families import image_side, read_index, unreadable
-from sapf_ray.models.location import resolve_model
+from sapf_ray.models.families import Family, image_side, read_index, unreadable
+from sapf_ray.models.location import as_config, resolve_model
 
 
 def load_pipeline(model: ModelConfig | str, *, device: str = "cpu") -> Any:
@@ -38,21 +41,52 @@ def load_pipeline(model: ModelConfig | str, *, device: str = "cpu") -> Any:
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-    config = ModelConfig(path=model) if isinstance(model, str) else model
-    _, family = read_index(config.path)
+    config = as_config(model)
+    _, family = read_index(config)
     try:
-        pipe = family.pipeline_class.from_pretrained(
-            resolve_model(config.path), dtype=getattr(torch, config.dtype), **family.options
-        )
+        pipe = _from_files(config, family)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        raise unreadable(config.path, error) from error
+        raise unreadable(config, error) from error
     pipe.set_progress_bar_config(disable=True)
+    if config.prediction_type is not None:
+        pipe.scheduler.register_to_config(prediction_type=config.prediction_type)
     if config.resolution is not None:
         _set_resolution(pipe, config.resolution)
     for module in (denoiser_of(pipe), pipe.vae, getattr(pipe, "text_encoder", None)):
         if module is not None:
             module.requires_grad_(False).eval()
     return pipe.to(device)
+
+
+def _from_files(config: ModelConfig, family: Family) -> Any:
+    """The pipeline from its folder, from a single file, or from the hub.
+
+    Weights are mapped from the file where it has their precision, so processes share them.
+    """
+    place = resolve_model(config)
+    dtype = getattr(torch, config.dtype)
+    checkpoint = checkpoint_of(config)
+    if checkpoint is None:
+        return family.pipeline_class.from_pretrained(
+            place,
+            dtype={"default": dtype, "vae": _vae_dtype(dtype)},
+            variant=config.variant,
+            revision=config.revision,
+            local_files_only=Path(place).is_absolute(),
+            **family.options,
+        )
+    options: dict[str, Any] = {"config": place, "local_files_only": True}
+    vae = AutoencoderKL.from_single_file(
+        str(checkpoint), subfolder="vae", dtype=_vae_dtype(dtype), **options
+    )
+    return family.pipeline_class.from_single_file(
+        str(checkpoint), vae=vae, dtype=dtype, **options, **family.options
+    )
+
+
+def _vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for float16, in which Stable Diffusion's VAE overflows."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 @functools.lru_cache(maxsize=1)

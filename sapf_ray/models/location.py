@@ -6,11 +6,15 @@ Reads headers of files at most and imports no deep-learning library, so listings
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+from sapf_ray.config import ModelConfig
+from sapf_ray.config.section import require
 from sapf_ray.errors import DataError, reason
 from sapf_ray.models.catalog import PUBLIC_MODELS
+from sapf_ray.models.checkpoints import checkpoint_configs, checkpoint_of
+from sapf_ray.models.hub_cache import cached_pipeline
+from sapf_ray.models.weight_files import INDEX, networks_in, read_header, variants_of
 
 BUNDLED_DIR = Path(__file__).parent / "bundled"
 
@@ -20,49 +24,86 @@ def bundled_models() -> list[str]:
     return sorted(p.parent.name for p in BUNDLED_DIR.glob("*/model_index.json"))
 
 
-def resolve_model(path: str) -> str:
-    """The place that ``model.path`` names.
+def resolve_model(model: ModelConfig | str) -> str:
+    """The place of a model's configs; of all its files, unless :func:`checkpoint_of` has one.
 
     Args:
-        path: Bundled or catalog name, directory or hub id.
+        model: How the user named it; a path alone means the defaults.
 
     Returns:
-        The absolute path of a bundled model or local directory; the hub id of any other.
+        The absolute path of a local directory, which a bundled model or a model of the hub that is
+        in the cache also is; the hub id of one that must be fetched.
 
     Raises:
-        DataError: A local directory that is not a diffusers pipeline, or whose weights are
-            truncated.
+        DataError: A local directory that is not a diffusers pipeline, or whose weights are missing
+            or truncated; a checkpoint without U-Net weights.
+        ConfigError: A key that such a model does not take.
     """
-    local = BUNDLED_DIR / path
+    config = as_config(model)
+    checkpoint = checkpoint_of(config)
+    if checkpoint is not None:
+        return str(checkpoint_configs(checkpoint, config))
+    require(
+        config.configs is None,
+        "model.configs",
+        config.configs,
+        "must be left out, unless model.path is a single .safetensors file",
+    )
+    local = BUNDLED_DIR / config.path
     if not local.exists():
-        local = Path(path).expanduser()
+        local = Path(config.path).expanduser()
     if local.exists():
-        check_pipeline_directory(local)
+        require(
+            config.revision is None,
+            "model.revision",
+            config.revision,
+            "must be left out where model.path is on this machine: revisions are the hub's",
+        )
+        check_pipeline_directory(local, config.variant)
         return str(local.resolve())
+    hub_id = _hub_id(config.path)
+    if hub_id is None:
+        known = [name for name, row in PUBLIC_MODELS.items() if row.hub_id]
+        raise DataError(
+            f"model.path = {config.path!r}: no such directory; give a diffusers directory, a "
+            "single .safetensors checkpoint, a hub id (owner/name), one of the bundled models "
+            f"({', '.join(bundled_models())}) or of the known ones ({', '.join(known)})"
+        )
+    cached = cached_pipeline(hub_id, variant=config.variant, revision=config.revision)
+    if cached is None:
+        return hub_id
+    check_pipeline_directory(cached, config.variant)
+    return str(cached)
+
+
+def as_config(model: ModelConfig | str) -> ModelConfig:
+    """How the user named a model; a path alone means the defaults."""
+    return ModelConfig(path=model) if isinstance(model, str) else model
+
+
+def _hub_id(path: str) -> str | None:
+    """The hub id that a name means, if any."""
     if path in PUBLIC_MODELS and PUBLIC_MODELS[path].hub_id:
         return PUBLIC_MODELS[path].hub_id
-    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        return path
-    known = [name for name, row in PUBLIC_MODELS.items() if row.hub_id]
-    raise DataError(
-        f"model.path = {path!r}: no such directory; give a diffusers directory, a hub id "
-        f"(owner/name), one of the bundled models ({', '.join(bundled_models())}) or of the known "
-        f"ones ({', '.join(known)})"
-    )
+    named = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    return path if named else None
 
 
-def check_pipeline_directory(directory: Path) -> None:
+def check_pipeline_directory(directory: Path, variant: str | None = None) -> None:
     """Reads headers only, so that a broken model is found before any budget is spent.
 
-    Raises:
-        DataError: Not a diffusers pipeline, or truncated weights; names the file.
-    """
-    from safetensors import SafetensorError, safe_open
+    Args:
+        directory: The pipeline's.
+        variant: ``model.variant``.
 
-    index = directory / "model_index.json"
+    Raises:
+        DataError: Not a diffusers pipeline; weights that are missing or truncated; names the file.
+        ConfigError: Weights are there in another variant only.
+    """
+    index = directory / INDEX
     if not index.is_file():
         raise DataError(
-            f"model.path = {str(directory)!r}: no model_index.json there; expected a diffusers "
+            f"model.path = {str(directory)!r}: no {INDEX} there; expected a diffusers "
             "pipeline directory"
         )
     try:
@@ -71,55 +112,21 @@ def check_pipeline_directory(directory: Path) -> None:
         raise DataError(f"{index}: not valid JSON ({reason(error)})") from error
     if not isinstance(content, dict):
         raise DataError(f"{index}: must be a mapping, as diffusers writes it")
+    _check_variant(directory, networks_in(content), variant=variant)
     for weights in sorted(directory.glob("*/*.safetensors")):
-        try:
-            with safe_open(weights, framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
+        read_header(weights)
+
+
+def _check_variant(directory: Path, networks: list[str], *, variant: str | None) -> None:
+    """Every network has weights, and the variant is one that is there."""
+    there = {name: variants_of(directory / name) for name in networks}
+    for name, found in there.items():
+        if not found:
             raise DataError(
-                f"{weights}: truncated or damaged weights ({reason(error)}); copy the file again"
-            ) from error
-
-
-def hub_cache() -> Path:
-    """Where the hub's libraries keep what they fetch, by their environment variables."""
-    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    if given:
-        return Path(given).expanduser()
-    home = os.environ.get("HF_HOME")
-    if home:
-        return Path(home).expanduser() / "hub"
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "huggingface" / "hub"
-
-
-def cached_pipeline(hub_id: str) -> Path | None:
-    """Folder of a hub model's newest pipeline in the local cache; None where it is not there whole.
-
-    Args:
-        hub_id: owner/name.
-    """
-    root = hub_cache() / f"models--{hub_id.replace('/', '--')}"
-    for index in sorted(root.glob("snapshots/*/model_index.json"), key=_age):
-        if all(_has_weights(index.parent / name) for name in _networks(index)):
-            return index.parent
-    return None
-
-
-def _age(path: Path) -> float:
-    return -path.stat().st_mtime
-
-
-def _networks(index: Path) -> list[str]:
-    """Sub-folders of a pipeline that hold weights it cannot do without."""
-    try:
-        names = json.loads(index.read_text())
-    except (OSError, ValueError):
-        return ["unet"]
-    networks = ("unet", "transformer", "vae", "text_encoder")
-    return [name for name in networks if (names.get(name) or [None])[0]]
-
-
-def _has_weights(folder: Path) -> bool:
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    return any(path.exists() for path in files)
+                f"model.path = {str(directory)!r}: no weights in {name}/; copy the whole pipeline"
+            )
+    named = sorted({found for each in there.values() for found in each if found})
+    lacking = [name for name, found in there.items() if not {"", variant or ""} & found]
+    unknown = variant is not None and variant not in named
+    allowed = f"must be one of the variants that {directory} holds: {', '.join(named) or 'none'}"
+    require(not lacking and not unknown, "model.variant", variant, allowed)

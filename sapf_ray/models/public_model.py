@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from sapf_ray.config import ModelConfig
 from sapf_ray.config.section import require
 from sapf_ray.errors import reason
 from sapf_ray.files import file_digest, short_hash
+from sapf_ray.models.checkpoints import checkpoint_of
 from sapf_ray.models.conditioning import (
     blank_conditions,
     check_text_model,
@@ -38,12 +38,11 @@ from sapf_ray.models.families import (
     read_index,
     unreadable,
 )
-from sapf_ray.models.location import resolve_model
+from sapf_ray.models.location import as_config, resolve_model
 from sapf_ray.models.pool import Matrix, candidate_pool
+from sapf_ray.models.weight_check import check_denoiser_weights
+from sapf_ray.models.weight_files import INDEX, weight_files
 
-# A sharded model has several files, 00001-of-00003 and so on. Other variants of the weights
-# (fp16, non_ema) have one more word in their names; loading does not read them.
-_WEIGHTS = r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?\.{}"
 # What diffusers raises for configs that fit no network.
 _FAULTS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 
@@ -76,14 +75,17 @@ class PublicModel:
         """Reads config files and builds the network without weights.
 
         Raises:
-            DataError: The model cannot be found, is damaged, or is of another family.
-            ConfigError: It takes no images of ``model.resolution``.
+            DataError: The model cannot be found, is damaged, lacks weights of its denoiser, or is
+                of another family.
+            ConfigError: It takes no images of ``model.resolution``, or another key does not fit.
         """
         model = cls.read(config)
         try:
             _ = model.denoiser  # a config that makes no network is found now
         except _FAULTS as error:
-            raise unreadable(config.path, error) from error
+            raise unreadable(config, error) from error
+        if Path(model.path).is_absolute():
+            check_denoiser_weights(model)
         model.check_resolution(config.resolution, "model.resolution")
         model.check_denoiser_takes_it()
         return model
@@ -95,11 +97,13 @@ class PublicModel:
         Raises:
             DataError: The model cannot be found, is damaged, or is of another family.
         """
-        path = resolve_model(config.path)
-        index, family = read_index(config.path)
+        path = resolve_model(config)
+        index, family = read_index(config)
+        _check_keys(config, index, family)
+        at = config.revision
         try:
-            denoiser = read_config(family.denoiser, path, folder=family.folder)
-            vae = read_config("AutoencoderKL", path, folder="vae")
+            denoiser = read_config(family.denoiser, path, folder=family.folder, revision=at)
+            vae = read_config("AutoencoderKL", path, folder="vae", revision=at)
             labels = index.get("id2label") or {}
             return cls(
                 config=config,
@@ -110,7 +114,7 @@ class PublicModel:
                 labels={int(number): names for number, names in labels.items()},
             )
         except _FAULTS as error:
-            raise unreadable(config.path, error) from error
+            raise unreadable(config, error) from error
 
     @property
     def resolution(self) -> int:
@@ -131,7 +135,19 @@ class PublicModel:
     @functools.cached_property
     def content_hash(self) -> str:
         """See :func:`content_hash`; takes a pass over the weights, so ask where noise needs it."""
-        return content_hash(self.config.path)
+        return content_hash(self.config)
+
+    @property
+    def shown_by(self) -> list[Any]:
+        """All that decides what the model says of an image: files, precision, what is set anew.
+
+        What is not set is absent, so keys made of it are those of before there was a choice.
+        """
+        config = self.config
+        parts: list[Any] = [self.content_hash, config.dtype, config.class_labels]
+        if config.prediction_type is not None:
+            parts.append(config.prediction_type)
+        return parts
 
     def latents_key(
         self, data_fingerprint: str, prompts: Sequence[str], features: str | None = None
@@ -144,9 +160,7 @@ class PublicModel:
             prompts: One per class.
             features: Key of the public features that are kept with them, if any.
         """
-        config = self.config
-        shown = [config.dtype, config.class_labels]
-        parts: list[Any] = [data_fingerprint, prompts, self.content_hash, *shown]
+        parts: list[Any] = [data_fingerprint, prompts, *self.shown_by]
         if self.resolution != self.native_resolution:  # otherwise as before there was a choice
             parts.append(["resolution", self.resolution])
         return short_hash(parts if features is None else [*parts, features])
@@ -243,44 +257,62 @@ class PublicModel:
         return {name: value for name, value in self.__dict__.items() if name != "denoiser"}
 
 
-def content_hash(path: str) -> str:
+def _check_keys(config: ModelConfig, index: Mapping[str, Any], family: Family) -> None:
+    """Keys that not every model takes.
+
+    Raises:
+        ConfigError: One that this model does not.
+    """
+    scheduler = str((index.get("scheduler") or ["", ""])[1])
+    require(
+        config.prediction_type is None or "FlowMatch" not in scheduler,
+        "model.prediction_type",
+        config.prediction_type,
+        f"must be left out: the model's {scheduler} has no other prediction than its own",
+    )
+    require(
+        checkpoint_of(config) is None or family.folder == "unet",
+        "model.configs",
+        config.configs,
+        f"must be of a U-Net's pipeline for a single file; is a {index['_class_name']}",
+    )
+
+
+def content_hash(model: ModelConfig | str) -> str:
     """Hex digest over all that loading the model would read: configs, tokenizer and weights.
 
     Depends on contents and relative names alone, never on where or when files were written, so a
     copy has the same digest. A model of the hub is fetched first, as loading it would.
 
     Args:
-        path: Bundled or catalog name, directory or hub id.
+        model: How the user named it; a path alone means the defaults.
 
     Raises:
         DataError: The model cannot be found or read.
     """
-    place = resolve_model(path)
-    _, family = read_index(path)
+    config = as_config(model)
+    place = resolve_model(config)
+    _, family = read_index(config)
     try:
         if not Path(place).is_dir():
-            place = family.pipeline_class.download(place, **family.options)
+            which = {"variant": config.variant, "revision": config.revision}
+            place = family.pipeline_class.download(place, **which, **family.options)
         folder = Path(place)
-        files = [folder / "model_index.json"]
+        checkpoint = checkpoint_of(config)
+        files = [folder / INDEX]
         for component in family.components:
-            files += _loaded_files(folder / component)
-        return short_hash(
-            [[file.relative_to(folder).as_posix(), file_digest(file)] for file in files], digits=64
-        )
+            files += _configs(folder / component)
+            if checkpoint is None:
+                files += weight_files(folder / component, config.variant)
+        named = [[file.relative_to(folder).as_posix(), file_digest(file)] for file in files]
+        if checkpoint is not None:
+            named.append(["checkpoint", file_digest(checkpoint)])
+        return short_hash(named, digits=64)
     except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(config, error) from error
 
 
-def _loaded_files(folder: Path) -> list[Path]:
-    """Files of one component that loading reads, in a fixed order.
-
-    Of weights in both formats, diffusers and transformers read safetensors alone. Everything that
-    is neither weights nor a read-me counts as configuration.
-    """
+def _configs(folder: Path) -> list[Path]:
+    """Files of one component that are neither weights nor a read-me, in a fixed order."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    configs = [path for path in files if path.suffix in (".json", ".txt", ".model")]
-    for kind in ("safetensors", "bin"):
-        weights = [path for path in files if re.fullmatch(_WEIGHTS.format(kind), path.name)]
-        if weights:
-            return configs + weights
-    return configs
+    return [path for path in files if path.suffix in (".json", ".txt", ".model")]

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +16,19 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sapf_ray.config import ModelConfig
+from sapf_ray.models.checkpoints import checkpoint_of
 from sapf_ray.models.families import read_index, unreadable
-from sapf_ray.models.location import resolve_model
+from sapf_ray.models.location import as_config, resolve_model
+from sapf_ray.models.weight_files import variants_of
 
 
 @torch.no_grad()
-def text_states(path: str, prompts: Sequence[str]) -> tuple[Tensor, list[bool]]:
+def text_states(model: ModelConfig | str, prompts: Sequence[str]) -> tuple[Tensor, list[bool]]:
     """States of prompts as the denoiser is given them, on the CPU.
 
     Args:
-        path: Bundled or catalog name, directory or hub id of a text-to-image model.
+        model: How the user named a text-to-image model; a path alone means the defaults.
         prompts: n prompts.
 
     Returns:
@@ -35,13 +39,7 @@ def text_states(path: str, prompts: Sequence[str]) -> tuple[Tensor, list[bool]]:
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    index, _ = read_index(path)
-    place = resolve_model(path)
-    try:
-        tokenizer = _load(index["tokenizer"][1], place, folder="tokenizer")
-        encoder = _load(index["text_encoder"][1], place, folder="text_encoder").eval()
-    except (KeyError, AttributeError, OSError, ValueError, SafetensorError, RuntimeError) as error:
-        raise unreadable(path, error) from error
+    tokenizer, encoder = _tokenizer_and_encoder(as_config(model))
     length = tokenizer.model_max_length
     tokens = tokenizer(
         list(prompts),
@@ -55,5 +53,28 @@ def text_states(path: str, prompts: Sequence[str]) -> tuple[Tensor, list[bool]]:
     return states, [len(ids) > length for ids in whole]
 
 
-def _load(name: str, place: str, *, folder: str) -> Any:
-    return getattr(transformers, name).from_pretrained(place, subfolder=folder)
+def _tokenizer_and_encoder(config: ModelConfig) -> tuple[Any, Any]:
+    if checkpoint_of(config) is not None:
+        from sapf_ray.models.loading import load_pipeline  # diffusers
+
+        pipe = load_pipeline(config)  # maps the other weights, and does not read them
+        return pipe.tokenizer, pipe.text_encoder
+    index, _ = read_index(config)
+    place = resolve_model(config)
+    weights = {"variant": _variant_of(place, config.variant), "revision": config.revision}
+    try:
+        tokenizer = _load(index["tokenizer"][1], place, folder="tokenizer")
+        encoder = _load(index["text_encoder"][1], place, folder="text_encoder", **weights)
+    except (KeyError, AttributeError, OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise unreadable(config, error) from error
+    return tokenizer, encoder.eval()
+
+
+def _variant_of(place: str, variant: str | None) -> str | None:
+    """The variant, unless the encoder in that folder has the usual weights only."""
+    folder = Path(place, "text_encoder")
+    return None if folder.is_dir() and variant not in variants_of(folder) else variant
+
+
+def _load(name: str, place: str, *, folder: str, **options: Any) -> Any:
+    return getattr(transformers, name).from_pretrained(place, subfolder=folder, **options)

@@ -100,7 +100,7 @@ def check_words(model: PublicModel, class_names: Sequence[str], prompts: Sequenc
         return Words(known=True)
     from sapf_ray.models.text_encoder import text_states
 
-    states, cut = text_states(model.config.path, [*prompts, *known])
+    states, cut = text_states(model.config, [*prompts, *known])
     n = len(prompts)
     found = compare(
         states[:n],

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SaliencyConfig
+from sapf_ray.grad_sample.backprop_scale import backprop_scale
 from sapf_ray.grad_sample.capture import Pool, PoolCapture
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.conditioning import denoiser_of
@@ -125,6 +126,7 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
     denoiser = denoiser_of(pipe)
     pool = candidate_pool(denoiser, config.pool)
     scheduler = training_scheduler(pipe)
+    scale = backprop_scale(denoiser.dtype, work.cache.latent_shape)
     total = ExactSum.zeros(score.shapes(pool), config.clipping_norm)
     for start in range(0, len(records), config.micro_batch_size):
         batch = records[start : start + config.micro_batch_size]
@@ -141,7 +143,11 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
             timesteps=scheduler.config.num_train_timesteps,
         )
         capture = PoolCapture(
-            pool, keep=score.keep_gradients, weighted=score.weighted, pruned=work.pruned
+            pool,
+            keep=score.keep_gradients,
+            weighted=score.weighted,
+            pruned=work.pruned,
+            scale=scale,
         )
         with capture:
             loss = per_record_loss(
@@ -152,7 +158,7 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
                 conditions=conditions.to(denoiser.device, denoiser.dtype),
                 draws=draws,
             )
-            loss[:real].sum().backward()
+            (loss[:real].sum() * scale).backward()
         total = total + score.contribution(capture, clip_of(config))
     return total
 

@@ -69,7 +69,7 @@ class Recipe:
             DataError: No such adapter.
         """
         parts: dict[str, Any] = {
-            "model": [model.content_hash, model.config.dtype, model.config.class_labels],
+            "model": model.shown_by,
             "adapter": _content(Path(adapter_dir)) if adapter_dir else None,
             "classes": [list(class_names), list(prompts)],
             "sampling": [config.steps, config.guidance_scale, seed],

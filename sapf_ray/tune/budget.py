@@ -154,7 +154,7 @@ def _check_model(config: RunConfig, plan: PrivacyPlan) -> None:
 
     A hub id is left to its first run.
     """
-    if not Path(resolve_model(config.model.path)).is_dir():
+    if not Path(resolve_model(config.model)).is_dir():
         return
     model = PublicModel.open(config.model)
     _, prompts = _shape(config.data)

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from sapf_ray.config import FinetuneConfig, ModelConfig, PrivacyConfig, RunConfig, SaliencyConfig
-from sapf_ray.finetune.adapter import add_lora, load_adapter, save_adapter
+from sapf_ray.finetune.adapter import add_adapter, add_lora, load_adapter, save_adapter
 from sapf_ray.finetune.loop import FinetuneJob, TrainState, train, write_adapter
 from sapf_ray.finetune.optimizer import ReleaseOptimizer
 from sapf_ray.latents import LatentCache
@@ -336,7 +336,9 @@ def test_adapter_with_class_tokens_is_written_and_the_factors_load_as_before(
 
     job = make_job(tiny_pipeline, cache, tmp_path / "job", class_tokens=True, steps=1)
     (state,) = run_ranks(1, tmp_path / "r", train, job)
-    write_adapter(job, state, directory=tmp_path / "adapter")
+    denoiser = load_pipeline(str(tiny_pipeline)).unet
+    add_adapter(denoiser, job.matrices, config=job.config, seed=job.seed)
+    write_adapter(job, state, denoiser=denoiser, directory=tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / CLASS_TOKENS)
     assert torch.equal(saved["offsets"], state.average[TOKENS])
     states = job.cache.all_conditions().states
