@@ -56,7 +56,7 @@ def check_denoiser_weights(model: PublicModel) -> None:
         )
 
 
-def _converted(header: Shapes, config: Mapping[str, Any]) -> Shapes:
+def _converted(header: Shapes, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Tensors of a single file's U-Net under diffusers' names, as loading converts them."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 

@@ -9,55 +9,13 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
+from jobs.random_models import DIT_XL_2
+from jobs.random_models import UNET_1_5 as SD_1_5
+from jobs.random_models import UNET_2_1_BASE as SD_2_1_BASE
 from sapf_ray.errors import ConfigError
 from sapf_ray.models.catalog import PUBLIC_MODELS
 from sapf_ray.models.pool import candidate_pool
 from sapf_ray.saliency.scores import n_selected
-
-SD_1_5 = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "center_input_sample": False,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "downsample_padding": 1,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "mid_block_scale_factor": 1,
-    "act_fn": "silu",
-    "norm_num_groups": 32,
-    "norm_eps": 1e-05,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-SD_2_1_BASE = SD_1_5 | {
-    "cross_attention_dim": 1024,
-    "attention_head_dim": [5, 10, 20, 20],
-    "use_linear_projection": True,
-    "dual_cross_attention": False,
-    "only_cross_attention": False,
-    "num_class_embeds": None,
-    "upcast_attention": False,
-}
-DIT_XL_2 = {
-    "num_attention_heads": 16,
-    "attention_head_dim": 72,
-    "in_channels": 4,
-    "out_channels": 8,
-    "num_layers": 28,
-    "dropout": 0.0,
-    "norm_num_groups": 32,
-    "attention_bias": True,
-    "sample_size": 32,
-    "patch_size": 2,
-    "activation_fn": "gelu-approximate",
-    "num_embeds_ada_norm": 1000,
-    "norm_type": "ada_norm_zero",
-    "norm_elementwise_affine": False,
-}
 
 
 def on_meta(kind: type, config: dict) -> nn.Module:

@@ -14,7 +14,7 @@ from sapf_ray.paper.grids import (
     write_plots,
 )
 from sapf_ray.paper.matrices import block_rows
-from sapf_ray.tune.budget import plan_cells
+from sapf_ray.tune.budget import guessed_seconds, plan_cells
 from sapf_ray.tune.grid import Grid
 from sapf_ray.tune.space import load_space, make_cells
 from sapf_ray.tune.summary import over_seeds
@@ -75,6 +75,20 @@ def test_every_printed_row_has_a_place_and_missing_ones_are_marked(name, tmp_pat
             assert printed
     for form in ("csv", "md", "tex"):
         assert (tmp_path / f"{name}.{form}").stat().st_size > 100
+
+
+def test_a_dry_run_of_table_12_says_the_papers_hours():
+    """At 256 pixels, on four A6000s. Of PE the paper tells no population, so no work."""
+    hours: dict[str, float] = {}
+    for row in paper_rows("table12"):
+        hours[row["method"]] = hours.get(row["method"], 0.0) + row["hours"]
+    for item in plan_cells(make_cells(load_space("table12"), {})):
+        method = item.cell.labels["method"]
+        assert item.cell.config.model.resolution == 256
+        if not item.cell.config.evolution.enabled:
+            printed = hours[method.partition(",")[0]]
+            seconds = guessed_seconds(item.cell.config, item.plan)
+            assert seconds / 3600 == pytest.approx(printed, rel=0.25), method
 
 
 def test_table5_pairs_belong_together(tmp_path):

@@ -1,0 +1,135 @@
+"""A whole run on a model of full width, and what each of its processes took of memory."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from tests.whole_run import environment
+
+INTERVAL = 0.5  # seconds between two looks at /proc
+
+
+@dataclass(kw_only=True)
+class Peaks:
+    """What was seen of a run's processes.
+
+    Attributes:
+        own: Name of a process and its number to the peak of what it alone holds, in bytes.
+        resident: The same to the peak of what it has in memory, files shared with others included.
+        total: Peak of all processes together, in bytes; what they share counts once.
+        seconds: Wall time of the run.
+    """
+
+    own: dict[tuple[str, int], int] = field(default_factory=dict)
+    resident: dict[tuple[str, int], int] = field(default_factory=dict)
+    total: int = 0
+    seconds: float = 0.0
+
+    def look(self, processes: list[psutil.Process]) -> None:
+        """Takes the present values in."""
+        shares = 0
+        for process in processes:
+            try:
+                name = _name_of(process)
+                sizes = _sizes(process.pid)
+            except (psutil.Error, OSError):
+                continue
+            shares += sizes["Pss"]
+            private = sizes["Private_Clean"] + sizes["Private_Dirty"]
+            key = (name, process.pid)
+            self.own[key] = max(self.own.get(key, 0), private)
+            self.resident[key] = max(self.resident.get(key, 0), sizes["Rss"])
+        self.total = max(self.total, shares)
+
+    def lines(self, least: int = 10**8) -> Iterator[str]:
+        """A table of the processes that held more than ``least`` bytes."""
+        yield f"{'process':40} {'own GB':>7} {'resident GB':>12}"
+        for key, own in sorted(self.own.items(), key=lambda item: -item[1]):
+            if own >= least:
+                yield f"{key[0]:40} {own / 1e9:7.2f} {self.resident[key] / 1e9:12.2f}"
+        yield f"{'all together, shared files once':40} {self.total / 1e9:7.2f}"
+        yield f"wall time {self.seconds:.0f} s"
+
+
+def watched(words: list[str], folder: Path) -> tuple[Peaks, str]:
+    """Runs a command to its end; its peaks, and what it printed."""
+    peaks = Peaks()
+    began = time.monotonic()
+    with (folder / "printed").open("w+") as printed:
+        process = subprocess.Popen(
+            words, stdout=printed, stderr=subprocess.STDOUT, env=environment()
+        )
+        parent = psutil.Process(process.pid)
+        while process.poll() is None:
+            peaks.look([parent, *parent.children(recursive=True)])
+            time.sleep(INTERVAL)
+        printed.seek(0)
+        text = printed.read()
+    peaks.seconds = time.monotonic() - began
+    assert process.returncode == 0, text[-3000:]
+    return peaks, text
+
+
+def save_images(root: Path, *, n: int, side: int) -> Path:
+    """Two classes of random PNGs, n together."""
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for number in range(n // 2):
+            pixels = generator.integers(0, 128, (side, side, 3)) + 127 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+def command(model: Path, images: Path, out: Path, **settings: object) -> list[str]:
+    """``sapf run`` of 2 steps and 8 synthetic images."""
+    options = {
+        "data.source": "image_folder",
+        "data.path": images,
+        "model.path": model,
+        "grounding.remedies": "none",
+        "saliency.shard_size": 16,
+        "saliency.micro_batch_size": 8,
+        "finetune.batch_size": 16,
+        "finetune.steps": 2,
+        "finetune.checkpoint_every": 2,
+        "finetune.micro_batch_size": 8,
+        "synthesis.n_images": 8,
+        "synthesis.steps": 2,
+        "synthesis.shard_size": 8,
+        "synthesis.num_actors": 1,
+        "evaluation.epochs": 1,
+        "cluster.num_cpus": 2,
+        "out": out,
+        **settings,
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "sapf_ray.cli", "run", *flags]
+
+
+def _name_of(process: psutil.Process) -> str:
+    words = process.cmdline()
+    if "sapf_ray.cli" in words:
+        return "driver"
+    first = words[0] if words else ""
+    if first.startswith("ray::"):
+        return " ".join(words)[:40]
+    tool = next((Path(word).name for word in words if word.endswith(".py")), Path(first).name)
+    return tool[:40]
+
+
+def _sizes(pid: int) -> dict[str, int]:
+    """Name of a size to bytes, of all of a process's memory."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.findall(r"^(\w+):\s+(\d+) kB$", text, flags=re.MULTILINE)
+    return {name: 1024 * int(number) for name, number in found}
