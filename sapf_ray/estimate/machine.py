@@ -96,8 +96,8 @@ def core_speed() -> float:
 
 
 def probe() -> float:
-    """Seconds of a small piece of a U-Net's work on one core, while all others do the same: cores
-    may share units and caches.
+    """CPU seconds of a small piece of a U-Net's work on one core, while all others do the same:
+    cores may share units and caches.
     """
     import torch
 
@@ -113,7 +113,9 @@ def probe() -> float:
 
 
 def _probe_once(seed: int) -> float:
-    """The median of several times: a machine that is busy now is taken to stay so."""
+    """The median of several times of this thread alone: others that are busy now will end before a
+    long run does.
+    """
     import torch
     from torch.nn import functional
 
@@ -123,12 +125,12 @@ def _probe_once(seed: int) -> float:
     weights = torch.randn(64, 64, generator=generator)
     seconds = []
     for _ in range(_REPETITIONS):
-        begun = time.perf_counter()
+        begun = time.thread_time()
         for _ in range(4):
             features = functional.silu(functional.conv2d(images, kernel, padding=1))
             tokens = features.flatten(2).transpose(1, 2) @ weights
             functional.scaled_dot_product_attention(tokens, tokens, tokens)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.thread_time() - begun)
     return statistics.median(seconds)
 
 

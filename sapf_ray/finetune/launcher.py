@@ -17,11 +17,11 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from sapf_ray import cluster
-from sapf_ray.errors import BudgetError, ClusterError, SapfError, reason
+from sapf_ray.errors import ClusterError, SapfError, reason
 from sapf_ray.files import below
 from sapf_ray.finetune.checkpoints import check_paid, latest_state, repair_snapshot
 from sapf_ray.finetune.loop import FinetuneJob
-from sapf_ray.finetune.restarts import RestartEvents
+from sapf_ray.finetune.restarts import RestartEvents, users_error
 from sapf_ray.finetune.worker import run_worker
 from sapf_ray.runs import runlog, worktime
 from sapf_ray.runs.background import in_background
@@ -61,8 +61,7 @@ def finetune(
     if earlier is not None:
         runlog.event("stage_resumed", step=earlier.step)
     repair_snapshot(checkpoints)
-    place = runlog.here()
-    callbacks: list[Any] = [] if place is None else [RestartEvents(place, job.config.max_failures)]
+    callbacks: list[Any] = [RestartEvents(runlog.here(), job.config.max_failures)]
     trainer = TorchTrainer(
         run_worker,  # type: ignore[arg-type]  # annotated for functions that return nothing
         train_loop_config={
@@ -133,17 +132,11 @@ def _fit(trainer: TorchTrainer, want: cluster.Want) -> list[worktime.Interval]:
 
 def _cause(error: ray.train.TrainingFailedError) -> Exception:
     """The user's error out of Ray's wrapping, as one line."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, SapfError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if "BudgetError" in str(failure):
-            return BudgetError(reason(failure, line=-1))
-    first = next(iter(failures.values()), error)
-    return SapfError(f"fine-tuning failed: {reason(first, line=-1)}")
+    failures = list(getattr(error, "worker_failures", {}).values())
+    failures.append(getattr(error, "controller_failure", error))
+    found = [users_error(failure) for failure in failures]
+    first = reason(failures[0], line=-1)
+    return next(filter(None, found), None) or SapfError(f"fine-tuning failed: {first}")
 
 
 class _LedgerProgress:
