@@ -8,11 +8,12 @@ import pytest
 
 from sapf_ray.config import FinetuneConfig, GroundingConfig, RunConfig, from_dict, nest
 from sapf_ray.errors import ConfigError
-from sapf_ray.grounding.price import vote_noise
+from sapf_ray.grounding.price import delta_of_release, vote_noise
 from sapf_ray.privacy.calibration import Budget
 from sapf_ray.privacy.choice import choose
 from sapf_ray.privacy.facts import Facts
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan, plan_events
+from sapf_ray.privacy.stage_plan import StagePlan
 
 BUDGET = Budget(epsilon=10.0, delta=1e-4, accountant="rdp")
 
@@ -156,3 +157,11 @@ def test_tokens_without_factors_to_train_them_with_are_refused(changes):
 def test_a_plan_for_a_given_number_of_records_is_for_that_number():
     planned = make_plan(config(), 8105, facts=facts(1297, known=False))
     assert planned == make_plan(config(), 8105, facts=facts(8105, known=False))
+
+
+@pytest.mark.parametrize(("noise", "epsilon"), [(4.0, 1.0), (1.0, 5.0), (0.5, 10.0)])
+def test_the_delta_of_a_release_is_the_accountants(noise, epsilon):
+    budget = Budget(epsilon=epsilon, delta=delta_of_release(noise, epsilon), accountant="pld")
+    release = StagePlan(noise_multiplier=0.0, sample_rate=1.0, count=1, share=None)
+    assert budget.spent(release.charges(noise)) == pytest.approx(epsilon, rel=1e-3)
+    assert delta_of_release(1e-3, 10.0) == 1.0  # of which a discretised answer takes gigabytes
