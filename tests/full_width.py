@@ -16,7 +16,17 @@ from PIL import Image
 
 from tests.whole_run import environment
 
-INTERVAL = 0.5  # seconds between two looks at /proc
+INTERVAL = 1.0  # seconds between two looks at /proc
+
+
+@dataclass(kw_only=True)
+class Process:
+    """One process of a run: its latest title that says something, and its peaks in bytes."""
+
+    title: str = ""
+    own: int = 0  # what it alone holds
+    resident: int = 0  # files shared with others included
+    cpu_seconds: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -24,41 +34,47 @@ class Peaks:
     """What was seen of a run's processes.
 
     Attributes:
-        own: Name of a process and its number to the peak of what it alone holds, in bytes.
-        resident: The same to the peak of what it has in memory, files shared with others included.
-        total: Peak of all processes together, in bytes; what they share counts once.
+        processes: By number.
+        total: Peak of all together, in bytes; what they share counts once.
         seconds: Wall time of the run.
     """
 
-    own: dict[tuple[str, int], int] = field(default_factory=dict)
-    resident: dict[tuple[str, int], int] = field(default_factory=dict)
+    processes: dict[int, Process] = field(default_factory=dict)
     total: int = 0
     seconds: float = 0.0
 
-    def look(self, processes: list[psutil.Process]) -> None:
+    def look(self, running: list[psutil.Process]) -> None:
         """Takes the present values in."""
         shares = 0
-        for process in processes:
+        for process in running:
             try:
-                name = _name_of(process)
+                title = _title_of(process)
                 sizes = _sizes(process.pid)
+                times = process.cpu_times()
             except (psutil.Error, OSError):
                 continue
             shares += sizes["Pss"]
-            private = sizes["Private_Clean"] + sizes["Private_Dirty"]
-            key = (name, process.pid)
-            self.own[key] = max(self.own.get(key, 0), private)
-            self.resident[key] = max(self.resident.get(key, 0), sizes["Rss"])
+            peak = self.processes.setdefault(process.pid, Process())
+            peak.title = title or peak.title
+            peak.own = max(peak.own, sizes["Private_Clean"] + sizes["Private_Dirty"])
+            peak.resident = max(peak.resident, sizes["Rss"])
+            peak.cpu_seconds = times.user + times.system
         self.total = max(self.total, shares)
+
+    def of(self, title: str) -> int:
+        """Peak of what the largest process of that title alone held, in bytes."""
+        return max(peak.own for peak in self.processes.values() if peak.title == title)
 
     def lines(self, least: int = 10**8) -> Iterator[str]:
         """A table of the processes that held more than ``least`` bytes."""
-        yield f"{'process':40} {'own GB':>7} {'resident GB':>12}"
-        for key, own in sorted(self.own.items(), key=lambda item: -item[1]):
-            if own >= least:
-                yield f"{key[0]:40} {own / 1e9:7.2f} {self.resident[key] / 1e9:12.2f}"
-        yield f"{'all together, shared files once':40} {self.total / 1e9:7.2f}"
-        yield f"wall time {self.seconds:.0f} s"
+        yield f"{'process':32} {'own GB':>7} {'resident GB':>12} {'core s':>7}"
+        for peak in sorted(self.processes.values(), key=lambda peak: -peak.own):
+            if peak.own >= least:
+                sizes = f"{peak.own / 1e9:7.2f} {peak.resident / 1e9:12.2f}"
+                yield f"{peak.title:32} {sizes} {peak.cpu_seconds:7.0f}"
+        yield f"{'all, shared files once':32} {self.total / 1e9:7.2f}"
+        cores = sum(peak.cpu_seconds for peak in self.processes.values())
+        yield f"wall time {self.seconds:.0f} s; at least {cores:.0f} s of cores"
 
 
 def watched(words: list[str], folder: Path) -> tuple[Peaks, str]:
@@ -117,15 +133,16 @@ def command(model: Path, images: Path, out: Path, **settings: object) -> list[st
     return [sys.executable, "-m", "sapf_ray.cli", "run", *flags]
 
 
-def _name_of(process: psutil.Process) -> str:
+def _title_of(process: psutil.Process) -> str:
+    """What it does; empty for a worker of Ray that has no task now."""
     words = process.cmdline()
     if "sapf_ray.cli" in words:
         return "driver"
     first = words[0] if words else ""
     if first.startswith("ray::"):
-        return " ".join(words)[:40]
+        return "" if first.startswith("ray::IDLE") else " ".join(words)[:32].strip()
     tool = next((Path(word).name for word in words if word.endswith(".py")), Path(first).name)
-    return tool[:40]
+    return tool[:32]
 
 
 def _sizes(pid: int) -> dict[str, int]:
