@@ -20,6 +20,7 @@ go back to the first start's number.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -113,6 +114,7 @@ def arrange(size: int, bits: Callable[[int], bytes], *, per_record: bool) -> Mic
             of so many, or of the micro-batch's own where records have none.
         per_record: Whether records have gradients of their own.
     """
+    bits = functools.cache(bits)  # a pass of a large model takes seconds
     full = bits(size)
     multiple = size if per_record else 1
     if per_record and size % MULTIPLE == 0:
