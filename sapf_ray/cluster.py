@@ -249,9 +249,9 @@ def finetune_want(config: FinetuneConfig) -> Want:
     return Want(
         section="finetune",
         unit="worker",
-        count=config.num_workers,
+        count=config.workers,
         cpus=max(1.0, config.cpus_per_worker),
-        gpus=config.gpus_per_worker,
+        gpus=config.gpus,
     )
 
 
@@ -278,10 +278,10 @@ def worker_cpus(config: FinetuneConfig, runs: int = 1) -> float:
     """
     if config.cpus_per_worker:
         return config.cpus_per_worker
-    workers = runs * config.num_workers
+    workers = runs * config.workers
     most = int(ray.cluster_resources().get("CPU", 1.0)) // workers
     for cores in range(most, 1, -1):
-        if room(cores, config.gpus_per_worker) >= workers:
+        if room(cores, config.gpus) >= workers:
             return float(cores)
     return 1.0
 
@@ -316,12 +316,12 @@ def wants(config: RunConfig) -> list[Want]:
     scores = _task_want(
         "evaluation",
         cpus=config.evaluation.cpus_per_task or 1.0,
-        gpus=config.evaluation.gpus_per_task,
+        gpus=config.evaluation.gpus,
     )
     if config.evolution.enabled:
         evolution = config.evolution
         return [
-            _task_want("evolution", cpus=evolution.cpus_per_task, gpus=evolution.gpus_per_task),
+            _task_want("evolution", cpus=evolution.cpus_per_task, gpus=evolution.gpus),
             scores,
         ]
     saliency = config.saliency
@@ -330,10 +330,10 @@ def wants(config: RunConfig) -> list[Want]:
         unit="actor",
         count=max(1, config.synthesis.num_actors),
         cpus=config.synthesis.cpus_per_actor,
-        gpus=config.synthesis.gpus_per_actor,
+        gpus=config.synthesis.gpus,
     )
     return [
-        _task_want("saliency", cpus=saliency.cpus_per_task, gpus=saliency.gpus_per_task),
+        _task_want("saliency", cpus=saliency.cpus_per_task, gpus=saliency.gpus),
         finetune_want(config.finetune),
         actors,
         scores,

@@ -7,6 +7,7 @@ is the one that a run makes before it spends anything: by headers where there ar
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -148,15 +149,15 @@ def check_cores(subject: Subject) -> str:
     cores = usable_cores()
     memory = usable_memory_gb()
     text = f"{cores} cores, {memory:.0f} GB of memory"
-    workers = subject.config.finetune.num_workers
+    workers = subject.config.finetune.workers
     if memory < LEAST_MEMORY_GB:
         raise Fault(
             f"{text}; a run takes {LEAST_MEMORY_GB:g} or more",
-            "free memory, or --finetune.num_workers 1 --synthesis.num_actors 1",
+            "free memory, or --finetune.workers 1 --synthesis.num_actors 1",
             stops=memory < LEAST_MEMORY_GB / 2,
         )
-    if not subject.config.finetune.gpus_per_worker and workers > cores:
-        raise Fault(f"{text}; {workers} workers are requested", f"--finetune.num_workers {cores}")
+    if not subject.config.finetune.gpus and workers > cores:
+        raise Fault(f"{text}; {workers} workers are requested", f"--finetune.workers {cores}")
     return text
 
 
@@ -182,10 +183,12 @@ def check_ray(subject: Subject) -> str:
     import ray
 
     from sapf_ray import cluster
+    from sapf_ray.placement import cluster_gpus, placed
 
     with cluster.session(subject.config.cluster):
         resources = ray.cluster_resources()
-        cluster.check(subject.config)
+        config = placed(subject.config, cluster_gpus(), model_gb=math.inf)
+        cluster.check(config)
     where = subject.config.cluster.address or os.environ.get("RAY_ADDRESS") or "started here"
     cores = resources.get("CPU", 0)
     found = f"{ray.__version__}, {where}: {cores:g} CPUs, {resources.get('GPU', 0):g} GPUs"

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from sapf_ray import __version__
 from sapf_ray.config import RunConfig, flatten, from_dict, nest
 from sapf_ray.config.fields import fields, section_titles
-from sapf_ray.config.kinds import Kind
+from sapf_ray.config.kinds import AUTO, Kind
 from sapf_ray.config.later import check_later, later_keys
 from sapf_ray.config.section import unknown_key
 from sapf_ray.config.yaml_text import read_yaml
@@ -141,6 +141,8 @@ def _add_config_keys(
     for key, field in chosen.items():
         names = [f"--{key}"] + ["--address"] * (key == "cluster.address")
         default = json.dumps(field.default) if field.default != "" else '""'
+        if field.default is None and field.kind.auto:
+            default = AUTO
         shown = "the run's" if of_run else default.strip(chr(34))
         groups[field.section].add_argument(
             *names,

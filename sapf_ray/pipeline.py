@@ -11,8 +11,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from sapf_ray import cluster
+from sapf_ray import cluster, placement
 from sapf_ray.afterwards import (
     RELEASE,
     Note,
@@ -115,7 +116,9 @@ def run(
             chosen = ", ".join(plan.remedies) or "none"
             runlog.event("words_unknown", runlog.WARNING, remedies=chosen)
         with cluster.session(config.cluster, spills=context.directory.spilled):
-            cluster.check(config)
+            context = replace(context, config=place(config, model, on_note=on_note))
+            check_precision(context.config, plan)
+            cluster.check(context.config)
             cluster.check_shared(context.directory.root)
             result = algorithm(context, on_note)
         # once more, with what came after the last stage
@@ -159,6 +162,17 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
     check_evaluation(config.evaluation)
 
 
+def place(config: RunConfig, model: PublicModel, *, on_note: Note | None) -> RunConfig:
+    """The config with numbers for every ``auto``, told to the user; Ray must be up."""
+    gpus = placement.cluster_gpus()
+    config = placement.placed(config, gpus, model_gb=model.sampling_gb)
+    lines = [f"placement: {placement.words(config)}", placement.idle_gpus(config, gpus)]
+    for line in filter(None, lines):
+        if on_note is not None:
+            on_note(line, False)
+    return config
+
+
 def check_precision(config: RunConfig, plan: PrivacyPlan) -> None:
     """float16 needs a GPU wherever the model computes.
 
@@ -172,7 +186,7 @@ def check_precision(config: RunConfig, plan: PrivacyPlan) -> None:
         "synthesis.gpus_per_actor": plan.evolution is None,
     }
     gpus = {key: value for key, value in flatten(to_dict(config)).items() if key in stages}
-    without = [key for key, needed in stages.items() if needed and not gpus[key]]
+    without = [key for key, needed in stages.items() if needed and gpus[key] == 0]
     require(
         config.model.dtype != "float16" or not without,
         "model.dtype",

@@ -48,7 +48,7 @@ def latents(run: RunContext) -> None:
         model=run.config.model,
         shard_size=saliency.shard_size,
         cpus=saliency.cpus_per_task,
-        gpus=saliency.gpus_per_task,
+        gpus=saliency.gpus,
         features=run.features,
         on_progress=run.report(Stage.LATENTS),
     )
@@ -70,7 +70,7 @@ def encoded(run: RunContext) -> LatentCache:
         run.prompts,
         model=run.config.model,
         cpus=saliency.cpus_per_task,
-        gpus=saliency.gpus_per_task,
+        gpus=saliency.gpus,
     )
 
 

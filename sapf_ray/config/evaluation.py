@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from sapf_ray.config.kinds import Count, FromList, NameIn, NotNegative, Positive
+from sapf_ray.config.kinds import AutoGpus, Count, FromList, NameIn, NotNegative, Positive
 from sapf_ray.config.section import require, section
 
 ClassifierName = Annotated[str, NameIn("evaluation.classifiers")]
@@ -37,7 +37,7 @@ class EvaluationConfig:
         learning_rate: Peak step size of the classifier's AdamW one-cycle schedule.
         cpus_per_task: CPU cores of each of the Ray tasks: one for FID, one per classifier, one for
             the judge; 0 takes a node's cores.
-        gpus_per_task: GPUs of each; may be a fraction.
+        gpus_per_task: GPUs of each, a fraction too; ``auto`` is 1 where there are any.
     """
 
     enabled: bool = True
@@ -53,7 +53,12 @@ class EvaluationConfig:
     batch_size: Count = 64
     learning_rate: Positive = 2e-3
     cpus_per_task: NotNegative = 0.0
-    gpus_per_task: NotNegative = 0.0
+    gpus_per_task: AutoGpus = None
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a task; 0 while ``auto`` is not placed (:mod:`sapf_ray.placement`)."""
+        return self.gpus_per_task or 0.0
 
     def __post_init__(self) -> None:
         require(

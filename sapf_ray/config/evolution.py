@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from sapf_ray.config.kinds import Count, CountOrZero, NameIn, NotNegative, Positive, Share
+from sapf_ray.config.kinds import AutoGpus, Count, CountOrZero, NameIn, NotNegative, Positive, Share
 from sapf_ray.config.section import require, section
 
 
@@ -50,7 +50,8 @@ class EvolutionConfig:
             glyph (the shipped feature network) or inception (needs ``inception_weights``).
         inception_weights: Path of torch-fidelity's Inception weights.
         cpus_per_task: CPU cores one task takes.
-        gpus_per_task: GPUs one image or embedding task takes; may be a fraction.
+        gpus_per_task: GPUs one image or embedding task takes, a fraction too; ``auto`` is 1 where
+            there are any.
     """
 
     enabled: bool = False
@@ -66,7 +67,12 @@ class EvolutionConfig:
     embedding: Annotated[str, NameIn("evolution.embedding")] = "vae"
     inception_weights: str | None = None
     cpus_per_task: Positive = 1.0
-    gpus_per_task: NotNegative = 0.0
+    gpus_per_task: AutoGpus = None
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a task; 0 while ``auto`` is not placed (:mod:`sapf_ray.placement`)."""
+        return self.gpus_per_task or 0.0
 
     def __post_init__(self) -> None:
         require(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from sapf_ray.config.kinds import (
+    AutoCount,
+    AutoGpus,
     Count,
     CountOrZero,
     NotNegative,
@@ -51,9 +53,9 @@ class FinetuneConfig:
             0 releases the last iterate. Post-processing, costs no privacy.
         checkpoint_every: Steps between Ray Train checkpoints.
         max_failures: Worker-group restarts that Ray Train makes by itself.
-        num_workers: Ray Train workers.
+        num_workers: Ray Train workers; ``auto`` is one for each GPU of the cluster, else one.
         cpus_per_worker: CPU cores per worker; 0 shares the cluster's cores among the workers.
-        gpus_per_worker: GPUs per worker; 0 trains on CPU.
+        gpus_per_worker: GPUs per worker; 0 trains on CPU; ``auto`` is 1 where there are any.
     """
 
     steps: CountOrZero = 1000
@@ -74,9 +76,19 @@ class FinetuneConfig:
     ema_decay: ShareBelowOne = 0.0
     checkpoint_every: Count = 50
     max_failures: CountOrZero = 3
-    num_workers: Count = 1
+    num_workers: AutoCount = None
     cpus_per_worker: NotNegative = 0.0
-    gpus_per_worker: NotNegative = 0.0
+    gpus_per_worker: AutoGpus = None
+
+    @property
+    def workers(self) -> int:
+        """Number of workers; 1 while ``auto`` is not placed."""
+        return self.num_workers or 1
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a worker; 0 while ``auto`` is not placed (:mod:`sapf_ray.placement`)."""
+        return self.gpus_per_worker or 0.0
 
     def __post_init__(self) -> None:
         require(

@@ -58,6 +58,19 @@ class NameIn:
         return name
 
 
+class Auto:
+    """Marks an optional field whose missing value is worded ``auto``: chosen at a run's start."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: Callable[[Any], core_schema.CoreSchema]
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: None if value == AUTO else value, handler(source)
+        )
+
+
+AUTO = "auto"
+
 Positive = Annotated[float, Interval(gt=0)]
 NotNegative = Annotated[float, Interval(ge=0)]
 Share = Annotated[float, Interval(gt=0, le=1)]
@@ -65,6 +78,8 @@ OpenShare = Annotated[float, Interval(gt=0, lt=1)]
 ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
 Count = Annotated[int, Interval(ge=1)]
 CountOrZero = Annotated[int, Interval(ge=0)]
+AutoCount = Annotated[Count | None, Auto()]
+AutoGpus = Annotated[NotNegative | None, Auto()]
 
 # Marks a tuple that may be given as a list, as YAML has lists only.
 FromList = Strict(False)
@@ -81,6 +96,7 @@ class Kind:
             any text is allowed.
         refusal: Why a certain word is not among them; empty where there is no more to say.
         optional: Whether null is allowed.
+        auto: Whether ``auto`` is another word for null.
         many: Whether the field takes a list of such values.
     """
 
@@ -89,10 +105,13 @@ class Kind:
     choices: Callable[[], tuple[str, ...]] | None = None
     refusal: Callable[[str], str] | None = None
     optional: bool = False
+    auto: bool = False
     many: bool = False
 
     def must_be(self, value: Any = None) -> str:
         """What is allowed, as the last part of an error about ``value``."""
+        if self.auto:
+            return dataclasses.replace(self, auto=False).must_be(value) + f", or {AUTO}"
         if self.choices is not None:
             why = self.refusal(value) if self.refusal and isinstance(value, str) else ""
             return why or "must be one of " + ", ".join(self.choices())
@@ -125,11 +144,18 @@ class Kind:
             text += f" > {self.interval.gt}"
         elif self.interval.ge is not None:
             text += f" >= {self.interval.ge}"
-        return ("list of " if self.many else "") + text + (", or null" if self.optional else "")
+        return ("list of " if self.many else "") + text + self._nothing()
+
+    def _nothing(self) -> str:
+        if self.auto:
+            return f", or {AUTO}"
+        return ", or null" if self.optional else ""
 
     def read(self, text: str) -> Any:
         """A flag's text as a value, still to be validated; lists as ``a,b`` or ``[a, b]``."""
         if self.optional and text in ("null", "None"):
+            return None
+        if self.auto and text == AUTO:
             return None
         if self.many and not text.startswith("["):
             one = dataclasses.replace(self, many=False, optional=False)
@@ -152,6 +178,8 @@ def kind_of(annotation: Any) -> Kind:
     if origin is Annotated:
         kind = kind_of(arguments[0])
         for mark in arguments[1:]:
+            if isinstance(mark, Auto):
+                kind = dataclasses.replace(kind, auto=True)
             if isinstance(mark, Interval):
                 kind = dataclasses.replace(kind, interval=mark)
             if isinstance(mark, NameIn):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from sapf_ray.config.kinds import Count, NameIn, NotNegative, OpenShare, Positive, Share
+from sapf_ray.config.kinds import AutoGpus, Count, NameIn, OpenShare, Positive, Share
 from sapf_ray.config.section import require, section
 from sapf_ray.registry import names, row
 
@@ -41,7 +41,8 @@ class SaliencyConfig:
         shard_size: Records per Ray task.
         micro_batch_size: Records per forward/backward pass.
         cpus_per_task: CPU cores one scoring task takes.
-        gpus_per_task: GPUs one scoring task takes; may be a fraction.
+        gpus_per_task: GPUs one scoring task takes, a fraction too; ``auto`` is 1 where there are
+            any.
     """
 
     score: Annotated[str, NameIn("saliency.score")] = "per_sample_norm"
@@ -59,7 +60,12 @@ class SaliencyConfig:
     shard_size: Count = 512
     micro_batch_size: Count = 64
     cpus_per_task: Positive = 1.0
-    gpus_per_task: NotNegative = 0.0
+    gpus_per_task: AutoGpus = None
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a task; 0 while ``auto`` is not placed (:mod:`sapf_ray.placement`)."""
+        return self.gpus_per_task or 0.0
 
     def __post_init__(self) -> None:
         if self.mechanism == "gaussian":

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from sapf_ray.config.kinds import Count, CountOrZero, FromList, NotNegative, Positive
+from sapf_ray.config.kinds import AutoGpus, Count, CountOrZero, FromList, NotNegative, Positive
 from sapf_ray.config.section import require, section
 
 
@@ -28,7 +28,8 @@ class SynthesisConfig:
         shard_size: Images per Parquet shard (the unit of work and of resuming).
         num_actors: Sampling actors; 0 starts as many as the cluster has room for.
         cpus_per_actor: CPU cores per actor.
-        gpus_per_actor: GPUs per actor; may be a fraction.
+        gpus_per_actor: GPUs per actor, a fraction too; ``auto`` is 1 where there are any, a half
+            where two models fit into one's memory.
     """
 
     n_images: Count = 60_000
@@ -41,7 +42,12 @@ class SynthesisConfig:
     shard_size: Count = 100
     num_actors: CountOrZero = 0
     cpus_per_actor: Positive = 1.0
-    gpus_per_actor: NotNegative = 0.0
+    gpus_per_actor: AutoGpus = None
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of an actor; 0 while ``auto`` is not placed (:mod:`sapf_ray.placement`)."""
+        return self.gpus_per_actor or 0.0
 
     def __post_init__(self) -> None:
         require(

@@ -251,7 +251,7 @@ def _finetune_notes(
         notes.append(f"fine-tuning on {cluster.count}: {why}")
     if cluster.count > 1:
         notes.append(
-            f"the run must request them: --finetune.num_workers {cluster.count}, and each stage's "
-            "gpus_per_… for GPUs"
+            f"the run takes all {cluster.count} where finetune.num_workers and gpus_per_… are "
+            "auto, as by default"
         )
     return notes

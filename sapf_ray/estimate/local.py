@@ -17,6 +17,7 @@ from sapf_ray.estimate.cluster import estimate_run
 from sapf_ray.estimate.costs import DeviceCosts, Measured, shipped_costs
 from sapf_ray.estimate.machine import Machine
 from sapf_ray.estimate.result import Cluster
+from sapf_ray.placement import Gpus, placed
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.stages import Stage
 
@@ -39,12 +40,14 @@ class Forecast:
         unknown: Stages whose time is not known.
         is_rough: Whether the model's size is all that is known of its costs.
         place: What it runs on, in words.
+        on_gpus: Whether the longest stage runs on GPUs.
     """
 
     seconds: dict[str, float]
     unknown: tuple[str, ...]
     is_rough: bool
     place: str
+    on_gpus: bool
 
     @property
     def total(self) -> float:
@@ -83,10 +86,10 @@ def _minutes(seconds: float) -> str:
 def uses_gpus(config: RunConfig) -> bool:
     """Whether the run's longest stage requests GPUs."""
     if config.evolution.enabled:
-        return config.evolution.gpus_per_task > 0
+        return config.evolution.gpus > 0
     if config.finetune.steps:
-        return config.finetune.gpus_per_worker > 0
-    return config.synthesis.gpus_per_actor > 0
+        return config.finetune.gpus > 0
+    return config.synthesis.gpus > 0
 
 
 def forecast(
@@ -107,6 +110,8 @@ def forecast(
         factor: Arithmetic of a forward pass of its model against that of ``glyphs-tiny``
             (:func:`sapf_ray.estimate.arithmetic.size_factor`).
     """
+    # memory as if none held two models: the slower of what may be chosen
+    config = placed(config, Gpus(count=len(machine.gpus)), model_gb=math.inf)
     on_gpus = uses_gpus(config)
     if on_gpus:
         count = max(1, len(machine.gpus))
@@ -133,6 +138,7 @@ def forecast(
         unknown=tuple(unknown),
         is_rough=on_gpus or not math.isclose(factor, 1.0, rel_tol=0.02),
         place=place,
+        on_gpus=on_gpus,
     )
 
 

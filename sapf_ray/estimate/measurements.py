@@ -132,10 +132,10 @@ def _from_run(metrics: Mapping[str, Any], path: Path) -> DeviceCosts:
 def _gpus_of(config: RunConfig) -> float:
     """Number of GPUs that a run requests in its longest stage."""
     if config.evolution.enabled:
-        return config.evolution.gpus_per_task
+        return config.evolution.gpus
     if config.finetune.steps:
-        return config.finetune.num_workers * config.finetune.gpus_per_worker
-    return config.synthesis.num_actors * config.synthesis.gpus_per_actor
+        return config.finetune.workers * config.finetune.gpus
+    return config.synthesis.num_actors * config.synthesis.gpus
 
 
 def _from_bench(

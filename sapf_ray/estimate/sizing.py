@@ -346,7 +346,7 @@ def _notes(sized: Sizing, machine: Machine, *, minutes: float) -> list[str]:
                 f"{sized.plan.n_records:,} images at ε = {sized.plan.epsilon:g} are few: noise "
                 "will hide all but the coarse look of them"
             )
-    if machine.gpus and sized.config.finetune.gpus_per_worker == 0:
+    if machine.gpus and sized.config.finetune.gpus == 0:
         hub_id = PUBLIC_MODELS["sd-v1-5"].hub_id
         notes.append(
             f"for larger images fetch a model for the GPU and start again: hf download {hub_id}"

@@ -27,7 +27,7 @@ def _score(compute: Callable[[Inputs], Score], inputs: Inputs, cpus: float) -> w
     torch.set_num_threads(max(1, int(cpus)))
     if REFERENCE in inputs.reads:
         importlib.import_module("sapf_ray.evaluation.fidelity")  # seconds, and no work
-    device = pick_device(inputs.config.gpus_per_task)
+    device = pick_device(inputs.config.gpus)
     return worktime.timed(compute)(dataclasses.replace(inputs, device=device))
 
 
@@ -69,7 +69,7 @@ def evaluate_on_cluster(
     task = _score.options(
         name="evaluate",
         num_cpus=cpus,
-        num_gpus=config.gpus_per_task,
+        num_gpus=config.gpus,
         scheduling_strategy=cluster.SPREAD,
     )
     pending = {}

@@ -92,12 +92,12 @@ class InceptionEmbedding:
 
 def make_vae(config: EvolutionConfig, model: ModelConfig, batch_size: int) -> Embedding:
     """Row ``vae`` of the table."""
-    return VaeEmbedding(model=model, batch_size=batch_size, gpus=config.gpus_per_task)
+    return VaeEmbedding(model=model, batch_size=batch_size, gpus=config.gpus)
 
 
 def make_glyph(config: EvolutionConfig, model: ModelConfig, batch_size: int) -> Embedding:
     """Row ``glyph`` of the table; it needs no public model."""
-    return GlyphEmbedding(batch_size, config.gpus_per_task)
+    return GlyphEmbedding(batch_size, config.gpus)
 
 
 def make_inception(config: EvolutionConfig, model: ModelConfig, batch_size: int) -> Embedding:
@@ -108,7 +108,7 @@ def make_inception(config: EvolutionConfig, model: ModelConfig, batch_size: int)
     """
     check_inception_weights(config.inception_weights, "evolution.inception_weights")
     return InceptionEmbedding(
-        weights=str(config.inception_weights), batch_size=batch_size, gpus=config.gpus_per_task
+        weights=str(config.inception_weights), batch_size=batch_size, gpus=config.gpus
     )
 
 

@@ -74,7 +74,7 @@ def make_parts(
         steps=sampling.steps,
         guidance_scale=sampling.guidance_scale,
         batch_size=sampling.batch_size,
-        gpus=config.gpus_per_task,
+        gpus=config.gpus,
     )
     return Parts(api, make_embedding(config, model, batch_size=sampling.batch_size))
 

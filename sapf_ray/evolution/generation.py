@@ -170,7 +170,7 @@ def _missing(
     missing = [i for i in range(len(generation.shards)) if not generation.file(kind, i).exists()]
     yield from [None] * (len(generation.shards) - len(missing))
     for _ in cluster.as_finished(
-        submit, missing, window=cluster.in_flight(config.cpus_per_task, config.gpus_per_task)
+        submit, missing, window=cluster.in_flight(config.cpus_per_task, config.gpus)
     ):
         yield None
 
@@ -180,6 +180,6 @@ def task_options(task: Any, name: str, *, config: EvolutionConfig) -> Any:
     return task.options(
         name=name,
         num_cpus=config.cpus_per_task,
-        num_gpus=config.gpus_per_task,
+        num_gpus=config.gpus,
         scheduling_strategy=cluster.SPREAD,
     )

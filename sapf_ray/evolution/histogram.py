@@ -78,7 +78,7 @@ class RecordEmbeddings:
         finished = cluster.as_finished(
             lambda i: task.remote(shared, self, i),
             missing,
-            window=cluster.in_flight(config.cpus_per_task, config.gpus_per_task),
+            window=cluster.in_flight(config.cpus_per_task, config.gpus),
         )
         for _ in finished:
             yield None

@@ -70,12 +70,12 @@ def finetune(
             "storage": checkpoints,
             "adapter": str(adapter_dir.resolve()),
         },
-        torch_config=TorchConfig(backend="nccl" if job.config.gpus_per_worker > 0 else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if job.config.gpus > 0 else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=job.config.num_workers,
-            use_gpu=job.config.gpus_per_worker > 0,
+            num_workers=job.config.workers,
+            use_gpu=job.config.gpus > 0,
             resources_per_worker={"CPU": cpus}
-            | ({"GPU": job.config.gpus_per_worker} if job.config.gpus_per_worker > 0 else {}),
+            | ({"GPU": job.config.gpus} if job.config.gpus > 0 else {}),
             placement_strategy="PACK",  # workers exchange gradients at every step
         ),
         run_config=RunConfig(
@@ -124,7 +124,7 @@ def _fit(trainer: TorchTrainer, want: cluster.Want) -> list[worktime.Interval]:
         elif time.monotonic() - enough > LOST_SECONDS:
             runlog.event("nodes_lost", runlog.ERROR)
             raise ClusterError(
-                f"finetune.num_workers = {want.count}: nodes were lost and the cluster no longer "
+                f"finetune.workers = {want.count}: nodes were lost and the cluster no longer "
                 "holds the workers; nothing is lost, the same command goes on when they are back, "
                 "or with a smaller --finetune.num_workers"
             )

@@ -36,7 +36,7 @@ def run_worker(parameters: dict) -> list[tuple[float, float]]:
 
     torch.set_num_threads(max(1, int(parameters["cpus"])))
     job = cloudpickle.loads(parameters["job"])
-    job = replace(job, device=pick_device(job.config.gpus_per_worker))
+    job = replace(job, device=pick_device(job.config.gpus))
     first = ray.train.get_context().get_world_rank() == 0
     # one rank looks, for on shared storage another may not see the newest yet
     name, resume = newest(parameters["storage"]) if first else (None, None)

@@ -211,7 +211,7 @@ def _make(showing: Showing, on_progress: Callable[[int, int], None]) -> np.ndarr
     parts = np.array_split(np.arange(total), max(1, -(-total // IMAGES_PER_TASK)))
     shared = ray.put(showing)
     cpus = sampling.cpus_per_actor
-    gpus = sampling.gpus_per_actor
+    gpus = sampling.gpus
     task = _show.options(
         name="show candidates",
         num_cpus=cpus,
@@ -239,7 +239,7 @@ def _show(showing: Showing, part: np.ndarray) -> np.ndarray:
     """Features (n, d) of n images, numbered over all candidates."""
     sampling = showing.sampling
     torch.set_num_threads(max(1, int(sampling.cpus_per_actor)))
-    pipe: Any = kept_pipeline(showing.model, pick_device(sampling.gpus_per_actor))
+    pipe: Any = kept_pipeline(showing.model, pick_device(sampling.gpus))
     conditions = encode_conditions(pipe, showing.prompts)
     null = null_condition(pipe)
     found = []

@@ -18,9 +18,7 @@ def labelling(run: RunContext) -> Labelling | None:
     settings = run.config.grounding
     return Labelling(
         head=str(run.directory.head.resolve()),
-        features=make_features(
-            settings.features, run.config.model, gpus=run.config.synthesis.gpus_per_actor
-        ),
+        features=make_features(settings.features, run.config.model, gpus=run.config.synthesis.gpus),
         rule=settings.labels,
         oversample=candidates_an_image(run.config),
     )

@@ -77,6 +77,4 @@ def record_features(config: RunConfig, plan: PrivacyPlan) -> Features | None:
     """
     if plan.vote is None and plan.head is None:
         return None
-    return make_features(
-        config.grounding.features, config.model, gpus=config.saliency.gpus_per_task
-    )
+    return make_features(config.grounding.features, config.model, gpus=config.saliency.gpus)

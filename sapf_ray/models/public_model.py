@@ -46,6 +46,8 @@ from sapf_ray.models.weight_files import INDEX, weight_files
 # What diffusers raises for configs that fit no network.
 _FAULTS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 
+ACTIVATIONS_GB = 2.0  # of a batch of images, and CUDA's own
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublicModel:
@@ -131,6 +133,15 @@ class PublicModel:
         """The network that predicts noise, on the meta device: names and shapes, no weights."""
         with torch.device("meta"):
             return self.family.denoiser_class.from_config(self.denoiser_config)
+
+    @property
+    def sampling_gb(self) -> float:
+        """Memory that sampling takes, roughly, in 10^9 bytes: the weights, half as much again for
+        encoders and VAE, and activations.
+        """
+        parameters = sum(p.numel() for p in self.denoiser.parameters())
+        size = 4 if self.config.dtype == "float32" else 2
+        return 1.5 * size * parameters / 1e9 + ACTIVATIONS_GB
 
     @functools.cached_property
     def content_hash(self) -> str:

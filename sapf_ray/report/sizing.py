@@ -11,7 +11,7 @@ import yaml
 
 from sapf_ray.config.fields import section_titles
 from sapf_ray.estimate.arithmetic import size_factor
-from sapf_ray.estimate.local import Forecast, duration, forecast, uses_gpus
+from sapf_ray.estimate.local import Forecast, duration, forecast
 from sapf_ray.estimate.machine import this_machine
 from sapf_ray.privacy.planner import PRIVATE_STAGES
 from sapf_ray.runs.clock import finished_stages
@@ -70,7 +70,7 @@ def plan_lines(config: RunConfig, plan: PrivacyPlan, times: Forecast | None) -> 
     if times is None:
         return
     yield f"plan: {times.words()}"
-    if times.total > LONG_SECONDS and not uses_gpus(config):
+    if times.total > LONG_SECONDS and not times.on_gpus:
         yield (
             f"warning: {_work(config, plan)}: {duration(times.total)} without a GPU; for minutes "
             "interrupt it, and take the size that `sapf init PHOTOS/` finds, or --preset digits"

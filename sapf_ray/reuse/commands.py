@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sapf_ray import cluster
+from sapf_ray import cluster, placement
 from sapf_ray.afterwards import RELEASE, Note, Result, inspect, splits_to_read
 from sapf_ray.config import AFTERWARDS, RunConfig
 from sapf_ray.config.later import NAME, name_of
@@ -239,6 +239,9 @@ def _make(
         if show.on_note is not None:
             show.on_note(plain(context.verdict), False)
         with cluster.session(config.cluster, spills=directory.spilled):
+            gpus = placement.cluster_gpus()
+            config = placement.placed(config, gpus, model_gb=model.sampling_gb)
+            context = replace(context, config=config)
             cluster.require([want for want in cluster.wants(config) if want.section in stages])
             cluster.check_shared(directory.home)
             if Stage.EVALUATION in stages and config.evaluation.enabled:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sapf_ray import cluster
+from sapf_ray import cluster, placement
 from sapf_ray.config import flatten, from_dict, nest
 from sapf_ray.config.later import check_later
 from sapf_ray.errors import ConfigError
@@ -62,11 +62,12 @@ def evaluate_images(path: str | Path, changes: Mapping[str, Any]) -> dict[str, f
     )
     inputs.check_classes()
     with cluster.session(config.cluster):
+        config = placement.placed(config, placement.cluster_gpus(), model_gb=0.0)
         cluster.require([want for want in cluster.wants(config) if want.section == "evaluation"])
         return evaluate_on_cluster(
             inputs.synthetic_dir,
             source,
             resolution=inputs.resolution,
-            config=inputs.config,
+            config=config.evaluation,
             seed=inputs.seed,
         )

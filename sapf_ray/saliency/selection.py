@@ -168,7 +168,7 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
 def _score_shard(work: Pass, records: np.ndarray) -> ExactSum:
     torch.set_num_threads(max(1, int(work.config.cpus_per_task)))
     fix_rounding()
-    pipe = kept_pipeline(work.model, pick_device(work.config.gpus_per_task))
+    pipe = kept_pipeline(work.model, pick_device(work.config.gpus))
     return score_records(pipe, records, work)
 
 
@@ -177,7 +177,7 @@ def _score_shard(work: Pass, records: np.ndarray) -> ExactSum:
 def _score_weights(model: ModelConfig, config: SaliencyConfig, n: int, seed: int) -> Tensor:
     """(K,) values of a score that reads weights and no data, on the CPU."""
     torch.set_num_threads(max(1, int(config.cpus_per_task)))
-    denoiser = denoiser_of(kept_pipeline(model, pick_device(config.gpus_per_task)))
+    denoiser = denoiser_of(kept_pipeline(model, pick_device(config.gpus)))
     pool = candidate_pool(denoiser, config.pool)
     return _without_data(denoiser, pool, config=config, n=n, seed=seed).cpu()
 
@@ -277,7 +277,7 @@ def _select_without_data(model: PublicModel, config: SaliencyConfig, *, seed: in
     n = n_selected(len(names), config.ratio)
     if score.reads_weights:
         task = _score_weights.options(
-            name="score weights", num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task
+            name="score weights", num_cpus=config.cpus_per_task, num_gpus=config.gpus
         )
         values = cluster.result(task.remote(model.config, config, n, seed))
     else:
@@ -316,14 +316,14 @@ def exact_sum(
     task = task.options(
         name="score",
         num_cpus=config.cpus_per_task,
-        num_gpus=config.gpus_per_task,
+        num_gpus=config.gpus,
         scheduling_strategy=cluster.SPREAD,
     )
     shared = ray.put(work)
     parts = cluster.as_finished(
         lambda shard: task.remote(shared, shard),
         shards,
-        window=cluster.in_flight(config.cpus_per_task, config.gpus_per_task),
+        window=cluster.in_flight(config.cpus_per_task, config.gpus),
     )
     total = zero
     for done, (_, part) in enumerate(parts, 1):

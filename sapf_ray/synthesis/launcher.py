@@ -199,7 +199,7 @@ def _run_queue(
     actor_class: Any = ray.remote(kind)
     actor_class = actor_class.options(
         num_cpus=config.cpus_per_actor,
-        num_gpus=config.gpus_per_actor,
+        num_gpus=config.gpus,
         scheduling_strategy=cluster.SPREAD,
         max_restarts=MAX_RESTARTS,
         max_task_retries=MAX_RESTARTS,
@@ -228,11 +228,11 @@ def _actor_count(config: SynthesisConfig) -> int:
     Raises:
         ClusterError: No node of the cluster could hold one.
     """
-    room = cluster.room(config.cpus_per_actor, config.gpus_per_actor)
+    room = cluster.room(config.cpus_per_actor, config.gpus)
     if room == 0:
         raise ClusterError(
             "no node of the Ray cluster has room for a sampling actor with "
-            f"synthesis.cpus_per_actor = {config.cpus_per_actor} and synthesis.gpus_per_actor = "
-            f"{config.gpus_per_actor}"
+            f"synthesis.cpus_per_actor = {config.cpus_per_actor} and synthesis.gpus = "
+            f"{config.gpus}"
         )
     return config.num_actors or room

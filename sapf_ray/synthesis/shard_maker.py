@@ -91,7 +91,7 @@ class ShardMaker:
 
 def _pipeline(job: SamplingJob) -> Any:
     """The public pipeline with the adapter merged into its weights."""
-    pipe: Any = load_pipeline(job.model, device=pick_device(job.config.gpus_per_actor))
+    pipe: Any = load_pipeline(job.model, device=pick_device(job.config.gpus))
     if job.adapter_dir is not None:
         load_adapter(pipe, Path(job.adapter_dir))
     for module in (denoiser_of(pipe), pipe.vae):

@@ -22,7 +22,7 @@ from typing import Any
 
 import ray
 
-from sapf_ray import cluster
+from sapf_ray import cluster, placement
 from sapf_ray.config import RunConfig, to_dict
 from sapf_ray.data.base import open_source
 from sapf_ray.errors import SapfError, reason
@@ -86,6 +86,15 @@ def _for_cluster(config: RunConfig, at_once: int) -> RunConfig:
     return replace(config, finetune=replace(finetune, cpus_per_worker=cpus))
 
 
+def _placed(item: PlannedCell) -> PlannedCell:
+    """A cell with numbers for every ``auto``."""
+    model = PublicModel.open(item.cell.config.model)
+    config = placement.placed(
+        item.cell.config, placement.cluster_gpus(), model_gb=model.sampling_gb
+    )
+    return replace(item, cell=replace(item.cell, config=config))
+
+
 def check_resources(cells: Sequence[PlannedCell]) -> None:
     """Every cell alone must fit on the cluster.
 
@@ -129,6 +138,7 @@ def run_cells(
     failed: Mapping[str, str] = {}
     try:
         if todo:
+            todo = [_placed(item) for item in todo]
             check_resources(todo)
             at_once = max_concurrent or concurrency([item.cell.config for item in todo])
             say(f"up to {min(at_once, len(todo))} at a time")

@@ -92,7 +92,7 @@ def test_smoke_block_replaces_axes_and_only_keeps_cells():
     assert (
         keys["data.source"] == "digits"
         and keys["synthesis.n_images"] == 200
-        and keys["evaluation.gpus_per_task"] == 0
+        and keys["evaluation.epochs"] == 10
     )
 
 
