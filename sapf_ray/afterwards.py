@@ -15,6 +15,7 @@ from sapf_ray.data.base import Split
 from sapf_ray.evaluation.inputs import REFERENCE, TEST, TRAIN
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.metrics import known_scores, read_for
+from sapf_ray.evaluation.protocol import compared_at
 from sapf_ray.files import write_json
 from sapf_ray.grounding.head_labels import labelling
 from sapf_ray.grounding.released import in_proportions
@@ -57,13 +58,16 @@ def pictures(run: RunContext) -> None:
 
 def evaluation(run: RunContext) -> None:
     """Scores the data set against real images: a non-private measurement of research runs."""
+    config = run.config.evaluation
+    made = run.config.synthesis.resolution or run.model.resolution
     scores = evaluate_on_cluster(
         run.directory.synthetic,
         run.source,
-        resolution=run.model.resolution,
-        config=run.config.evaluation,
+        resolution=compared_at(config, run.source, made=made),
+        config=config,
         seed=run.config.seed,
         known=earlier_scores(run),
+        work=run.directory.decoded,
     )
     run.scores.update(scores)
 

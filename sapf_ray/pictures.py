@@ -4,6 +4,7 @@ figure.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from sapf_ray.runs import worktime
-from sapf_ray.synthesis.writer import read_synthetic
+from sapf_ray.synthesis.writer import synthetic_parts
 
 ROW_INCHES = 0.42  # height of a row of images in a figure
 
@@ -87,6 +88,23 @@ def save_sample_grid(
     synthetic: Path, class_names: tuple[str, ...], *, path: Path, per_class: int = 10
 ) -> Path:
     """A grid of synthetic images only: safe to log anywhere the data set itself may go."""
-    images, labels = read_synthetic(synthetic)
-    picture = class_rows(images, labels, n_classes=len(class_names), per_class=per_class)
+    n_classes = len(class_names)
+    images, labels = _first(synthetic_parts(synthetic), n_classes=n_classes, per_class=per_class)
+    picture = class_rows(images, labels, n_classes=n_classes, per_class=per_class)
     return save_grid({"synthetic": picture}, path, row_names=class_names)
+
+
+def _first(
+    parts: Iterator[tuple[np.ndarray, np.ndarray]], *, n_classes: int, per_class: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of each class, in order; reads on only until there are enough."""
+    chosen = []
+    wanted = np.full(n_classes, per_class)
+    for images, labels in parts:
+        for image, label in zip(images, labels.tolist(), strict=True):
+            if wanted[label]:
+                wanted[label] -= 1
+                chosen.append((image, label))
+        if not wanted.any():
+            break
+    return np.stack([image for image, _ in chosen]), np.array([label for _, label in chosen])

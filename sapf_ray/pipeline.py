@@ -159,7 +159,8 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
         "must be split in a run, whose training images are no test; see `sapf evaluate`",
     )
     config.synthesis.check_classes(len(source.class_names))
-    check_evaluation(config.evaluation)
+    made = config.synthesis.resolution or model.resolution
+    check_evaluation(config.evaluation, made=made)
 
 
 def place(config: RunConfig, model: PublicModel, *, on_note: Note | None) -> RunConfig:

@@ -127,6 +127,8 @@ TABLES: dict[str, str] = {
     "saliency.score": "sapf_ray.saliency.scores:SCORES",
     "saliency.mechanism": "sapf_ray.saliency.mechanisms:MECHANISMS",
     "evolution.embedding": "sapf_ray.evolution.embedding_table:EMBEDDINGS",
+    "evaluation.protocol": "sapf_ray.evaluation.protocols:PROTOCOLS",
+    "evaluation.scores": "sapf_ray.evaluation.set_scores:SCORES",
     "evaluation.fid_features": "sapf_ray.evaluation.features:FEATURES",
     "evaluation.classifiers": "sapf_ray.evaluation.classifiers:CLASSIFIERS",
 }

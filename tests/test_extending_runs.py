@@ -55,7 +55,7 @@ def test_a_run_of_additions_only(tmp_path, tiny_pipeline):
             "evaluation.classifiers": '["logistic"]',
         },
     )
-    assert {"kid", "fid_glyph", "accuracy_logistic"} <= metrics.keys()
+    assert {"f_score", "fid_glyph", "accuracy_logistic"} <= metrics.keys()
     assert "kernel inception distance" in metrics["printed"]
     assert 0 < metrics["epsilon_spent"] <= 8
     selection = json.loads((tmp_path / "run" / "selection.json").read_text())

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from sapf_ray.config.kinds import FromList, NameIn, OpenShare
+from sapf_ray.config.kinds import Count, FromList, NameIn, OpenShare
 from sapf_ray.config.section import require, section
 
 PixelValue = Annotated[float, Interval(ge=-(2**31), le=2**32)]
@@ -36,6 +36,8 @@ class DataConfig:
             how many they are.
         pixel_range: Values shown black and white, two numbers (0,4095 for 12 bits), for images of
             your own of more than 8 bits a channel; must be public knowledge.
+        resolution: Side in pixels of images of your own, at which scores compare them; must be
+            public knowledge, so none is read to find it. null: that of the synthetic images.
     """
 
     source: Annotated[str, NameIn("data.source")] = "digits"
@@ -46,6 +48,7 @@ class DataConfig:
     class_names: Annotated[tuple[str, ...], FromList] = ()
     on_error: Literal["stop", "skip"] = "stop"
     pixel_range: Annotated[tuple[PixelValue, ...], FromList] | None = None
+    resolution: Count | None = None
 
     def __post_init__(self) -> None:
         require(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from sapf_ray.config.kinds import AutoGpus, Count, FromList, NameIn, NotNegative, Positive
 from sapf_ray.config.section import require, section
 
+ScoreName = Annotated[str, NameIn("evaluation.scores")]
 ClassifierName = Annotated[str, NameIn("evaluation.classifiers")]
 
 
@@ -17,6 +18,11 @@ class EvaluationConfig:
     Args:
         enabled: False for a release run: no real image is then read for a score, and no test image
             at all.
+        protocol: quick (minutes; the keys below say how), or dpimagebench: classifiers, their
+            training and FID as the benchmark and the paper's tables have them, whatever epochs,
+            batch_size and learning_rate say.
+        scores: Beside FID and accuracy, in the same features: kid, precision_recall,
+            inception_score, fid_per_class.
         fid_features: auto (Inception where weights are given, else glyph), glyph (reported as
             fid_glyph) or inception.
         inception_weights: Path of torch-fidelity's Inception weights
@@ -24,6 +30,9 @@ class EvaluationConfig:
         fid_reference: Real images that FID compares with: test, or train (as DPImageBench).
         test_images: Of the real images, split (the source's test split), or all, where `sapf
             evaluate` has a test set of its own that no run was trained on.
+        resolution: Side in pixels at which images are compared, at most that of the synthetic ones;
+            null: the data set's own side (`sapf datasets`, or data.resolution), or theirs where it
+            is smaller.
         cache_dir: Where Inception features of the real images and the judge are kept (mode 0700, as
             sensitive as the images) for the next run on the same images; by default nowhere.
         classifiers: Downstream classifiers whose accuracies are averaged: cnn, resnet, wrn,
@@ -41,10 +50,13 @@ class EvaluationConfig:
     """
 
     enabled: bool = True
+    protocol: Annotated[str, NameIn("evaluation.protocol")] = "quick"
+    scores: Annotated[tuple[ScoreName, ...], FromList] = ()
     fid_features: Annotated[str, NameIn("evaluation.fid_features")] = "auto"
     inception_weights: str | None = None
     fid_reference: Literal["test", "train"] = "test"
     test_images: Literal["split", "all"] = "split"
+    resolution: Count | None = None
     cache_dir: str | None = None
     classifiers: Annotated[tuple[ClassifierName, ...], FromList] = ("cnn",)
     judge: ClassifierName = "cnn"

@@ -10,6 +10,8 @@ from sapf_ray.config.section import field_types, is_section, require
 from sapf_ray.files import short_hash
 from sapf_ray.registry import load_plugins
 
+_COUNTED = object()  # equals no value
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain nested dicts and lists, ready for YAML or JSON."""
@@ -73,7 +75,7 @@ def result_keys(config: RunConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(to_dict(config)).items()
-        if key not in EXECUTION_ONLY and not (value is None and key in NOT_COUNTED_WHEN_UNSET)
+        if key not in EXECUTION_ONLY and value != NOT_COUNTED_WHEN_UNSET.get(key, _COUNTED)
     }
 
 

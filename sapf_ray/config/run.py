@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 from sapf_ray.config.cluster import ClusterConfig
 from sapf_ray.config.data import DataConfig
@@ -91,15 +92,18 @@ AFTERWARDS = frozenset({"synthesis", "evaluation"})
 
 # Keys of later versions: counted where they are given only, so that a run of an earlier version is
 # still known by its keys and hashes.
-NOT_COUNTED_WHEN_UNSET = frozenset(
-    {
-        "model.variant",
-        "model.revision",
-        "model.configs",
-        "model.prediction_type",
-        "model.resolution",
-    }
-)
+NOT_COUNTED_WHEN_UNSET: Mapping[str, Any] = {
+    "data.resolution": None,
+    "evaluation.protocol": "quick",
+    "evaluation.resolution": None,
+    "evaluation.scores": [],
+    "model.configs": None,
+    "model.prediction_type": None,
+    "model.resolution": None,
+    "model.revision": None,
+    "model.variant": None,
+}
+"""Key to the value that asks for nothing new."""
 
 # How the work is spread, watched and retried: may differ between two starts of the same run.
 EXECUTION_ONLY = frozenset(

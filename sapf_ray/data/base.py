@@ -48,9 +48,12 @@ class ImageSource(ABC):
         n_train: Training records, the N of the privacy analysis.
         n_test: Test records.
         can_skip: Whether a record that cannot be read can be left out (``data.on_error``).
+        resolution: Side in pixels at which scores compare the images, by public knowledge; None
+            where it is not known.
     """
 
     can_skip = False
+    resolution: int | None = None
     name: str
     class_names: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -158,6 +161,9 @@ def open_source(config: DataConfig) -> ImageSource:
     _check_options(config)
     source = constructor(config)
     _rename_classes(source, config)
+    if source.resolution is None:
+        row = DATA_SETS.get(config.source)
+        source.resolution = config.resolution or (row.resolution if row else None)
     if config.on_error == "skip" and not source.can_skip:
         raise ConfigError("data.on_error", "skip", f"must be stop for {config.source}")
     return source
@@ -203,6 +209,7 @@ def _rename_classes(source: ImageSource, config: DataConfig) -> None:
 _WHY = {
     "on_error": "its images lie in one array, which is whole or not: must be stop",
     "pixel_range": "its pixels have 8 bits, leave it out",
+    "resolution": "its size is published; evaluation.resolution is the size of the comparison",
 }
 
 

@@ -52,10 +52,17 @@ class KnownSet:
         return f"; {self.obtain}" if self.url else ""
 
 
-OPTIONAL = {"on_error": "stop", "pixel_range": None}
+OPTIONAL = {"on_error": "stop", "pixel_range": None, "resolution": None}
 """Keys of ``data`` that only some sources heed → the value that requests nothing."""
 
-OWN = ("class_names", "on_error", "pixel_range", "prompt_template", "test_fraction")
+OWN = (
+    "class_names",
+    "on_error",
+    "pixel_range",
+    "prompt_template",
+    "resolution",
+    "test_fraction",
+)
 """What sources of one's own images heed."""
 
 

@@ -23,6 +23,7 @@ class WholeSource(ImageSource):
         self.name = source.name
         self.class_names = source.class_names
         self.prompts = source.prompts
+        self.resolution = source.resolution
         self.n_train = 0
         self.n_test = source.n_train + source.n_test
 

@@ -22,6 +22,7 @@ import yaml
 from sapf_ray.config import RunConfig
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.errors import ConfigError
+from sapf_ray.evaluation.protocols import Task, epochs_in_all
 from sapf_ray.grounding.head_price import candidates_an_image
 from sapf_ray.models.catalog import PUBLIC_MODELS, KnownModel
 from sapf_ray.models.vocabulary import guidance_of, known_prompts, ships_candidates
@@ -167,8 +168,8 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
         sampled = 1.0 if plan.head is None else candidates_an_image(config)
         found[Stage.SYNTHESIS] = synthesis.n_images * sampled * passes
     if evaluation.enabled:
-        epochs = evaluation.epochs * len(evaluation.classifiers)
-        found[Stage.EVALUATION] = synthesis.n_images * epochs
+        task = Task(data=config.data.source, side=evaluation.resolution or 0)
+        found[Stage.EVALUATION] = synthesis.n_images * epochs_in_all(evaluation, task)
     return found
 
 

@@ -8,6 +8,7 @@ With the same seed, device and number of threads the result is the same.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,37 +17,33 @@ from torch import Tensor, nn
 
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.errors import DataError
-from sapf_ray.evaluation.classifiers import CLASSIFIERS, Build
+from sapf_ray.evaluation.learner import Learner
+from sapf_ray.evaluation.pictures import Pictures, ahead
+from sapf_ray.evaluation.protocols import Recipe, Task, protocol_of
 
-HELD_OUT = 0.1  # share of the training images that chooses the epoch
 # Augmentation: any image class survives these, so they need no look at the data.
 ROTATION = 10.0  # degrees
 SCALE = 0.1  # relative
 SHIFT = 0.08  # of the image side
-
-
-Labelled = tuple[np.ndarray, np.ndarray]
+SCORED = 256  # images that a trained network sees together
 
 
 def accuracy_on_test(
-    build: Build,
-    train: Labelled,
-    test: Labelled,
+    recipe: Recipe,
+    train: Pictures,
+    test: Pictures,
     *,
     n_classes: int,
-    config: EvaluationConfig,
     seed: int,
     device: str = "cpu",
 ) -> float:
     """Accuracy of one classifier, trained on the first set, on the second.
 
     Args:
-        build: Makes the network; a row of :data:`sapf_ray.evaluation.classifiers.CLASSIFIERS`.
-        train: Images uint8 (n, R, R, 3), n ≥ 4, of which a tenth chooses the epoch, and labels
-            int64 (n,) in [0, n_classes).
-        test: Images uint8 (m, R, R, 3), m ≥ 1, and labels int64 (m,).
+        recipe: The network and how it learns.
+        train: At least 4 images, of which some choose the epoch; labels in [0, n_classes).
+        test: At least 1 image.
         n_classes: Number of classes.
-        config: Epochs, batch size, learning rate.
         seed: Seeds initial weights, batches, augmentation and the held-out choice.
         device: Torch device string.
 
@@ -56,37 +53,37 @@ def accuracy_on_test(
     Raises:
         DataError: Too few images, or train and test images of different shape.
     """
-    n_train, n_test = len(train[0]), len(test[0])
-    if n_train < 4 or n_test < 1:
+    if len(train) < 4 or len(test) < 1:
         raise DataError(
             "downstream accuracy needs at least 4 training images and 1 test image, "
-            f"got {n_train} and {n_test}"
+            f"got {len(train)} and {len(test)}"
         )
-    if train[0].shape[1:] != test[0].shape[1:]:
+    if train.side != test.side:
         raise DataError(
-            f"training images are {train[0].shape[1:]}, test images {test[0].shape[1:]}; "
+            f"training images have {train.side} pixels a side, test images {test.side}; "
             "sizes must agree"
         )
-    model = fit(build, train, n_classes=n_classes, config=config, seed=seed, device=device)
+    model = fit(recipe, train, n_classes=n_classes, seed=seed, device=device)
     return accuracy_of(model, test, device=device)
 
 
-def accuracy_of(model: nn.Module, images: Labelled, *, device: str = "cpu") -> float:
+def accuracy_of(model: nn.Module, images: Pictures, *, device: str = "cpu") -> float:
     """Share of the images that a trained network gives their own label, in [0, 1].
 
     Args:
         model: As :func:`fit` returns it, on ``device``.
-        images: Images uint8 (m, R, R, 3), m ≥ 1, and labels int64 (m,).
+        images: At least 1.
         device: Torch device string.
     """
-    accuracy, _ = _score(model, *_to_tensors(*images), device=device)
+    accuracy, _ = _score(model, images, np.arange(len(images)), device=device)
     return accuracy
 
 
 def mean_accuracy(
-    train: Labelled,
-    test: Labelled,
+    train: Pictures,
+    test: Pictures,
     *,
+    data: str,
     n_classes: int,
     config: EvaluationConfig,
     seed: int,
@@ -96,9 +93,10 @@ def mean_accuracy(
 
     Args:
         train: As :func:`accuracy_on_test`, like the rest.
-        test: Images and labels that the accuracy is measured on.
+        test: Images that the accuracy is measured on.
+        data: Name of the data set, which a protocol may go by.
         n_classes: Number of classes.
-        config: Classifiers, epochs, batch size, learning rate.
+        config: Protocol and classifiers.
         seed: Seeds every classifier alike.
         device: Torch device string.
 
@@ -108,37 +106,23 @@ def mean_accuracy(
     Raises:
         DataError: As :func:`accuracy_on_test`.
     """
-    accuracies = [
-        accuracy_on_test(
-            CLASSIFIERS[name],
-            train,
-            test,
-            n_classes=n_classes,
-            config=config,
-            seed=seed,
-            device=device,
+    task = Task(data=data, side=train.side)
+    accuracies = []
+    for name in config.classifiers:
+        recipe = protocol_of(config).recipe(config, name, task)
+        accuracies.append(
+            accuracy_on_test(recipe, train, test, n_classes=n_classes, seed=seed, device=device)
         )
-        for name in config.classifiers
-    ]
     return float(np.mean(accuracies))
 
 
-def fit(
-    build: Build,
-    train: Labelled,
-    *,
-    n_classes: int,
-    config: EvaluationConfig,
-    seed: int,
-    device: str,
-) -> nn.Module:
+def fit(recipe: Recipe, train: Pictures, *, n_classes: int, seed: int, device: str) -> nn.Module:
     """Trains one classifier.
 
     Args:
-        build: As :func:`accuracy_on_test`, like the rest.
+        recipe: The network and how it learns.
         train: Images and labels.
         n_classes: Number of classes.
-        config: Epochs, batch size, learning rate.
         seed: Seeds initial weights, batches, augmentation and the held-out choice.
         device: Torch device string.
 
@@ -148,39 +132,31 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights and dropout
-        model = build(n_classes, train[0].shape[1])
+        model = recipe.build(n_classes, train.side)
         model = model.to(device).to(memory_format=torch.channels_last)
-        x, y = _to_tensors(*train)
-        order = torch.randperm(len(x), generator=generator)
-        n_held_out = max(1, round(HELD_OUT * len(x)))
-        held_out = order[:n_held_out]
+        order = torch.randperm(len(train), generator=generator)
+        n_held_out = max(1, round(recipe.held_out * len(train)))
+        held_out = order[:n_held_out].numpy()
         training = order[n_held_out:]
 
-        batch_size = min(config.batch_size, len(training))
-        steps = len(training) // batch_size
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=0.01
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=config.learning_rate, total_steps=config.epochs * steps
-        )
+        learner = Learner(recipe, model, n_images=len(training))
         best = (-1.0, 0.0)
         best_state = model.state_dict()
-        for _ in range(config.epochs):
+        for epoch in range(recipe.epochs):
             model.train()
             shuffled = training[torch.randperm(len(training), generator=generator)]
-            for batch in shuffled[: steps * batch_size].split(batch_size):
-                inputs = augment(_normalize(x[batch]), generator)
+            for pixels, labels in ahead(_batches(train, learner.batches(shuffled))):
+                inputs = _normalize(pixels)
+                if recipe.augmented:
+                    inputs = augment(inputs, generator)
                 inputs = inputs.to(device, memory_format=torch.channels_last)
-                loss = F.cross_entropy(model(inputs), y[batch].to(device), label_smoothing=0.05)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-            accuracy, held_out_loss = _score(model, x[held_out], y[held_out], device=device)
-            if (accuracy, -held_out_loss) > best:
-                best = (accuracy, -held_out_loss)
-                best_state = copy.deepcopy(model.state_dict())
+                learner.learn(inputs, labels.to(device))
+            learner.end_epoch()
+            accuracy, held_out_loss = _score(learner.tested, train, held_out, device=device)
+            found = (accuracy, float(epoch) if recipe.average else -held_out_loss)
+            if found > best:
+                best = found
+                best_state = copy.deepcopy(learner.tested.state_dict())
     model.load_state_dict(best_state)
     return model.eval()
 
@@ -198,11 +174,13 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def _to_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    """uint8 (n, 3, R, R), a view in channels-last memory, and int64 (n,)."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2)
-    y = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    return x, y
+def _batches(
+    images: Pictures, chosen: Iterable[Tensor | np.ndarray]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """uint8 (k, 3, R, R), in channels-last memory, and labels int64 (k,)."""
+    for rows in map(np.asarray, chosen):
+        pixels = torch.from_numpy(images.read(rows)).permute(0, 3, 1, 2)
+        yield pixels, torch.from_numpy(np.asarray(images.labels[rows], dtype=np.int64))
 
 
 def _normalize(pixels: Tensor) -> Tensor:
@@ -211,13 +189,17 @@ def _normalize(pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _score(model: nn.Module, x: Tensor, y: Tensor, *, device: str) -> tuple[float, float]:
-    """Accuracy in [0, 1] and mean cross entropy."""
+def _score(
+    model: nn.Module, images: Pictures, rows: np.ndarray, *, device: str
+) -> tuple[float, float]:
+    """Accuracy in [0, 1] and mean cross entropy of the images at some positions."""
     model.eval()
     logits = []
-    for batch in x.split(256):
-        inputs = _normalize(batch).to(device, memory_format=torch.channels_last)
+    parts = np.split(rows, range(SCORED, len(rows), SCORED))
+    for pixels, _ in ahead(_batches(images, parts)):
+        inputs = _normalize(pixels).to(device, memory_format=torch.channels_last)
         logits.append(model(inputs).cpu())
     found = torch.cat(logits)
-    correct = int((found.argmax(1) == y).sum())
-    return correct / len(y), float(F.cross_entropy(found, y))
+    labels = torch.from_numpy(np.asarray(images.labels[rows], dtype=np.int64))
+    correct = int((found.argmax(1) == labels).sum())
+    return correct / len(rows), float(F.cross_entropy(found, labels))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sapf_ray.config import EvaluationConfig
-from sapf_ray.models.inception import INCEPTION_EXTRACTOR, check_inception_weights
+from sapf_ray.evaluation.protocols import protocol_of
+from sapf_ray.models.inception import check_inception_weights
 from sapf_ray.registry import Registry
 
 GLYPH_EXTRACTOR = "sapf-glyph"
@@ -28,6 +29,8 @@ class FeatureSpace:
     """One network whose features describe an image.
 
     Attributes:
+        layer: The network's layer that distances are measured in.
+        logits: That of its classes, for Inception score.
         options: From the settings to the keyword arguments of ``torch_fidelity.calculate_metrics``
             that choose the network. Called in the process that computes, so it may register an
             extractor there.
@@ -39,6 +42,8 @@ class FeatureSpace:
             row that is meant.
     """
 
+    layer: str = ""
+    logits: str = ""
     options: Callable[[EvaluationConfig], dict[str, Any]] = lambda config: {}
     check: Callable[[EvaluationConfig], None] = _nothing
     cacheable: bool = False
@@ -46,14 +51,16 @@ class FeatureSpace:
 
 
 def _glyph(config: EvaluationConfig) -> dict[str, Any]:
-    import sapf_ray.evaluation.fidelity  # noqa: F401 registers the extractor
+    import sapf_ray.evaluation.extractors  # noqa: F401 registers it
 
     return {"feature_extractor": GLYPH_EXTRACTOR}
 
 
 def _inception(config: EvaluationConfig) -> dict[str, Any]:
+    import sapf_ray.evaluation.extractors  # noqa: F401 registers one of them
+
     return {
-        "feature_extractor": INCEPTION_EXTRACTOR,
+        "feature_extractor": protocol_of(config).inception,
         "feature_extractor_weights_path": config.inception_weights,
     }
 
@@ -66,8 +73,10 @@ FEATURES: Registry[FeatureSpace] = Registry(
     "evaluation.fid_features",
     {
         "auto": FeatureSpace(stands_for=_best_available),
-        "glyph": FeatureSpace(options=_glyph),
+        "glyph": FeatureSpace(layer="96", logits="logits", options=_glyph),
         "inception": FeatureSpace(
+            layer="2048",
+            logits="logits_unbiased",
             options=_inception,
             check=lambda config: check_inception_weights(config.inception_weights),
             cacheable=True,

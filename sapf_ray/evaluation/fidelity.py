@@ -8,6 +8,7 @@ torch-fidelity computes, by its keywords.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +17,39 @@ import torch
 import torch_fidelity
 from torch import Tensor
 from torch.utils.data import Dataset
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.utils import create_feature_extractor
 
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.errors import DataError
 from sapf_ray.evaluation.features import (
     FEATURES,
-    GLYPH_EXTRACTOR,
     FeatureSpace,
     feature_space_name,
 )
-from sapf_ray.models.glyph_features import FEATURE_DIM, load_glyph_features
+from sapf_ray.evaluation.pictures import BATCH, Pictures, ahead
+from sapf_ray.files import write_array
 
-BATCH_SIZE = 64
-
-
-class GlyphExtractor(FeatureExtractorBase):
-    """The shipped glyph network in the form torch-fidelity asks for."""
-
-    def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
-        super().__init__(name, features_list)
-        self.net = load_glyph_features()
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return (str(FEATURE_DIM),)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return str(FEATURE_DIM)
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    def forward(self, input: Tensor) -> tuple[Tensor]:
-        """uint8 (n, 3, h, w) of any size → float64 (n, d)."""
-        return (self.net.features(input.float() / 255).double(),)
-
-
-torch_fidelity.register_feature_extractor(GLYPH_EXTRACTOR, GlyphExtractor)
+ROWS = 10_000  # of features that become float64 at a time
 
 
 class _Images(Dataset):
-    """uint8 (n, h, w, 3) as torch-fidelity reads it: uint8 tensors (3, h, w)."""
+    """Pictures as torch-fidelity reads them: uint8 tensors (3, h, w), one at a time."""
 
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pictures)
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(self.images[index]).permute(2, 0, 1)
+        image = self.pictures.read(np.array([index]))[0]
+        return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def compare(
-    images: np.ndarray,
-    reference: np.ndarray,
+    images: Pictures,
+    reference: Pictures,
     *,
     config: EvaluationConfig,
     device: str = "cpu",
@@ -83,12 +59,9 @@ def compare(
     """Any of torch-fidelity's numbers for two sets of images.
 
     Args:
-        images: uint8 (n, h, w, 3), n ≥ 2.
-        reference: uint8 (m, h', w', 3), m ≥ 2; the real images.
-        config: Settings; where ``cache_dir`` is given and the network is slow, features of
-            ``reference`` are kept there, by content, for the next call with the same images. They
-            are as sensitive as the images: the directory is made mode 0700. Nothing is ever written
-            elsewhere.
+        images: At least 2.
+        reference: At least 2, of any size; the real images.
+        config: Settings of the evaluation.
         device: Torch device string.
         space: The feature space; by default the one that ``config`` names.
         **requested: Keyword arguments of ``torch_fidelity.calculate_metrics``, e.g. ``kid=True,
@@ -100,28 +73,110 @@ def compare(
     Raises:
         DataError: Fewer than two images on one side.
     """
-    if min(len(images), len(reference)) < 2:
-        raise DataError(
-            "comparing sets of images needs at least 2 images on each side, "
-            f"got {len(images)} and {len(reference)}"
-        )
+    check_numbers(len(images), len(reference))
     space = space or FEATURES[feature_space_name(config)]
     return torch_fidelity.calculate_metrics(
         input1=_Images(images),
         input2=_Images(reference),
         cuda=device.startswith("cuda"),
-        batch_size=BATCH_SIZE,
-        save_cpu_ram=True,  # no loader processes: the images are in memory already
+        batch_size=BATCH,
+        save_cpu_ram=True,  # no loader processes
+        cache=False,
         verbose=False,
         **space.options(config),
-        **_cache_options(reference, config, space=space),
         **requested,
     )
 
 
+def features_of(
+    images: Pictures,
+    layers: Sequence[str],
+    *,
+    space: FeatureSpace,
+    config: EvaluationConfig,
+    device: str = "cpu",
+) -> dict[str, Tensor]:
+    """What a network says of each image; of the images one batch is in memory.
+
+    Args:
+        images: At least 1.
+        layers: Names of layers, as torch-fidelity calls them.
+        space: The network.
+        config: Settings of the evaluation.
+        device: Torch device string.
+
+    Returns:
+        Layer to float (n, d), on the CPU.
+    """
+    options = dict(space.options(config))
+    extractor = create_feature_extractor(
+        options.pop("feature_extractor"),
+        list(layers),
+        cuda=device.startswith("cuda"),
+        verbose=False,
+        **options,
+    )
+    found: dict[str, Tensor] = {}
+    start = 0
+    with torch.no_grad():
+        for batch in ahead(images.batches()):
+            pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in batch])
+            seen = extractor.convert_features_tuple_to_dict(extractor(pixels.to(device)))
+            for layer, values in seen.items():
+                if layer not in found:
+                    found[layer] = torch.empty((len(images), values.shape[1]), dtype=values.dtype)
+                found[layer][start : start + len(batch)] = values.cpu()
+            start += len(batch)
+    return found
+
+
+def reference_features(
+    reference: Pictures,
+    *,
+    space: FeatureSpace,
+    config: EvaluationConfig,
+    device: str = "cpu",
+) -> Tensor:
+    """Features of the real images that distances are measured in.
+
+    Args:
+        reference: The real images.
+        space: The network.
+        config: Settings; where ``cache_dir`` is given and the network is slow, features are kept
+            there, by the images' content, for the next call with the same images. They are as
+            sensitive as the images: the directory is made mode 0700. Nothing is ever written
+            elsewhere.
+        device: Torch device string.
+
+    Returns:
+        Float (m, d).
+    """
+    layer = space.layer
+    kept = _kept(reference, space=space, config=config)
+    if kept is not None and kept.exists():
+        return torch.from_numpy(np.load(kept))
+    found = features_of(reference, [layer], space=space, config=config, device=device)[layer]
+    if kept is not None:
+        write_array(kept, found.numpy(), mode=0o600)
+    return found
+
+
+def _kept(reference: Pictures, *, space: FeatureSpace, config: EvaluationConfig) -> Path | None:
+    if config.cache_dir is None or not space.cacheable:
+        return None
+    folder = Path(config.cache_dir)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    digest = hashlib.sha256(f"{space.options(config)} {space.layer} {reference.side}".encode())
+    for batch in reference.batches():
+        digest.update(np.ascontiguousarray(batch).data)
+    if config.inception_weights is not None:
+        digest.update(Path(config.inception_weights).read_bytes())
+    return folder / f"reference-{digest.hexdigest()[:32]}.npy"
+
+
 def frechet(
-    images: np.ndarray,
-    reference: np.ndarray,
+    images: Pictures,
+    reference: Pictures,
     *,
     config: EvaluationConfig,
     device: str = "cpu",
@@ -144,27 +199,40 @@ def frechet(
     Raises:
         DataError: Fewer than two images on one side.
     """
-    found = compare(images, reference, config=config, device=device, space=space, fid=True)
+    check_numbers(len(images), len(reference))
+    space = space or FEATURES[feature_space_name(config)]
+    theirs = reference_features(reference, space=space, config=config, device=device)
+    ours = features_of(images, [space.layer], space=space, config=config, device=device)
+    return frechet_distance(ours[space.layer], theirs)
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """The same between features float (n, d) and (m, d), n and m ≥ 2."""
+    found = fid_statistics_to_metric(_statistics(first), _statistics(second), verbose=False)
     # identical sets come out a rounding error below zero
     return max(0.0, float(found[torch_fidelity.KEY_METRIC_FID]))
 
 
-def _cache_options(
-    reference: np.ndarray, config: EvaluationConfig, *, space: FeatureSpace
-) -> dict[str, Any]:
-    if config.cache_dir is None or not space.cacheable:
-        return {"cache": False}
-    Path(config.cache_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
-    return {
-        "cache": True,
-        "cache_root": str(config.cache_dir),
-        "input2_cache_name": _cache_name(reference, config),
-    }
+def _statistics(features: Tensor) -> dict[str, np.ndarray]:
+    """Mean (d,) and covariance (d, d), for which few rows at a time become float64."""
+    if len(features) <= ROWS:
+        return fid_features_to_statistics(features)
+    mean = features.mean(0, dtype=torch.float64)
+    total = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for rows in features.split(ROWS):
+        centred = rows.double() - mean
+        total += centred.T @ centred
+    covariance = total / (len(features) - 1)
+    return {"mu": mean.to(features.dtype).numpy(), "sigma": covariance.numpy()}
 
 
-def _cache_name(images: np.ndarray, config: EvaluationConfig) -> str:
-    digest = hashlib.sha256(f"{images.shape}".encode())
-    digest.update(np.ascontiguousarray(images).data)
-    if config.inception_weights is not None:
-        digest.update(Path(config.inception_weights).read_bytes())
-    return f"reference-{digest.hexdigest()[:32]}"
+def check_numbers(n: int, m: int) -> None:
+    """Refuses sets that have no covariance.
+
+    Raises:
+        DataError: Fewer than two images on one side.
+    """
+    if min(n, m) < 2:
+        raise DataError(
+            f"comparing sets of images needs at least 2 images on each side, got {n} and {m}"
+        )

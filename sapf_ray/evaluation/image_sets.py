@@ -6,7 +6,9 @@ names holds, and all files count, those of a split ``train`` alone where there i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,10 @@ import pyarrow.parquet as pq
 from sapf_ray.data.decoding import opened
 from sapf_ray.data.files import check_labels, stamp
 from sapf_ray.data.parquet import RowGroup, group_rows, read_columns, read_labels
+from sapf_ray.data.record_source import Decoded
 from sapf_ray.errors import DataError, reason
-from sapf_ray.synthesis.writer import MANIFEST, read_manifest, read_synthetic
-
-Labelled = tuple[np.ndarray, np.ndarray]
+from sapf_ray.evaluation.pictures import Labelled, part_size
+from sapf_ray.synthesis.writer import MANIFEST, read_manifest, synthetic_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,39 +64,34 @@ class ImageSet:
         rows = [int(group_rows(file).sum()) for file in files]
         return cls(path=path, files=files, class_names=columns.class_names, n_images=sum(rows))
 
-    def read(self, resolution: int | None, *, n_classes: int) -> Labelled:
-        """All images.
+    def parts(self, *, n_classes: int) -> Iterator[Labelled]:
+        """All images in order, a part at a time.
 
         Args:
-            resolution: Side R of the images in pixels; those with a manifest come as they are.
             n_classes: Number of classes that labels may name.
 
-        Returns:
-            Images uint8 (n, R, R, 3) and labels int64 (n,).
+        Yields:
+            Images uint8 (k, R, R, 3) and labels int64 (k,); R is the side of those with a manifest,
+            else that of the first image.
 
         Raises:
             DataError: An image cannot be read, or a label is none of the classes.
         """
         if not self.files:
-            return read_synthetic(self.path)
-        side = resolution or self.side
-        images = np.empty((self.n_images, side, side, 3), np.uint8)
-        labels = []
-        place = 0
+            yield from synthetic_parts(self.path)
+            return
+        side = self.side
         for file in self.files:
             columns = read_columns(file)
-            labels.append(read_labels(file, columns.label, _stamp=stamp(file)))
+            labels = read_labels(file, columns.label, _stamp=stamp(file))
+            labels = check_labels(labels, n_classes, where=f"{self.path}: labels")
             start = 0
             for number, rows in enumerate(group_rows(file).tolist()):
                 group = RowGroup(path=file, number=number, start=start, column=columns.image)
-                for image in group.decode(np.arange(rows), side):
-                    if isinstance(image, DataError):
-                        raise image
-                    images[place] = image
-                    place += 1
-                start += rows
-        where = f"{self.path}: labels"
-        return images, check_labels(np.concatenate(labels), n_classes, where=where)
+                decoded = group.decode(np.arange(rows), side)
+                while images := [_whole(image) for image in islice(decoded, part_size(side))]:
+                    yield np.stack(images), labels[start : start + len(images)]
+                    start += len(images)
 
     @property
     def side(self) -> int:
@@ -112,6 +109,12 @@ class ImageSet:
         content = batch.field("bytes") if column.endswith(".bytes") else batch
         with opened(content[0].as_py() or b"", name=f"{file}, row 0") as image:
             return min(image.size)
+
+
+def _whole(image: Decoded) -> np.ndarray:
+    if isinstance(image, DataError):
+        raise image
+    return image
 
 
 def parquet_files(path: Path) -> tuple[Path, ...]:

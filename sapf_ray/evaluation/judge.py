@@ -20,8 +20,10 @@ import torch
 from torch import nn
 
 from sapf_ray.evaluation.classifiers import CLASSIFIERS
-from sapf_ray.evaluation.downstream import Labelled, accuracy_of, fit
+from sapf_ray.evaluation.downstream import accuracy_of, fit
 from sapf_ray.evaluation.inputs import Inputs
+from sapf_ray.evaluation.pictures import Pictures
+from sapf_ray.evaluation.protocols import quick_recipe
 from sapf_ray.files import short_hash, write_atomic
 
 LEAST_STEPS = 100  # of the judge's optimizer; small data sets take more epochs for it
@@ -32,8 +34,9 @@ FEWEST = 4  # training images below which there is no judge
 def fidelity_and_judge(inputs: Inputs) -> tuple[float, float] | None:
     """Conditional fidelity, and the accuracy of the judge itself on real test images.
 
-    The judge is trained as the downstream classifiers are, for fewer epochs, on at most as many
-    real images as there are synthetic ones (but up to 5,000), so it costs less than an accuracy.
+    The judge is trained as classifiers of the protocol ``quick`` are, for fewer epochs, on at most
+    as many real images as there are synthetic ones (but up to 5,000), so it costs less than an
+    accuracy.
 
     Args:
         inputs: Synthetic images, real training and test images.
@@ -62,13 +65,12 @@ def _judge(inputs: Inputs) -> nn.Module | None:
         judge.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
         return judge.to(inputs.device).eval()
     train = inputs.some_train(_n_images(inputs))
-    if len(train[0]) < FEWEST:
+    if len(train) < FEWEST:
         return None
     judge = fit(
-        build,
+        quick_recipe(replace(inputs.config, epochs=_epochs(inputs, train)), build),
         train,
         n_classes=n_classes,
-        config=replace(inputs.config, epochs=_epochs(inputs, train)),
         seed=inputs.seed,
         device=inputs.device,
     )
@@ -83,8 +85,8 @@ def _n_images(inputs: Inputs) -> int:
     return min(inputs.source.n_train, max(LEAST_IMAGES, inputs.n_synthetic))
 
 
-def _epochs(inputs: Inputs, train: Labelled) -> int:
-    steps = max(1, len(train[0]) // inputs.config.batch_size)
+def _epochs(inputs: Inputs, train: Pictures) -> int:
+    steps = max(1, len(train) // inputs.config.batch_size)
     return max(inputs.config.judge_epochs, -(-LEAST_STEPS // steps))
 
 

@@ -5,10 +5,10 @@ it under the row's name, and the terminal, a grid's tables, its progress lines a
 it as the row says. A row added from outside the package is treated like any other:
 
 >>> METRICS["spread"] = Metric(
-...     title="standard deviation of the synthetic pixels",
+...     title="largest standard deviation of a batch's pixels",
 ...     higher_is_better=None,
 ...     reads=(SYNTHETIC,),
-...     compute=lambda inputs: float(inputs.synthetic[0].std()),
+...     compute=lambda inputs: max(float(batch.std()) for batch in inputs.synthetic.batches()),
 ... )
 >>> shown("spread", 31.456)
 '31.46'
@@ -21,91 +21,39 @@ research runs, which the privacy card lists. Importing this module loads no netw
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.evaluation.classifiers import CLASSIFIERS, Build
-from sapf_ray.evaluation.features import FEATURES, FeatureSpace, feature_space_name
-from sapf_ray.evaluation.inputs import REFERENCE, SYNTHETIC, TEST, TRAIN, Inputs
+from sapf_ray.evaluation.inputs import SYNTHETIC, TEST, TRAIN, Inputs
+from sapf_ray.evaluation.metric import Metric, Score
+from sapf_ray.evaluation.protocols import protocol_of, quick_recipe
+from sapf_ray.evaluation.set_scores import SET_METRICS
 from sapf_ray.registry import Registry
 
 ACCURACY = "accuracy"
 FIDELITY = "conditional_fidelity"
 JUDGE = "judge_accuracy"
 _PER_CLASSIFIER = f"{ACCURACY}_"
-_REAL = frozenset({TEST, TRAIN, REFERENCE})
-
-Score = float | Mapping[str, float]
-"""What a metric computes: its own number, or that and those of other rows, by name."""
-
-
-def _always(config: EvaluationConfig) -> bool:
-    return True
 
 
 def _has_train(config: EvaluationConfig) -> bool:
     return config.test_images == "split"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One score of a run. A row without ``compute`` and ``combine`` is recorded by a stage itself.
-
-    Attributes:
-        title: Name in full, for the table at a run's end.
-        higher_is_better: Direction; None where a value is neither good nor bad.
-        reads: What it is computed from (:mod:`sapf_ray.evaluation.inputs`); ``compute`` is refused
-            anything else. Empty: no image.
-        compute: From the inputs to the stored number, or to several by name, where rows without
-            ``compute`` come out of the same work. Runs as a Ray task of its own.
-        combine: From the other scores of the run to the stored number; ``reads`` is then what those
-            were computed from.
-        when: Whether these settings ask for it.
-        cheap: Computed at once where the tasks are started, instead of in a task.
-        headline: Shown in tables and figures; the others stand in ``metrics.json`` and MLflow only.
-        header: Short name, for column heads and axes; the title where empty.
-        scale: Factor between the stored and the shown number, e.g. 100 for percent.
-        unit: Text behind the shown number.
-        format: Format spec of the shown number of one run.
-        column_format: Format spec in tables over many runs.
-        paper_key: Key of the same score in the paper's tables, where these have it.
-    """
-
-    title: str
-    higher_is_better: bool | None
-    reads: tuple[str, ...] = ()
-    compute: Callable[[Inputs], Score] | None = None
-    combine: Callable[[Mapping[str, float]], float] | None = None
-    when: Callable[[EvaluationConfig], bool] = _always
-    cheap: bool = False
-    headline: bool = True
-    header: str = ""
-    scale: float = 1.0
-    unit: str = ""
-    format: str = ".2f"
-    column_format: str = ".1f"
-    paper_key: str | None = None
-
-    @property
-    def reads_real_images(self) -> bool:
-        return not _REAL.isdisjoint(self.reads)
-
-    @property
-    def short(self) -> str:
-        return self.header or self.title
-
-
-def _accuracy(build: Build, inputs: Inputs) -> float:
+def _accuracy(name: str, build: Build, inputs: Inputs) -> float:
     from sapf_ray.evaluation.downstream import accuracy_on_test  # torch
 
+    # the row itself travels to the task: it need not be in the table there
+    recipe = quick_recipe(inputs.config, build)
+    if protocol_of(inputs.config).has_networks:
+        recipe = protocol_of(inputs.config).recipe(inputs.config, name, inputs.task)
     return accuracy_on_test(
-        build,
+        recipe,
         inputs.synthetic,
         inputs.test,
         n_classes=len(inputs.class_names),
-        config=inputs.config,
         seed=inputs.seed,
         device=inputs.device,
     )
@@ -121,41 +69,6 @@ def _fidelity(inputs: Inputs) -> Score:
 
     found = fidelity_and_judge(inputs)
     return {} if found is None else {FIDELITY: found[0], JUDGE: found[1]}
-
-
-def _frechet(space: FeatureSpace, inputs: Inputs) -> float:
-    from sapf_ray.evaluation.fidelity import frechet  # torch
-
-    return frechet(
-        inputs.synthetic[0],
-        inputs.reference[0],
-        space=space,
-        config=inputs.config,
-        device=inputs.device,
-    )
-
-
-def frechet_metric(
-    features: str, *, title: str, header: str, paper_key: str | None = None
-) -> Metric:
-    """A row for the Frechet distance in one feature space.
-
-    Args:
-        features: A row of :data:`sapf_ray.evaluation.features.FEATURES`.
-        title: As :class:`Metric`.
-        header: As :class:`Metric`.
-        paper_key: As :class:`Metric`.
-    """
-    return Metric(
-        title=title,
-        header=header,
-        higher_is_better=False,
-        reads=(SYNTHETIC, REFERENCE),
-        # the row itself travels to the task: it need not be in the table there
-        compute=functools.partial(_frechet, FEATURES[features]),
-        when=lambda config: feature_space_name(config) == features,
-        paper_key=paper_key,
-    )
 
 
 METRICS: Registry[Metric] = Registry(
@@ -190,12 +103,7 @@ METRICS: Registry[Metric] = Registry(
             when=_has_train,
             headline=False,
         ),
-        "fid": frechet_metric(
-            "inception", title="FID (Inception)", header="FID", paper_key="paper_fid"
-        ),
-        "fid_glyph": frechet_metric(
-            "glyph", title="FID (glyph features, not Inception)", header="glyph FID (not Inception)"
-        ),
+        **SET_METRICS,
         "n_synthetic": Metric(
             title="synthetic images",
             higher_is_better=None,
@@ -236,7 +144,7 @@ def requested(config: EvaluationConfig) -> dict[str, Metric]:
             title=f"accuracy of {name} on real test images",
             higher_is_better=True,
             reads=(SYNTHETIC, TEST),
-            compute=functools.partial(_accuracy, CLASSIFIERS[name]),
+            compute=functools.partial(_accuracy, name, CLASSIFIERS[name]),
             headline=False,
         )
         for name in config.classifiers

@@ -9,19 +9,57 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sapf_ray.config import EvaluationConfig
+from sapf_ray.config.section import require
+from sapf_ray.data.base import ImageSource
 from sapf_ray.evaluation.features import FEATURES, feature_space_name
 from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.evaluation.metrics import named, requested
+from sapf_ray.evaluation.protocols import Task, epochs_in_all, protocol_of
 
 
-def check_evaluation(config: EvaluationConfig) -> None:
+def check_evaluation(config: EvaluationConfig, *, made: int | None = None) -> None:
     """Finds what would stop the evaluation, before a run spends hours or budget.
 
+    Args:
+        config: Settings of the evaluation.
+        made: Side of the synthetic images in pixels, where it is known.
+
     Raises:
+        ConfigError: Images are to be compared at a larger size than they are made, or the protocol
+            has no such classifier or other numbers.
         DataError: Inception weights are wanted but cannot be used.
     """
-    if config.enabled:
-        FEATURES[feature_space_name(config)].check(config)
+    if not config.enabled:
+        return
+    require(
+        made is None or config.resolution is None or config.resolution <= made,
+        "evaluation.resolution",
+        config.resolution,
+        f"must be at most {made}, the side of the synthetic images",
+    )
+    epochs_in_all(config, Task(data="", side=made or 0))
+    for key in ("epochs", "batch_size", "learning_rate"):
+        value = getattr(config, key)
+        require(
+            not protocol_of(config).has_networks or value == getattr(EvaluationConfig(), key),
+            f"evaluation.{key}",
+            value,
+            f"is fixed where evaluation.protocol is {config.protocol}, leave it out",
+        )
+    FEATURES[feature_space_name(config)].check(config)
+
+
+def compared_at(config: EvaluationConfig, source: ImageSource, *, made: int) -> int:
+    """Side in pixels at which real and synthetic images are compared.
+
+    Never larger than the synthetic images: enlarged, they would be compared by their blur.
+
+    Args:
+        config: Settings of the evaluation.
+        source: The real images; none is read.
+        made: Side of the synthetic images in pixels.
+    """
+    return config.resolution or min(source.resolution or made, made)
 
 
 def evaluate(inputs: Inputs) -> dict[str, float]:

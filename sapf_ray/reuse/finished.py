@@ -153,7 +153,8 @@ class Finished:
                 f"{', '.join(source.class_names)}, those of the run "
                 f"{', '.join(recorded.class_names)}"
             )
-        check_evaluation(config.evaluation)
+        made = config.synthesis.resolution or model.resolution
+        check_evaluation(config.evaluation, made=made)
         if not images:
             return
         if self.public.get("model") not in (None, model.content_hash):

@@ -13,7 +13,7 @@ from sapf_ray.errors import ConfigError
 from sapf_ray.evaluation.image_sets import ImageSet, parquet_files
 from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
-from sapf_ray.evaluation.protocol import check_evaluation
+from sapf_ray.evaluation.protocol import check_evaluation, compared_at
 from sapf_ray.reuse.finished import is_of_a_run, test_source
 
 UNKNOWN = (
@@ -35,7 +35,7 @@ def evaluate_images(path: str | Path, changes: Mapping[str, Any]) -> dict[str, f
         path: A Parquet file, or a directory of some: a column of images and one of integer labels,
             as Hugging Face ``datasets`` writes them.
         changes: Keys of the config, dotted or nested: ``data.source`` and what else says which
-            images are real; ``evaluation``, ``seed``. Images are compared at the size of the first.
+            images are real; ``evaluation``, ``seed``.
 
     Returns:
         Scores by their names in ``metrics.json``.
@@ -50,13 +50,13 @@ def evaluate_images(path: str | Path, changes: Mapping[str, Any]) -> dict[str, f
             "data.source", None, "must say which real images to compare with, see `sapf datasets`"
         )
     config = from_dict(nest(flat | {"evaluation.enabled": True}))
-    check_evaluation(config.evaluation)
     images = ImageSet.open(path)
+    check_evaluation(config.evaluation, made=images.side)
     source = test_source(config)
     inputs = Inputs(
         synthetic_dir=str(images.path.resolve()),
         source=source,
-        resolution=images.side,
+        resolution=compared_at(config.evaluation, source, made=images.side),
         config=config.evaluation,
         seed=config.seed,
     )

@@ -70,6 +70,7 @@ class RunDirectory:
         self.noise_key = self.private / "noise_key"
         self.latents = self.private / "latents"
         self.spilled = self.root / "spilled"  # outlives `private`, which goes while Ray is up
+        self.decoded = self.private / "evaluation"  # test images, and whatever scores read
         self.data_fingerprint = self.private / "data_fingerprint"
         self.fingerprint = self.private / "fingerprint.json"
         # Ray Train's checkpoints: post-processing of noisy releases
@@ -272,6 +273,7 @@ class ResultDirectory(RunDirectory):
         self.memory = self.home / "peak_memory.json"
         self.log = self.home / "run.log.jsonl"
         self.spilled = self.home / "spilled"
+        self.decoded = self.home / "private" / "evaluation"
         self.mlflow = self.home / "mlflow_run.json"
         self.skipped = self.home / "skipped.json"
 

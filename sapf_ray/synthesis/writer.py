@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
+DECODERS = min(8, os.cpu_count() or 1)  # threads that unpack PNG files
 _SPEC_KEY = "sapf_ray.spec"
 _SHARD_NAME = re.compile(r"train-\d{5}-of-\d{5}\.parquet")
 
@@ -206,22 +209,45 @@ def read_synthetic(directory: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """A finished data set: images uint8 (n, R, R, 3) and labels int64 (n,), in order.
 
     Raises:
+        DataError: As :func:`synthetic_parts`.
+    """
+    images, labels = zip(*synthetic_parts(directory), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def synthetic_parts(
+    directory: Path | str, *, rows: int = 64
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A finished data set in order, a part at a time.
+
+    Args:
+        directory: Folder of the data set.
+        rows: Most images of a part.
+
+    Yields:
+        Images uint8 (k, R, R, 3) and labels int64 (k,).
+
+    Raises:
         DataError: Missing, unfinished or damaged; names the file.
     """
-    images: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    for shard in read_manifest(directory)["shards"]:
-        path = Path(directory) / shard["file"]
-        try:
-            table = pq.read_table(path, columns=["image", "label"])
-            labels.append(table.column("label").to_numpy())
-            for record in table.column("image").to_pylist():
-                images.append(np.asarray(Image.open(io.BytesIO(record["bytes"])).convert("RGB")))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{path}: damaged shard ({reason(error)}); repeat the command to make it again"
-            ) from error
-    return np.stack(images), np.concatenate(labels)
+    with ThreadPoolExecutor(DECODERS) as pool:
+        for shard in read_manifest(directory)["shards"]:
+            path = Path(directory) / shard["file"]
+            try:
+                with pq.ParquetFile(path) as file:
+                    for part in file.iter_batches(rows, columns=["image", "label"]):
+                        records = part.column("image").to_pylist()
+                        images = list(pool.map(_pixels, records))
+                        yield np.stack(images), part.column("label").to_numpy()
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(
+                    f"{path}: damaged shard ({reason(error)}); repeat the command to make it again"
+                ) from error
+
+
+def _pixels(record: dict[str, Any]) -> np.ndarray:
+    """uint8 (R, R, 3)."""
+    return np.asarray(Image.open(io.BytesIO(record["bytes"])).convert("RGB"))
 
 
 def copy_shard(source: Path, target: Path, *, rows: int, spec: str) -> None:

@@ -159,6 +159,8 @@ def _check_model(config: RunConfig, plan: PrivacyPlan) -> None:
     model = PublicModel.open(config.model)
     _, prompts = _shape(config.data)
     model.check_classes(prompts)
+    made = config.synthesis.resolution or model.resolution
+    check_evaluation(config.evaluation, made=made)
     if plan.finetune is not None:
         model.pool(config.saliency.pool)
 
@@ -282,11 +284,16 @@ _ROW_BYTES = 2e3  # of an image beside its pixels
 
 
 def disk_bytes(item: PlannedCell) -> float:
-    """What one run writes, about: its images, and latents where it trains."""
+    """What one run writes, about: its images, latents where it trains, and what scores read."""
     config = item.cell.config
     side = config.model.resolution or (32 if _is_bundled(config) else 512)
     made = config.synthesis.resolution or side
     needed = (_ROW_BYTES + _PNG_BYTES * made**2) * config.synthesis.n_images
+    if config.evaluation.enabled:  # as many real images beside them, at most
+        row = DATA_SETS.get(config.data.source)
+        native = config.data.resolution or (row.resolution if row else None) or made
+        compared = config.evaluation.resolution or min(native, made)
+        needed += 2 * 3.0 * compared**2 * config.synthesis.n_images
     if item.plan.finetune is not None:
         reduced = 4 if _is_bundled(config) else 8  # by the VAE
         needed += 8 * 4.0 * (side / reduced) ** 2 * item.plan.n_records

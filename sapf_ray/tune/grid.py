@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -323,21 +325,32 @@ def _close_children(
 
 @ray.remote(num_cpus=1, max_retries=1)
 def _real_data_accuracy(config: RunConfig) -> float:
-    from sapf_ray.data.base import open_source
+    from sapf_ray.data.base import SPLITS, open_source
     from sapf_ray.evaluation.downstream import mean_accuracy
+    from sapf_ray.evaluation.pictures import source_parts, store
+    from sapf_ray.evaluation.protocol import compared_at
     from sapf_ray.models.public_model import PublicModel
 
     source = open_source(config.data)
-    resolution = PublicModel.open(config.model).resolution
-    train = source.read_whole("train", resolution=resolution)
-    test = source.read_whole("test", resolution=resolution)
-    return mean_accuracy(
-        train,
-        test,
-        n_classes=len(source.class_names),
-        config=config.evaluation,
-        seed=config.seed,
-    )
+    made = config.synthesis.resolution or PublicModel.open(config.model).resolution
+    resolution = compared_at(config.evaluation, source, made=made)
+    with tempfile.TemporaryDirectory(prefix="sapf-evaluation-") as folder:
+        train, test = (
+            store(
+                Path(folder) / split,
+                partial(source_parts, source, split, side=resolution),
+                side=resolution,
+            )
+            for split in SPLITS
+        )
+        return mean_accuracy(
+            train,
+            test,
+            data=source.name,
+            n_classes=len(source.class_names),
+            config=config.evaluation,
+            seed=config.seed,
+        )
 
 
 def _real_data(grid: Grid) -> dict[str, list[float]]:
@@ -365,4 +378,5 @@ def _real_data(grid: Grid) -> dict[str, list[float]]:
 
 def _real_key(config: RunConfig) -> str:
     settings = config_hash(config, "data", "model", "evaluation")
-    return f"{config.data.source}-seed{config.seed}-{settings}"
+    made = "" if config.synthesis.resolution is None else f"-{config.synthesis.resolution}px"
+    return f"{config.data.source}-seed{config.seed}-{settings}{made}"

@@ -10,6 +10,7 @@ from sapf_ray.config import EvaluationConfig
 from sapf_ray.errors import DataError
 from sapf_ray.evaluation.classifiers import CLASSIFIERS
 from sapf_ray.evaluation.downstream import augment, mean_accuracy
+from sapf_ray.evaluation.pictures import InMemory
 
 CONFIG = EvaluationConfig(epochs=6, batch_size=32)
 
@@ -25,7 +26,8 @@ def bars(n, seed, side=16):
 
 
 def accuracy(train, test, *, config=CONFIG, seed=0):
-    return mean_accuracy(train, test, n_classes=3, config=config, seed=seed)
+    sets = [InMemory(pixels=images, labels=labels) for images, labels in (train, test)]
+    return mean_accuracy(*sets, data="bars", n_classes=3, config=config, seed=seed)
 
 
 def test_learns_a_separable_set():

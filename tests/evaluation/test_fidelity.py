@@ -10,12 +10,21 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from sapf_ray.config import DataConfig, EvaluationConfig
 from sapf_ray.data import open_source
 from sapf_ray.errors import DataError
-from sapf_ray.evaluation.fidelity import compare, frechet
+from sapf_ray.evaluation import fidelity
 from sapf_ray.evaluation.metrics import requested
+from sapf_ray.evaluation.pictures import InMemory
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.models.inception import INCEPTION_WEIGHTS
 
 CONFIG = EvaluationConfig()
+
+
+def pictures(images):
+    return InMemory(pixels=images, labels=np.zeros(len(images), np.int64))
+
+
+def frechet(images, reference, **options):
+    return fidelity.frechet(pictures(images), pictures(reference), **options)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +93,9 @@ class TestInceptionWeights:
 
 
 def test_other_numbers_of_torch_fidelity_by_its_keywords(digits):
-    found = compare(digits[:50], digits[50:], config=CONFIG, kid=True, kid_subset_size=20)
+    found = fidelity.compare(
+        pictures(digits[:50]), pictures(digits[50:]), config=CONFIG, kid=True, kid_subset_size=20
+    )
     assert np.isfinite(found["kernel_inception_distance_mean"])
 
 

@@ -22,6 +22,7 @@ from sapf_ray.evaluation.metrics import (
     shown,
 )
 from sapf_ray.evaluation.protocol import evaluate
+from sapf_ray.evaluation.set_scores import SET_METRICS
 from sapf_ray.tune.summary import score_columns
 
 from .test_protocol import write_digits
@@ -43,7 +44,7 @@ def brightness():
         title="mean pixel",
         higher_is_better=None,
         reads=(SYNTHETIC,),
-        compute=lambda inputs: float(inputs.synthetic[0].mean()),
+        compute=lambda inputs: float(np.mean([b.mean() for b in inputs.synthetic.batches()])),
     )
     yield
     del METRICS["brightness"]
@@ -61,7 +62,7 @@ def test_the_settings_choose_the_rows():
 
 def test_a_metric_reads_only_what_its_row_declares(inputs):
     restricted = inputs.restricted_to([SYNTHETIC])
-    assert restricted.synthetic[0].shape == (60, 16, 16, 3)
+    assert (len(restricted.synthetic), restricted.synthetic.side) == (60, 16)
     for what in ("test", "train", "reference"):
         with pytest.raises(ValueError, match="does not declare"):
             getattr(restricted, what)
@@ -69,7 +70,7 @@ def test_a_metric_reads_only_what_its_row_declares(inputs):
         title="reads the training images and says it does not",
         higher_is_better=None,
         reads=(SYNTHETIC,),
-        compute=lambda inputs: len(inputs.train[0]),
+        compute=lambda inputs: len(inputs.train),
     )
     try:
         with pytest.raises(ValueError, match="real training images"):
@@ -79,7 +80,7 @@ def test_a_metric_reads_only_what_its_row_declares(inputs):
 
 
 def test_reference_images_are_those_that_the_settings_name(inputs):
-    assert len(inputs.reference[0]) == inputs.n_reference == 500
+    assert len(inputs.reference) == inputs.n_reference == 500
     config = EvaluationConfig(fid_reference="train")
     train = Inputs(
         synthetic_dir=inputs.synthetic_dir,
@@ -88,7 +89,7 @@ def test_reference_images_are_those_that_the_settings_name(inputs):
         config=config,
         seed=0,
     )
-    assert np.array_equal(train.reference[0], train.train[0]) and train.n_reference == 1297
+    assert train.reference is train.train and train.n_reference == 1297
 
 
 def test_images_that_were_read_are_shared_here_and_do_not_travel(inputs):
@@ -96,7 +97,8 @@ def test_images_that_were_read_are_shared_here_and_do_not_travel(inputs):
     assert inputs.test is read
     assert len(pickle.dumps(inputs)) < 20_000
     there = pickle.loads(pickle.dumps(inputs))
-    assert np.array_equal(there.test[0], read[0]) and there.config == inputs.config
+    rows = np.array([7, 3])
+    assert np.array_equal(there.test.read(rows), read.read(rows)) and there.config == inputs.config
 
 
 def test_a_second_start_computes_only_what_is_missing(inputs, ray_cluster, brightness):
@@ -134,8 +136,7 @@ def test_scores_are_shown_as_the_row_says(brightness):
     assert list(headline()) == [
         "accuracy",
         "conditional_fidelity",
-        "fid",
-        "fid_glyph",
+        *SET_METRICS,
         "brightness",
     ]
     rows = [{"accuracy": 75.1, "brightness": 3.0}]

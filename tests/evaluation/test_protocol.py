@@ -75,10 +75,14 @@ def test_another_list_of_classes_is_refused(source, tmp_path):
 
 def test_tasks_on_the_cluster_give_the_same_scores(source, tmp_path, ray_cluster):
     write_digits(tmp_path, source, source.class_names, 16)
-    config = EvaluationConfig(epochs=1, batch_size=16, classifiers=["cnn", "resnet"])
+    config = EvaluationConfig(
+        epochs=1, batch_size=16, classifiers=["cnn", "resnet"], scores=["kid", "precision_recall"]
+    )
     expected = evaluate(inputs_of(tmp_path, source, resolution=16, config=config))
-    scores = evaluate_on_cluster(tmp_path, source, resolution=16, config=config, seed=0)
-    assert scores.keys() == expected.keys()
+    work = tmp_path / "private" / "evaluation"
+    scores = evaluate_on_cluster(tmp_path, source, resolution=16, config=config, seed=0, work=work)
+    assert scores.keys() == expected.keys() and "recall_glyph" in scores
+    assert not work.parent.exists(), "decoded images are gone"
     assert scores == pytest.approx(
         expected, abs=0.02
     )  # threads change rounding, and so a test image or two

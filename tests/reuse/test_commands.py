@@ -237,7 +237,7 @@ def photos(tmp_path_factory) -> Path:
 def scored_here(monkeypatch):
     """Scores in this process, whose libraries are loaded."""
 
-    def score(synthetic, source, *, resolution, config, seed, known=None):
+    def score(synthetic, source, *, resolution, config, seed, known=None, work=None):
         return evaluate_here(
             Inputs(
                 synthetic_dir=str(synthetic),

@@ -49,6 +49,7 @@ class MedMnist(ArraySource):
             self.file = first_existing(self.file, names, row=row)
         self._refuse_another_set()
         self.open_published(row)
+        self.resolution = self.pixel_rows("train").shape[2]
 
     @property
     def row(self) -> KnownSet:

@@ -23,6 +23,7 @@ class Digits(ImageSource):
     """
 
     row = DATA_SETS["digits"]
+    resolution = 32  # the bundled models' side: networks tell little from 8 pixels
 
     def __init__(self, config: DataConfig) -> None:
         self.class_names = self.row.class_names
