@@ -4,7 +4,6 @@ tests.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +49,23 @@ def merges_of(words: list[str]) -> list[tuple[str, str]]:
     return list(found)
 
 
+def tiny_tokenizer() -> CLIPTokenizer:
+    """Letters, and one token for each of ``WORDS``; 16 tokens a prompt."""
+    characters = [chr(c) for c in range(33, 127)]
+    vocabulary = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *characters,
+        *(c + "</w>" for c in characters),
+        *dict.fromkeys(first + second for first, second in merges_of(WORDS)),
+    ]
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(vocabulary)},
+        merges=merges_of(WORDS),
+        model_max_length=16,
+    )
+
+
 def save_tiny_pipeline(directory: Path, prediction_type: str = "epsilon") -> Path:
     """Writes a diffusers directory: 8x8 images, 4x4x4 latents, 24 q/k/v matrices."""
     torch.manual_seed(0)
@@ -78,21 +94,7 @@ def save_tiny_pipeline(directory: Path, prediction_type: str = "epsilon") -> Pat
             pad_token_id=1,
         )
     )
-    words = directory / "vocab"
-    words.mkdir(parents=True)
-    characters = [chr(c) for c in range(33, 127)]
-    vocabulary = [
-        "<|startoftext|>",
-        "<|endoftext|>",
-        *characters,
-        *(c + "</w>" for c in characters),
-        *dict.fromkeys(first + second for first, second in merges_of(WORDS)),
-    ]
-    (words / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
-    (words / "merges.txt").write_text(
-        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges_of(WORDS)), ""])
-    )
-    tokenizer = CLIPTokenizer.from_pretrained(words, model_max_length=16)
+    tokenizer = tiny_tokenizer()
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,

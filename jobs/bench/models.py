@@ -20,9 +20,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sapf_ray.latents import CONDITIONS, LatentCache
 from sapf_ray.models.conditions import Conditions
-from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
+from sapf_ray.models.denoising import Draws, draw, per_record_loss
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.processes import Diffusion
+from sapf_ray.models.vae import LatentScale
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.saliency.scores import n_selected
 
@@ -212,8 +214,8 @@ class Workload:
             build_unet(case.size).to(case.device, self.dtype).eval().requires_grad_(False)
         )
         source = pipe if spec is None else SimpleNamespace(scheduler=build_scheduler())
-        self.scheduler = training_scheduler(source)
-        self.scaling_factor = float(pipe.vae.config.scaling_factor) if spec is None else 0.18215
+        self.process = Diffusion(DDPMScheduler.from_config(source.scheduler.config))
+        self.scale = LatentScale.of(pipe.vae) if spec is None else LatentScale(factor=0.18215)
         tokens, context = (
             (pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim)
             if spec is None
@@ -251,7 +253,7 @@ class Workload:
             records,
             k=1,
             latent_shape=self.cache.latent_shape,
-            timesteps=1000,
+            process=self.process,
         )
         return moments, conditions.to(self.case.device, self.dtype), draws
 
@@ -260,9 +262,9 @@ class Workload:
         moments, conditions, draws = self.inputs(records)
         return per_record_loss(
             denoiser or self.unet,
-            self.scheduler,
+            self.process,
             moments=moments,
-            scaling_factor=self.scaling_factor,
+            scale=self.scale,
             conditions=conditions,
             draws=draws,
         )

@@ -159,7 +159,7 @@ def vmap_gradients(
     assert conditions.states is not None
     # moves the scheduler's table to the device
     nothing = torch.zeros(1, 1)
-    work.scheduler.add_noise(nothing, nothing, draws.timesteps[:1, 0])
+    work.process.noisy(nothing, nothing, draws.timesteps[:1, 0])
 
     def loss(weights: dict[str, Tensor], record: tuple[Tensor, ...]) -> Tensor:
         def denoiser(*inputs: Any, **options: Any) -> Any:
@@ -168,9 +168,9 @@ def vmap_gradients(
         moments, states, posterior, noise, timesteps = (x[None] for x in record)
         return per_record_loss(
             denoiser,  # type: ignore[arg-type]
-            work.scheduler,
+            work.process,
             moments=moments,
-            scaling_factor=work.scaling_factor,
+            scale=work.scale,
             conditions=Conditions(states=states),
             draws=Draws(
                 posterior=posterior,

@@ -21,10 +21,11 @@ from torch import Tensor
 from sapf_ray.config import ModelConfig
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.conditions import Conditions
-from sapf_ray.models.denoising import training_scheduler
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import kept_pipeline
-from sapf_ray.synthesis.sampler import decode_images, denoise, initial_noise, sample_images, solver
+from sapf_ray.models.solvers import part_way
+from sapf_ray.models.vae import LatentScale, posterior_parameters
+from sapf_ray.synthesis.sampler import decode_images, denoise, initial_noise, sample_images
 
 
 class Api(Protocol):
@@ -113,9 +114,6 @@ def vary_images(
 ) -> np.ndarray:
     """Each image noised up to diffusion time ``strength * T`` and denoised again under its prompt.
 
-    The time is set exactly, not rounded to one of ``steps`` solver steps, so slowly falling
-    strengths differ.
-
     Args:
         pipe: The public pipeline.
         images: uint8 (n, R, R, 3), R the pipeline's resolution.
@@ -129,17 +127,10 @@ def vary_images(
     Returns:
         uint8 (n, R, R, 3).
     """
-    device = denoiser_of(pipe).device
-    noising, scheduler = training_scheduler(pipe), solver(pipe)
-    first = max(1, round(strength * (noising.config.num_train_timesteps - 1)))
-    count = max(1, int(np.ceil(strength * steps)))
-    # evenly from the first time downwards, 0 left out; two may round to one
-    times = np.unique(np.linspace(0, first, count + 1)[1:].round().astype(np.int64))[::-1]
-    scheduler.set_timesteps(timesteps=times.tolist(), device=device)
-
-    clean = latent_means(pipe, images) * pipe.vae.config.scaling_factor
-    noise = initial_noise(seeds, tuple(clean.shape[1:])).to(device)  # type: ignore[arg-type]
-    latents = noising.add_noise(clean, noise, torch.full((len(clean),), first, device=device))
+    clean = LatentScale.of(pipe.vae).scale(latent_means(pipe, images))
+    shape: Any = tuple(clean.shape[1:])
+    noise = initial_noise(seeds, shape).to(denoiser_of(pipe).device)
+    scheduler, latents = part_way(pipe, clean, noise, strength=strength, steps=steps)
     return decode_images(
         pipe,
         denoise(
@@ -157,7 +148,8 @@ def vary_images(
 def latent_means(pipe: Any, images: np.ndarray) -> Tensor:
     """Unscaled mean of the VAE posterior, float32 (n, C, h, w), of images uint8 (n, R, R, 3)."""
     pixels = torch.from_numpy(images).to(pipe.vae.device).permute(0, 3, 1, 2)
-    return pipe.vae.encode((pixels / 127.5 - 1).to(pipe.vae.dtype)).latent_dist.mean.float()
+    parameters = posterior_parameters(pipe.vae, (pixels / 127.5 - 1).to(pipe.vae.dtype))
+    return parameters.chunk(2, dim=1)[0].float()
 
 
 @lru_cache(maxsize=1)

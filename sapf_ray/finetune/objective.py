@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from sapf_ray.models.class_tokens import ClassTokens
 from sapf_ray.models.conditioning import denoiser_of
 from sapf_ray.models.conditions import Conditions
-from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
+from sapf_ray.models.denoising import Draws, draw, per_record_loss
 from sapf_ray.models.loading import load_pipeline
+from sapf_ray.models.processes import Process, forward_process
+from sapf_ray.models.vae import LatentScale
 
 if TYPE_CHECKING:
     from sapf_ray.finetune.loop import FinetuneJob
@@ -27,15 +28,15 @@ class Objective:
     Attributes:
         job: The work.
         denoiser: The public denoiser; training adds to it.
-        scheduler: The forward process.
-        scaling_factor: The VAE's latent scale.
+        process: The forward process.
+        scale: The VAE's latent scale.
         tokens: Class tokens, where they are trained.
     """
 
     job: FinetuneJob
     denoiser: nn.Module
-    scheduler: DDPMScheduler
-    scaling_factor: float
+    process: Process
+    scale: LatentScale
     tokens: ClassTokens | None = None
 
     @classmethod
@@ -50,8 +51,8 @@ class Objective:
         return cls(
             job=job,
             denoiser=denoiser_of(pipe),
-            scheduler=training_scheduler(pipe),
-            scaling_factor=pipe.vae.config.scaling_factor,
+            process=forward_process(pipe),
+            scale=LatentScale.of(pipe.vae),
         )
 
     def losses(self, records: np.ndarray, step: int) -> Tensor:
@@ -64,7 +65,7 @@ class Objective:
             records,
             k=job.config.draws_per_record,
             latent_shape=job.cache.latent_shape,
-            timesteps=self.scheduler.config.num_train_timesteps,
+            process=self.process,
             part=(job.config.timestep_start, job.config.timestep_end),
         )
         moments, conditions = job.cache.read(records)
@@ -85,7 +86,7 @@ class Objective:
         draws = Draws(
             posterior=normal[:, 0],
             noise=normal[:, 3:],
-            timesteps=torch.full((n, k), self.scheduler.config.num_train_timesteps // 2),
+            timesteps=torch.full((n, k), self.process.length // 2),
         )
         moments = normal[:, 1:3].flatten(1, 2)
         conditions = job.cache.any_conditions(n)
@@ -100,9 +101,9 @@ class Objective:
             conditions = self.tokens.shift(conditions.to(self.job.device), labels)
         return per_record_loss(
             self.denoiser,
-            self.scheduler,
+            self.process,
             moments=moments,
-            scaling_factor=self.scaling_factor,
+            scale=self.scale,
             conditions=conditions.to(self.job.device, dtype),
             draws=draws,
         )

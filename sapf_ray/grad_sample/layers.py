@@ -13,6 +13,7 @@ from math import prod
 from typing import Protocol
 
 import torch
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -270,6 +271,29 @@ def _layer_norm(
     )
 
 
+def _rms_norm(
+    layer: nn.Module,
+    calls: Sequence[Call],
+    *,
+    query: NormQuery,
+) -> Tensor:
+    """Both torch's and diffusers', whose scale runs over the last axis."""
+    assert isinstance(layer, nn.RMSNorm | RMSNorm)
+    eps = torch.finfo(torch.float32).eps if layer.eps is None else layer.eps
+    return _affine(
+        calls,
+        query=query,
+        normalize=lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps),
+        reduce=lambda y: y.reshape(y.shape[0], -1, y.shape[-1]).sum(1),
+    )
+
+
+def _rms_norm_limits(layer: nn.Module) -> str:
+    if isinstance(layer, nn.RMSNorm) and len(layer.normalized_shape) != 1:
+        return "normalized_shape must be one axis"
+    return ""
+
+
 def _embedding(
     layer: nn.Module,
     calls: Sequence[Call],
@@ -329,6 +353,8 @@ LAYERS: dict[type[nn.Module], LayerType] = {
     nn.Conv2d: LayerType(_conv2d),
     nn.GroupNorm: LayerType(_group_norm),
     nn.LayerNorm: LayerType(_layer_norm),
+    nn.RMSNorm: LayerType(_rms_norm, _rms_norm_limits),
+    RMSNorm: LayerType(_rms_norm),
     nn.Embedding: LayerType(_embedding, _embedding_limits),
 }
 PARAMETERS = ("weight", "bias")

@@ -137,14 +137,20 @@ def save_class_tokens(
     """Writes :data:`CLASS_TOKENS` beside an adapter, so that stock diffusers can use it.
 
     Text models: ``prompt_embeds`` (classes, L, d), base and offset together, as
-    ``pipe(prompt_embeds=...)`` takes one, and ``offsets``. Models with label ids: ``offsets``
-    (classes, d) and ``class_labels`` (classes,), the rows of every label table that they belong to.
+    ``pipe(prompt_embeds=...)`` takes one, and ``offsets``; to be passed with it
+    ``pooled_prompt_embeds`` (SDXL, SD3, FLUX) or ``prompt_attention_mask`` (PixArt, Sana). Models
+    with label ids: ``offsets`` (classes, d) and ``class_labels`` (classes,), the rows of every
+    label table that they belong to.
     Metadata: ``class_names``, a JSON list in the order of the rows.
     """
     offsets = offsets.detach().cpu().float().contiguous()
     content = {"offsets": offsets}
     if conditions.states is not None:
         content["prompt_embeds"] = (conditions.states.float() + offsets).contiguous()
+    if conditions.pooled is not None:
+        content["pooled_prompt_embeds"] = conditions.pooled.float().contiguous()
+    if conditions.mask is not None:
+        content["prompt_attention_mask"] = conditions.mask.long().contiguous()
     if conditions.labels is not None:
         content["class_labels"] = conditions.labels.contiguous()
     names = json.dumps(list(class_names), ensure_ascii=False)

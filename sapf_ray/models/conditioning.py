@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sapf_ray.errors import ConfigError
-from sapf_ray.models.calls import DenoiserCall, call_with_labels, call_with_text
+from sapf_ray.errors import ConfigError, DataError
+from sapf_ray.models import calls, encoders
 from sapf_ray.models.conditions import Conditions
-from sapf_ray.models.families import family_of
+from sapf_ray.models.families import FAMILIES, family_of
 from sapf_ray.registry import Registry
 
 LISTED = 12  # labels that an error message shows
@@ -42,12 +42,25 @@ class Conditioning:
         null: Pipeline to the one condition that guidance subtracts.
         call: How a denoiser is given them.
         shapes: Config of the denoiser to the shape of each part of one image's condition.
+        pack: Latents, each way, that become channels of one token before the denoiser sees them.
+        unlike: Config of the denoiser to why it is none of this kind; empty where it is one.
     """
 
     encode: Callable[[Any, Sequence[str]], Conditions]
     null: Callable[[Any], Conditions]
-    call: DenoiserCall
+    call: calls.DenoiserCall
     shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]]
+    pack: int = 1
+    unlike: Callable[[Mapping[str, Any]], str] = lambda config: ""
+
+    def check(self, config: Mapping[str, Any], path: str) -> None:
+        """Raises :class:`DataError` where a denoiser's config wants more than is handed over."""
+        if why := self.unlike(config):
+            raise DataError(f"model.path = {path!r}: {why}")
+
+    def latent_channels(self, config: Mapping[str, Any]) -> int:
+        """C of the latents that the denoiser of that config takes."""
+        return int(config["in_channels"]) // self.pack**2
 
 
 def denoiser_of(pipe: Any) -> Any:
@@ -114,23 +127,37 @@ def predict(
     return output[:, : noisy.shape[1]].float()
 
 
+def kind_of_denoiser(denoiser: Any) -> str:
+    """The row of :data:`CONDITIONINGS` that a network by itself takes; labels where it is of no
+    family.
+    """
+    if getattr(denoiser.config, "addition_embed_type", None) == "text_time":
+        return "sdxl"
+    for family in FAMILIES.values():
+        if getattr(family.denoiser, "__name__", family.denoiser) == type(denoiser).__name__:
+            return family.conditioning
+    return "labels"
+
+
 def blank_conditions(
-    kind: str, config: Mapping[str, Any], *, n: int, device: str | torch.device
+    kind: str, config: Mapping[str, Any], *, device: str | torch.device, tokens: int | None = None
 ) -> Conditions:
-    """Conditions of ones in the shapes that a denoiser takes, to count or to probe with.
+    """One condition of ones in the shapes that a denoiser takes, to count or to probe with.
 
     Args:
         kind: Row of :data:`CONDITIONINGS`.
         config: The denoiser's.
-        n: Number of images.
         device: Torch device; ``meta`` will do.
+        tokens: Number of text tokens; as many as the stock pipeline has by default.
     """
     types = {"labels": torch.int64, "mask": torch.bool}
-    parts = {
-        name: torch.ones(n, *shape, dtype=types.get(name, torch.float32), device=device)
-        for name, shape in CONDITIONINGS[kind].shapes(config).items()
-    }
-    return Conditions(kind=kind, **parts)
+    parts: dict[str, Tensor] = {}
+    for name, shape in CONDITIONINGS[kind].shapes(config).items():
+        if tokens is not None and name in ("states", "mask"):
+            shape = (tokens, *shape[1:])
+        dtype = types.get(name, torch.float32)
+        parts[name] = torch.ones(1, *shape, dtype=dtype, device=device)
+    return Conditions(kind=kind).with_parts(**parts)
 
 
 @torch.no_grad()
@@ -156,20 +183,78 @@ def _label_conditions(
     return Conditions(kind="labels", labels=torch.tensor(ids, dtype=torch.int64))
 
 
+def _sdxl_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    sizes = 6 * config["addition_time_embed_dim"]
+    return {
+        "states": (77, config["cross_attention_dim"]),
+        "pooled": (config["projection_class_embeddings_input_dim"] - sizes,),
+        "ids": (6,),
+    }
+
+
+def _unlike_masked(config: Mapping[str, Any]) -> str:
+    if config.get("guidance_embeds"):
+        return "is told a guidance scale, as Sana-Sprint; must be a Sana without"
+    sized = config.get("use_additional_conditions")
+    if sized or (
+        sized is None and "num_embeds_ada_norm" in config and config["sample_size"] == 128
+    ):
+        return "is told sizes and aspect ratios, as PixArt-Alpha; must be a PixArt-Sigma"
+    return ""
+
+
+def _flux_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    told: dict[str, tuple[int, ...]] = {"guidance": ()} if config["guidance_embeds"] else {}
+    return {
+        "states": (512, config["joint_attention_dim"]),
+        "pooled": (config["pooled_projection_dim"],),
+        **told,
+    }
+
+
 CONDITIONINGS: Registry[Conditioning] = Registry(
     "conditioning",
     {
         "text": Conditioning(
             encode=_text_states,
             null=lambda pipe: _text_states(pipe, ("",)),
-            call=call_with_text,
+            call=calls.call_with_text,
             shapes=lambda config: {"states": (77, config["cross_attention_dim"])},
         ),
         "labels": Conditioning(
             encode=_label_conditions,
             null=lambda pipe: Conditions(kind="labels", labels=torch.tensor([null_label(pipe)])),
-            call=call_with_labels,
+            call=calls.call_with_labels,
             shapes=lambda config: {"labels": ()},
+        ),
+        "sdxl": Conditioning(
+            encode=encoders.encode_sdxl,
+            null=encoders.null_sdxl,
+            call=calls.call_sdxl,
+            shapes=_sdxl_shapes,
+        ),
+        "sd3": Conditioning(
+            encode=encoders.encode_sd3,
+            null=encoders.null_sd3,
+            call=calls.call_sd3,
+            shapes=lambda config: {
+                "states": (77 + 256, config["joint_attention_dim"]),
+                "pooled": (config["pooled_projection_dim"],),
+            },
+        ),
+        "flux": Conditioning(
+            encode=encoders.encode_flux,
+            null=encoders.null_flux,
+            call=calls.call_flux,
+            shapes=_flux_shapes,
+            pack=2,
+        ),
+        "masked": Conditioning(
+            encode=encoders.encode_masked,
+            null=encoders.null_masked,
+            call=calls.call_masked,
+            shapes=lambda config: {"states": (300, config["caption_channels"]), "mask": (300,)},
+            unlike=_unlike_masked,
         ),
     },
 )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from sapf_ray.models.conditioning import predict
 from sapf_ray.models.conditions import Conditions
+from sapf_ray.models.processes import DENSITIES, Process
+from sapf_ray.models.vae import LatentScale
 from sapf_ray.privacy.keyed_rng import NoiseKey
 
 
@@ -32,7 +32,7 @@ def draw(
     *,
     k: int,
     latent_shape: tuple[int, ...],
-    timesteps: int,
+    process: Process,
     part: tuple[float, float] = (0.0, 1.0),
 ) -> Draws:
     """Draws that depend on (key, purpose, step, record) only, never on how records are spread over
@@ -44,10 +44,10 @@ def draw(
         records: (n,) int64.
         k: Draws per record.
         latent_shape: (C, h, w).
-        timesteps: T, length of the diffusion.
-        part: Where in it timesteps are drawn, as shares of T; 0 is the clean end.
+        process: Says how many times there are, and how likely each is.
+        part: Where times are drawn, as shares of the diffusion; 0 is the clean end.
     """
-    first, last = math.floor(part[0] * timesteps), math.ceil(part[1] * timesteps)
+    times_of = DENSITIES[process.density]
     generator = torch.Generator()
     flat = int(np.prod(latent_shape))
     normal = torch.empty(len(records), k + 1, *latent_shape)
@@ -55,29 +55,26 @@ def draw(
     for row, seed in enumerate(key.seeds(purpose, step, records)):
         generator.manual_seed(int(seed))
         normal[row] = torch.randn((k + 1) * flat, generator=generator).view(k + 1, *latent_shape)
-        t[row] = torch.randint(first, last, (k,), generator=generator)
+        t[row] = times_of(k, generator, part, process.length)
     return Draws(posterior=normal[:, 0], noise=normal[:, 1:], timesteps=t)
-
-
-def training_scheduler(pipe: object) -> DDPMScheduler:
-    """The forward process the public model was trained with."""
-    return DDPMScheduler.from_config(pipe.scheduler.config)  # type: ignore[attr-defined]
 
 
 def per_record_loss(
     denoiser: nn.Module,
-    scheduler: DDPMScheduler,
+    process: Process,
     *,
     moments: Tensor,
-    scaling_factor: float,
+    scale: LatentScale,
     conditions: Conditions,
     draws: Draws,
 ) -> Tensor:
     """Denoising loss of each record, averaged over its draws and over latent elements.
 
     Args:
+        denoiser: The network.
+        process: How it was trained.
         moments: (n, 2C, h, w) mean and log-variance of the VAE posterior.
-        scaling_factor: The VAE's latent scale.
+        scale: The VAE's latent scale.
         conditions: n of them, in the denoiser's precision and on its device.
         draws: Randomness for the n records on any device.
 
@@ -92,15 +89,16 @@ def per_record_loss(
     std = torch.exp(
         0.5 * log_variance.clamp(-30.0, 20.0)
     )  # the clamp of diffusers' DiagonalGaussianDistribution
-    latents = (mean + std * draws.posterior.to(device)) * scaling_factor
+    latents = scale.scale(mean + std * draws.posterior.to(device))
     latents = latents.repeat_interleave(k, dim=0)
     noise = draws.noise.to(device).flatten(0, 1)
-    timesteps = draws.timesteps.to(device).flatten()
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    target = noise
-    if scheduler.config.prediction_type == "v_prediction":
-        target = scheduler.get_velocity(latents, noise, timesteps)
-    elif scheduler.config.prediction_type == "sample":
-        target = latents
-    predicted = predict(denoiser, noisy.to(dtype), timesteps, conditions.repeat_interleave(k))
-    return (predicted - target).square().flatten(1).mean(1).view(n, k).mean(1)
+    times = draws.timesteps.to(device).flatten()
+    noisy = process.noisy(latents, noise, times)
+    target = process.target(latents, noise, times)
+    told = process.told(times)
+    predicted = predict(denoiser, noisy.to(dtype), told, conditions.repeat_interleave(k))
+    errors = (predicted - target).square().flatten(1).mean(1)
+    weights = process.weights(times)
+    if weights is not None:
+        errors = errors * weights
+    return errors.view(n, k).mean(1)

@@ -24,6 +24,22 @@ from sapf_ray.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlowMatching:
+    """How a family trains and samples by flow matching.
+
+    Attributes:
+        density: Row of :data:`sapf_ray.models.processes.DENSITIES` for training's times.
+        of_clean: Whether the loss is one of clean latents, as SD3's script has it by default.
+        even: Whether sampling's shares of noise are evenly spaced from 1 before they are shifted,
+            as FLUX's pipeline has them.
+    """
+
+    density: str = "uniform"
+    of_clean: bool = False
+    even: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """How one kind of pipeline is read.
 
@@ -32,9 +48,11 @@ class Family:
         denoiser: Class of the network that predicts noise, or its name in diffusers.
         folder: Folder of the denoiser.
         components: Folders that loading reads, the denoiser's among them.
+        vae: Class of the autoencoder, or its name in diffusers.
         options: Keyword arguments of ``from_pretrained``.
         conditioning: How it is told an image's class: a row of
             :data:`sapf_ray.models.conditioning.CONDITIONINGS`.
+        flow: How it is trained by flow matching; None where it is trained by diffusion.
     """
 
     pipeline: Any
@@ -42,7 +60,9 @@ class Family:
     folder: str
     components: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    vae: Any = "AutoencoderKL"
     conditioning: str = "text"
+    flow: FlowMatching | None = None
 
     @property
     def conditioned_on_labels(self) -> bool:
@@ -60,6 +80,9 @@ class Family:
         return imported(self.denoiser)
 
 
+_ONE_ENCODER = ("scheduler", "text_encoder", "tokenizer", "vae")
+_TWO_ENCODERS = (*_ONE_ENCODER, "text_encoder_2", "tokenizer_2")
+
 FAMILIES: Registry[Family] = Registry(
     "model family",
     {
@@ -76,6 +99,46 @@ FAMILIES: Registry[Family] = Registry(
             folder="transformer",
             components=("scheduler", "transformer", "vae"),
             conditioning="labels",
+        ),
+        "StableDiffusionXLPipeline": Family(
+            pipeline="StableDiffusionXLPipeline",
+            denoiser="UNet2DConditionModel",
+            folder="unet",
+            components=(*_TWO_ENCODERS, "unet"),
+            options={"add_watermarker": False},
+            conditioning="sdxl",
+        ),
+        "StableDiffusion3Pipeline": Family(
+            pipeline="StableDiffusion3Pipeline",
+            denoiser="SD3Transformer2DModel",
+            folder="transformer",
+            components=(*_TWO_ENCODERS, "text_encoder_3", "tokenizer_3", "transformer"),
+            conditioning="sd3",
+            flow=FlowMatching(density="logit_normal", of_clean=True),
+        ),
+        "FluxPipeline": Family(
+            pipeline="FluxPipeline",
+            denoiser="FluxTransformer2DModel",
+            folder="transformer",
+            components=(*_TWO_ENCODERS, "transformer"),
+            conditioning="flux",
+            flow=FlowMatching(even=True),
+        ),
+        "PixArtSigmaPipeline": Family(
+            pipeline="PixArtSigmaPipeline",
+            denoiser="PixArtTransformer2DModel",
+            folder="transformer",
+            components=(*_ONE_ENCODER, "transformer"),
+            conditioning="masked",
+        ),
+        "SanaPipeline": Family(
+            pipeline="SanaPipeline",
+            denoiser="SanaTransformer2DModel",
+            folder="transformer",
+            components=(*_ONE_ENCODER, "transformer"),
+            vae="AutoencoderDC",
+            conditioning="masked",
+            flow=FlowMatching(),
         ),
     },
 )
@@ -149,9 +212,22 @@ def read_config(
     return dict(imported(kind).load_config(place, subfolder=folder or None, revision=revision))
 
 
+def latent_side(denoiser: Any) -> int:
+    """Side of the latents that a denoiser was made for, from its config; FLUX's pipeline says 128
+    where the config has none.
+    """
+    return int(denoiser.get("sample_size") or 128)
+
+
+def latent_factor(vae: Any) -> int:
+    """Pixels, each way, that one latent stands for, from the autoencoder's config."""
+    levels = vae.get("encoder_block_out_channels") or vae["block_out_channels"]
+    return 2 ** (len(levels) - 1)
+
+
 def image_side(denoiser: Any, vae: Any) -> int:
     """Side in pixels of a model's images, from the configs of its denoiser and its VAE."""
-    return int(denoiser["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    return latent_side(denoiser) * latent_factor(vae)
 
 
 def unreadable(model: ModelConfig | str, error: Exception) -> DataError:

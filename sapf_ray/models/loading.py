@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from sapf_ray.config import ModelConfig
 from sapf_ray.models.checkpoints import checkpoint_of
 from sapf_ray.models.conditioning import denoiser_of
-from sapf_ray.models.families import Family, image_side, read_index, unreadable
+from sapf_ray.models.families import Family, image_side, latent_side, read_index, unreadable
 from sapf_ray.models.location import as_config, resolve_model
 
 
@@ -52,9 +52,9 @@ def load_pipeline(model: ModelConfig | str, *, device: str = "cpu") -> Any:
         pipe.scheduler.register_to_config(prediction_type=config.prediction_type)
     if config.resolution is not None:
         _set_resolution(pipe, config.resolution)
-    for module in (denoiser_of(pipe), pipe.vae, getattr(pipe, "text_encoder", None)):
-        if module is not None:
-            module.requires_grad_(False).eval()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
     return pipe.to(device)
 
 
@@ -110,5 +110,5 @@ def _set_resolution(pipe: Any, side: int) -> None:
     goes on doing so: the config is changed once it is built.
     """
     denoiser = denoiser_of(pipe)
-    size = int(denoiser.config.sample_size) * side // resolution_of(pipe)
+    size = latent_side(denoiser.config) * side // resolution_of(pipe)
     denoiser.register_to_config(sample_size=size)

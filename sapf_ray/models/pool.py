@@ -41,14 +41,18 @@ class WeightRows:
 
 
 Matrix = nn.Linear | nn.Conv2d | WeightRows
+QKV = ("to_q", "to_k", "to_v")
+ADDED_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")
+"""Of the text tokens, where text and image attend jointly (SD3, FLUX)."""
+FUSED = {"to_qkv": QKV, "to_kv": QKV[1:], "to_added_qkv": ADDED_QKV}
+OPTIONAL = (*ADDED_QKV, "to_out.0", "to_add_out")
+"""What not every attention layer has: FLUX's single blocks have no output of their own."""
 
 
 def attention_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every attention layer with its dotted name, in the model's own order."""
     for name, module in denoiser.named_modules():
-        if all(
-            isinstance(getattr(module, part, None), nn.Module) for part in ("to_q", "to_k", "to_v")
-        ):
+        if all(isinstance(getattr(module, part, None), nn.Module) for part in QKV):
             yield name, module
 
 
@@ -58,7 +62,8 @@ def candidate_pool(denoiser: nn.Module, kind: str = "qkv") -> dict[str, Matrix]:
 
     Args:
         denoiser: U-Net or diffusion transformer; LoRA of peft is looked through.
-        kind: ``qkv`` (paper section 3.2), ``qkvo`` (with output projections, as the authors' code),
+        kind: ``qkv`` (paper section 3.2; with a transformer's projections of the text, where text
+            and image attend jointly), ``qkvo`` (with output projections, as the authors' code),
             ``qkv_no_middle`` (without the U-Net's middle block, paper Table 2), ``cross_q``
             (queries of cross-attention only, paper Table 6) or ``all`` (every linear layer and
             convolution: All-Param, Figure 4).
@@ -69,8 +74,8 @@ def candidate_pool(denoiser: nn.Module, kind: str = "qkv") -> dict[str, Matrix]:
     """
     if kind == "all":
         return _every_matrix(denoiser)
-    parts = {"qkvo": ("to_q", "to_k", "to_v", "to_out.0"), "cross_q": ("to_q",)}.get(
-        kind, ("to_q", "to_k", "to_v")
+    parts = {"qkvo": (*QKV, "to_out.0", *ADDED_QKV, "to_add_out"), "cross_q": ("to_q",)}.get(
+        kind, (*QKV, *ADDED_QKV)
     )
     pool: dict[str, Matrix] = {}
     for name, layer in attention_layers(denoiser):
@@ -80,6 +85,8 @@ def candidate_pool(denoiser: nn.Module, kind: str = "qkv") -> dict[str, Matrix]:
             continue
         fused = _fused_rows(layer)
         for part in parts:
+            if part in OPTIONAL and getattr(layer, part.partition(".")[0], None) is None:
+                continue
             matrix = fused.get(part) or base_layer(layer.get_submodule(part))
             assert isinstance(matrix, nn.Linear | WeightRows), f"{name}.{part} is no linear layer"
             pool[f"{name}.{part}"] = matrix
@@ -122,18 +129,16 @@ def _fused_rows(layer: nn.Module) -> dict[str, WeightRows]:
     """
     if not getattr(layer, "fused_projections", False):
         return {}
-    parts: tuple[str, ...] = ("to_k", "to_v")
-    if layer.is_cross_attention:
-        whole = layer.to_kv
-    else:
-        whole = layer.to_qkv
-        parts = ("to_q", *parts)
     rows: dict[str, WeightRows] = {}
-    start = 0
-    for part in parts:
-        width = int(getattr(layer, part).out_features)
-        rows[part] = WeightRows(whole, slice(start, start + width))  # type: ignore[arg-type]
-        start += width
+    for fused, parts in FUSED.items():
+        whole = getattr(layer, fused, None)
+        if whole is None:
+            continue
+        start = 0
+        for part in parts:
+            width = int(getattr(layer, part).out_features)
+            rows[part] = WeightRows(whole, slice(start, start + width))
+            start += width
     return rows
 
 
@@ -155,5 +160,6 @@ def _every_matrix(denoiser: nn.Module) -> dict[str, Matrix]:
     for name, layer in attention_layers(denoiser):
         if fused := _fused_rows(layer):
             pool |= {f"{name}.{part}": rows for part, rows in fused.items()}
-            pool.pop(f"{name}.{'to_kv' if layer.is_cross_attention else 'to_qkv'}")
+            for whole in FUSED:
+                pool.pop(f"{name}.{whole}", None)
     return pool

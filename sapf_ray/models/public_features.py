@@ -34,6 +34,7 @@ from sapf_ray.files import file_digest, short_hash
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.glyph_features import BUNDLED_FEATURES, WEIGHTS_NAME, load_glyph_features
 from sapf_ray.models.inception import check_inception_weights, kept_inception
+from sapf_ray.models.vae import posterior_parameters
 
 BATCH = 64  # images of a forward pass
 LATENT_SIDE = 8  # positions that latent features keep, each way
@@ -188,7 +189,7 @@ def posterior_moments(vae: Any, images: np.ndarray) -> np.ndarray:
 
     def encode(part: np.ndarray) -> Tensor:
         pixels = to_pixels(part, vae.device).to(vae.dtype)
-        return vae.encode(pixels / 127.5 - 1).latent_dist.parameters
+        return posterior_parameters(vae, pixels / 127.5 - 1)
 
     return in_batches(encode, images)
 

@@ -25,6 +25,7 @@ from sapf_ray.errors import reason
 from sapf_ray.files import file_digest, short_hash
 from sapf_ray.models.checkpoints import checkpoint_of
 from sapf_ray.models.conditioning import (
+    CONDITIONINGS,
     blank_conditions,
     check_text_model,
     label_ids,
@@ -34,6 +35,7 @@ from sapf_ray.models.families import (
     FAMILIES,
     Family,
     image_side,
+    latent_side,
     read_config,
     read_index,
     unreadable,
@@ -105,7 +107,8 @@ class PublicModel:
         at = config.revision
         try:
             denoiser = read_config(family.denoiser, path, folder=family.folder, revision=at)
-            vae = read_config("AutoencoderKL", path, folder="vae", revision=at)
+            vae = read_config(family.vae, path, folder="vae", revision=at)
+            CONDITIONINGS[family.conditioning].check(denoiser, config.path)
             labels = index.get("id2label") or {}
             return cls(
                 config=config,
@@ -191,10 +194,14 @@ class PublicModel:
             prompts: One per class.
 
         Raises:
-            ConfigError: ``model.class_labels`` is needed, or does not fit.
+            ConfigError: ``model.class_labels`` is needed, or does not fit; or a prompt is too long.
         """
         if not self.family.conditioned_on_labels:
             check_text_model(self.config.class_labels)
+            if self.family.conditioning != "text":  # CLIP's cut has a measure: models/words.py
+                from sapf_ray.models.text_encoder import check_prompt_lengths
+
+                check_prompt_lengths(self.config, prompts)
             return
         label_ids(
             self.labels,
@@ -210,7 +217,15 @@ class PublicModel:
         A side in between would lose a row without a word: both round down.
         """
         patch = self.denoiser_config.get("patch_size") or 1
-        return patch * self.native_resolution // int(self.denoiser_config["sample_size"])
+        packed = CONDITIONINGS[self.family.conditioning].pack
+        return packed * patch * self.native_resolution // latent_side(self.denoiser_config)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one image's latents at the run's resolution."""
+        config = self.denoiser.config
+        side = latent_side(config) * self.resolution // self.native_resolution
+        return CONDITIONINGS[self.family.conditioning].latent_channels(config), side, side
 
     def check_resolution(self, resolution: int | None, key: str) -> None:
         """Checks that images of this side can be made; None is the model's own.
@@ -235,10 +250,9 @@ class PublicModel:
     @torch.no_grad()
     def blank_prediction(self) -> torch.Tensor:
         """What the empty network makes of one image at the run's resolution: shapes, no values."""
-        config = self.denoiser_config
-        side = config["sample_size"] * self.resolution // self.native_resolution
-        noisy = torch.empty(1, config["in_channels"], side, side, device="meta")
-        conditions = blank_conditions(self.family.conditioning, config, n=1, device="meta")
+        noisy = torch.empty(1, *self.latent_shape, device="meta")
+        kind = self.family.conditioning
+        conditions = blank_conditions(kind, self.denoiser.config, device="meta")
         return predict(self.denoiser, noisy, torch.empty(1, device="meta"), conditions)
 
     def check_denoiser_takes_it(self) -> None:
@@ -249,10 +263,11 @@ class PublicModel:
         """
         if self.resolution == self.native_resolution:
             return
-        side = self.denoiser_config["sample_size"] * self.resolution // self.native_resolution
         try:
-            shape = tuple(self.blank_prediction().shape[2:])
-            fault = "" if shape == (side, side) else f"it predicts {shape[0]} x {shape[1]} latents"
+            made = tuple(self.blank_prediction().shape[2:])
+            fault = ""
+            if made != self.latent_shape[1:]:
+                fault = f"it predicts {made[0]} x {made[1]} latents"
         except _FAULTS as error:
             fault = reason(error)
         require(
@@ -303,7 +318,7 @@ def content_hash(model: ModelConfig | str) -> str:
     """
     config = as_config(model)
     place = resolve_model(config)
-    _, family = read_index(config)
+    index, family = read_index(config)
     try:
         if not Path(place).is_dir():
             which = {"variant": config.variant, "revision": config.revision}
@@ -312,6 +327,8 @@ def content_hash(model: ModelConfig | str) -> str:
         checkpoint = checkpoint_of(config)
         files = [folder / INDEX]
         for component in family.components:
+            if not (index.get(component) or [None])[0]:
+                continue  # SD3 may come without T5
             files += _configs(folder / component)
             if checkpoint is None:
                 files += weight_files(folder / component, config.variant)

@@ -23,11 +23,13 @@ from sapf_ray.grad_sample.backprop_scale import backprop_scale
 from sapf_ray.grad_sample.capture import Pool, PoolCapture
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.conditioning import denoiser_of
-from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
+from sapf_ray.models.denoising import draw, per_record_loss
 from sapf_ray.models.device import fix_rounding, pick_device
 from sapf_ray.models.loading import kept_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.processes import forward_process
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.models.vae import LatentScale
 from sapf_ray.privacy.clipping import Clip
 from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey
@@ -125,7 +127,8 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
     assert score.contribution is not None
     denoiser = denoiser_of(pipe)
     pool = candidate_pool(denoiser, config.pool)
-    scheduler = training_scheduler(pipe)
+    process = forward_process(pipe)
+    latent_scale = LatentScale.of(pipe.vae)
     scale = backprop_scale(denoiser.dtype, work.cache.latent_shape)
     total = ExactSum.zeros(score.shapes(pool), config.clipping_norm)
     for start in range(0, len(records), config.micro_batch_size):
@@ -140,7 +143,7 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
             batch,
             k=1,
             latent_shape=work.cache.latent_shape,
-            timesteps=scheduler.config.num_train_timesteps,
+            process=process,
         )
         capture = PoolCapture(
             pool,
@@ -152,9 +155,9 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
         with capture:
             loss = per_record_loss(
                 denoiser,
-                scheduler,
+                process,
                 moments=moments,
-                scaling_factor=pipe.vae.config.scaling_factor,
+                scale=latent_scale,
                 conditions=conditions.to(denoiser.device, denoiser.dtype),
                 draws=draws,
             )

@@ -7,9 +7,10 @@ weights. Taken once, such scores remove whole layers; they are therefore taken `
 times, each time without the matrices left out so far (Tanaka et al., algorithm 1).
 
 The paper says nothing of how it applies this to a diffusion model. A denoiser has inputs besides
-the latents: ours are the time 0 and one prompt token of ones (class 0 for a class-conditional
-transformer). Its normalisation layers and attention weights are left in place, so flow is not
-conserved exactly, and a query or key in front of identical tokens gets no flow.
+the latents: ours are the time 0 and one prompt token of ones, with all else that it is told at one
+(class 0 for a class-conditional transformer). Its normalisation layers and attention weights are
+left in place, so flow is not conserved exactly, and a query or key in front of identical tokens
+gets no flow.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from sapf_ray.grad_sample.capture import Pool, PoolCapture
+from sapf_ray.models.calls import DenoiserCall
+from sapf_ray.models.conditioning import CONDITIONINGS, blank_conditions, kind_of_denoiser
+from sapf_ray.models.conditions import Conditions
 from sapf_ray.saliency.scores import schedule, top_n
 
 
@@ -37,11 +41,8 @@ def synflow_scores(denoiser: nn.Module, pool: Pool, *, n: int, rounds: int) -> T
     kept, scores = names, torch.zeros(len(names))
     for size in schedule(len(names), n, rounds):
         with PoolCapture(pool, weighted=True, pruned=set(names) - set(kept)) as capture:
-            flow = (
-                torch.func.functional_call(denoiser, magnitudes, (), ones(denoiser))[0]
-                .float()
-                .sum()
-            )
+            call, inputs = ones(denoiser)
+            flow = call(_With(denoiser, magnitudes), *inputs).float().sum()
             flow.backward()
         left = set(kept)
         scores = capture.norms()[0].cpu() * torch.tensor([name in left for name in names])
@@ -49,18 +50,29 @@ def synflow_scores(denoiser: nn.Module, pool: Pool, *, n: int, rounds: int) -> T
     return scores
 
 
-def ones(denoiser: Any) -> dict[str, Any]:
-    """One input of ones, as keyword arguments."""
+class _With:
+    """A network that is called with other values of its parameters."""
+
+    def __init__(self, denoiser: Any, values: dict[str, Tensor]) -> None:
+        self.denoiser = denoiser
+        self.values = values
+        self.config = denoiser.config
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return torch.func.functional_call(self.denoiser, self.values, inputs, options)
+
+
+def ones(denoiser: Any) -> tuple[DenoiserCall, tuple[Tensor, Tensor, Conditions]]:
+    """How the network is called, and one input: latents of ones, time 0 and its conditions."""
     config = denoiser.config
     dtype, device = denoiser.dtype, denoiser.device
-    latents = torch.ones(
-        1, config.in_channels, config.sample_size, config.sample_size, dtype=dtype, device=device
-    )
+    kind = kind_of_denoiser(denoiser)
+    row = CONDITIONINGS[kind]
     time = torch.zeros(1, dtype=torch.int64, device=device)
-    width = getattr(config, "cross_attention_dim", None)
-    if isinstance(width, int) and not hasattr(config, "num_embeds_ada_norm"):
-        condition = {"encoder_hidden_states": torch.ones(1, 1, width, dtype=dtype, device=device)}
-    else:
-        condition = {"class_labels": time}
-    model_input = "sample" if hasattr(config, "down_block_types") else "hidden_states"
-    return {model_input: latents, "timestep": time, **condition, "return_dict": False}
+    channels = config.in_channels // row.pack**2
+    side = getattr(config, "sample_size", None) or row.pack
+    latents = torch.ones(1, channels, side, side, dtype=dtype, device=device)
+    conditions = Conditions(kind=kind, labels=time)
+    if kind != "labels":
+        conditions = blank_conditions(kind, config, device=device, tokens=1).to(device, dtype)
+    return row.call, (latents, time, conditions)

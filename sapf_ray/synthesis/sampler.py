@@ -1,19 +1,25 @@
-"""Sampling: DPM-Solver++ (Lu et al. 2022) with classifier-free guidance (Ho & Salimans 2022)."""
+"""Sampling: DPM-Solver++ (Lu et al. 2022) with classifier-free guidance (Ho & Salimans 2022); for
+models of flow matching the solver of their own pipeline.
+
+A guidance-distilled model (FLUX.1-dev) is told the guidance scale instead, in one pass.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from sapf_ray.models.conditioning import denoiser_of, predict
 from sapf_ray.models.conditions import Conditions
+from sapf_ray.models.encoders import size_ids
+from sapf_ray.models.families import latent_side
 from sapf_ray.models.loading import resolution_of
+from sapf_ray.models.solvers import set_steps, solver
+from sapf_ray.models.vae import LatentScale
 
 
 @torch.no_grad()
@@ -47,13 +53,18 @@ def sample_images(
         uint8 (n, R, R, 3).
     """
     denoiser = denoiser_of(pipe)
-    scheduler = solver(pipe)
-    scheduler.set_timesteps(steps, device=denoiser.device)
-    side = int(denoiser.config.sample_size)
+    side = latent_side(denoiser.config)
     if resolution is not None:
         side = side * resolution // resolution_of(pipe)
-    shape = (denoiser.config.in_channels, side, side)
-    latents = initial_noise(seeds, shape).to(denoiser.device) * scheduler.init_noise_sigma
+    if conditions.ids is not None:
+        ids = size_ids(1, resolution or resolution_of(pipe))
+        conditions, null = (
+            told.with_parts(ids=ids.expand(len(told), -1)) for told in (conditions, null)
+        )
+    scheduler = solver(pipe)
+    set_steps(pipe, scheduler, steps=steps, side=side)
+    latents = initial_noise(seeds, (pipe.vae.config.latent_channels, side, side))
+    latents = latents.to(denoiser.device) * getattr(scheduler, "init_noise_sigma", 1)
     return decode_images(
         pipe,
         denoise(
@@ -92,14 +103,18 @@ def denoise(
     """
     denoiser = denoiser_of(pipe)
     guided = guidance_scale != 1.0
+    if conditions.guidance is not None:
+        told = torch.full_like(conditions.guidance, guidance_scale)
+        conditions = conditions.with_parts(guidance=told)
+        guided = False
     if guided:
         free = null.to(conditions.device).expand(len(conditions))
         conditions = Conditions.cat([free, conditions])
     conditions = conditions.to(denoiser.device, denoiser.dtype)
     for t in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(
-            torch.cat([latents, latents]) if guided else latents, t
-        )
+        model_input = torch.cat([latents, latents]) if guided else latents
+        if hasattr(scheduler, "scale_model_input"):
+            model_input = scheduler.scale_model_input(model_input, t)
         predicted = predict(denoiser, model_input.to(denoiser.dtype), t, conditions)
         if guided:
             without, conditional = predicted.chunk(2)
@@ -112,18 +127,9 @@ def denoise(
 def decode_images(pipe: Any, latents: Tensor) -> np.ndarray:
     """uint8 (n, R, R, 3) of scaled latents (n, C, h, w)."""
     vae = pipe.vae
-    decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+    decoded = vae.decode(LatentScale.of(vae).unscale(latents).to(vae.dtype)).sample.float()
     pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def solver(pipe: Any) -> Any:
-    """A fresh DPM-Solver++ on the noise schedule the model was trained with."""
-    # from_config warns about each entry of the training scheduler that the solver has no use for
-    logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)
-    return DPMSolverMultistepScheduler.from_config(
-        pipe.scheduler.config, algorithm_type="dpmsolver++"
-    )
 
 
 def initial_noise(seeds: Sequence[int] | np.ndarray, shape: tuple[int, int, int]) -> Tensor:

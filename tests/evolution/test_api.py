@@ -9,9 +9,10 @@ import torch
 from sapf_ray.config import ModelConfig
 from sapf_ray.evolution.api import DiffusionApi, decode_images, latent_means, vary_images
 from sapf_ray.models.conditioning import encode_conditions, null_condition, predict
-from sapf_ray.models.denoising import training_scheduler
 from sapf_ray.models.loading import kept_pipeline
-from sapf_ray.synthesis.sampler import initial_noise, sample_images, solver
+from sapf_ray.models.processes import forward_process
+from sapf_ray.models.solvers import solver
+from sapf_ray.synthesis.sampler import initial_noise, sample_images
 
 PROMPTS = ("an ant", "a bee", "a cat")
 LABELS, SEEDS = np.array([0, 1, 2, 1, 0]), np.array([3, 2**63 - 1, 5, 7, 11])
@@ -115,7 +116,7 @@ def test_variation_is_noising_and_then_the_solver(api, parents):
     scheduler = solver(pipe)
     scheduler.set_timesteps(timesteps=[500, 400, 300, 200, 100])
     clean = latent_means(pipe, parents) * pipe.vae.config.scaling_factor
-    latents = training_scheduler(pipe).add_noise(
+    latents = forward_process(pipe).noisy(
         clean, initial_noise(SEEDS, (4, 4, 4)), torch.tensor([500] * 5)
     )
     for t in scheduler.timesteps:

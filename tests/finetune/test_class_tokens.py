@@ -29,9 +29,10 @@ from sapf_ray.models.conditioning import encode_conditions, null_condition
 from sapf_ray.models.conditions import Conditions
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.solvers import solver
 from sapf_ray.privacy.clipping import clip_factors, clipped_units
 from sapf_ray.privacy.fixed_point import grid_step
-from sapf_ray.synthesis.sampler import initial_noise, sample_images, solver
+from sapf_ray.synthesis.sampler import initial_noise, sample_images
 from tests.networks import CASES
 
 N, K, CLASSES = 6, 2, 4

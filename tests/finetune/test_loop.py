@@ -17,9 +17,12 @@ from sapf_ray.finetune.loop import FinetuneJob, TrainState, train, write_adapter
 from sapf_ray.finetune.optimizer import ReleaseOptimizer
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.class_tokens import CLASS_TOKENS, TOKENS
-from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
+from sapf_ray.models.conditioning import denoiser_of
+from sapf_ray.models.denoising import draw, per_record_loss
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.processes import forward_process
+from sapf_ray.models.vae import LatentScale
 from sapf_ray.privacy.clipping import clip_factors
 from sapf_ray.privacy.fixed_point import ExactSum, grid_step
 from sapf_ray.privacy.keyed_rng import NoiseKey
@@ -62,7 +65,7 @@ def make_job(
     ledger = directory / "ledger.jsonl"
     if not ledger.exists():
         Ledger.create(ledger, plan)
-    matrices = list(candidate_pool(load_pipeline(str(tiny_pipeline)).unet))[::4]
+    matrices = list(candidate_pool(denoiser_of(load_pipeline(str(tiny_pipeline)))))[::4]
     return FinetuneJob(
         model=ModelConfig(path=str(tiny_pipeline)),
         matrices=matrices,
@@ -117,14 +120,14 @@ def oracle_sum(job: FinetuneJob, pipe, records: np.ndarray) -> torch.Tensor:
             one,
             k=config.draws_per_record,
             latent_shape=(4, 4, 4),
-            timesteps=1000,
+            process=forward_process(pipe),
             part=(0.2, 0.8),
         )
         loss = per_record_loss(
             pipe.unet,
-            training_scheduler(pipe),
+            forward_process(pipe),
             moments=moments,
-            scaling_factor=pipe.vae.config.scaling_factor,
+            scale=LatentScale.of(pipe.vae),
             conditions=dataclasses.replace(conditions, states=states),
             draws=draws,
         )

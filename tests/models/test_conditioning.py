@@ -21,12 +21,15 @@ from sapf_ray.models.conditioning import (
     null_condition,
 )
 from sapf_ray.models.conditions import Conditions
-from sapf_ray.models.denoising import Draws, draw, per_record_loss, training_scheduler
+from sapf_ray.models.denoising import Draws, draw, per_record_loss
 from sapf_ray.models.loading import load_pipeline, resolution_of
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.processes import Diffusion, forward_process
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.models.solvers import solver
+from sapf_ray.models.vae import LatentScale
 from sapf_ray.privacy.keyed_rng import NoiseKey
-from sapf_ray.synthesis.sampler import initial_noise, sample_images, solver
+from sapf_ray.synthesis.sampler import initial_noise, sample_images
 
 LABELS = {0: "tabby, tabby cat", 1: "tench", 2: "cat", 3: "digit one, one, 1"}
 
@@ -119,9 +122,9 @@ def test_class_labels_survive_yaml():
 
 
 def test_pipeline_of_another_family_is_named(tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}')
     with pytest.raises(
-        DataError, match="is a FluxPipeline; must be one of StableDiffusionPipeline, DiTPipeline"
+        DataError, match="is a KolorsPipeline; must be one of StableDiffusionPipeline, DiTPipeline"
     ):
         load_pipeline(str(tmp_path))
 
@@ -141,19 +144,21 @@ def test_conditions_of_both_families_stack_alike(pipe, tiny_pipeline):
 
 
 def draws_of(records: np.ndarray) -> Draws:
-    return draw(NoiseKey.create(0), "p", 0, records, k=2, latent_shape=(4, 4, 4), timesteps=1000)
+    key = NoiseKey.create(0)
+    process = Diffusion(DDPMScheduler())
+    return draw(key, "p", 0, records, k=2, latent_shape=(4, 4, 4), process=process)
 
 
 def test_dit_loss_trains_the_noise_half_and_mixes_no_records(pipe):
-    scheduler, denoiser, records = training_scheduler(pipe), denoiser_of(pipe), np.array([3, 11, 7])
+    process, denoiser, records = forward_process(pipe), denoiser_of(pipe), np.array([3, 11, 7])
     moments, labels = torch.randn(3, 8, 4, 4), torch.tensor([2, 1, 0])
 
     def loss(rows: list[int]) -> torch.Tensor:
         return per_record_loss(
             denoiser,
-            scheduler,
+            process,
             moments=moments[rows],
-            scaling_factor=0.5,
+            scale=LatentScale(factor=0.5),
             conditions=Conditions(kind="labels", labels=labels[rows]),
             draws=draws_of(records[rows]),
         )
@@ -172,19 +177,20 @@ def test_dit_loss_trains_the_noise_half_and_mixes_no_records(pipe):
 
 
 def test_dit_per_sample_norms_are_those_of_single_records(pipe):
-    scheduler, denoiser, records = training_scheduler(pipe), denoiser_of(pipe), np.array([5, 8])
+    process, denoiser, records = forward_process(pipe), denoiser_of(pipe), np.array([5, 8])
     moments, labels, pool = (
         torch.randn(2, 8, 4, 4),
         torch.tensor([2, 1]),
         candidate_pool(denoiser_of(pipe)),
     )
-    draws = draw(NoiseKey.create(0), "p", 0, records, k=1, latent_shape=(4, 4, 4), timesteps=1000)
+    key = NoiseKey.create(0)
+    draws = draw(key, "p", 0, records, k=1, latent_shape=(4, 4, 4), process=process)
     with PoolCapture(pool) as capture:
         per_record_loss(
             denoiser,
-            scheduler,
+            process,
             moments=moments,
-            scaling_factor=0.5,
+            scale=LatentScale(factor=0.5),
             conditions=Conditions(kind="labels", labels=labels),
             draws=draws,
         ).sum().backward()
@@ -196,9 +202,9 @@ def test_dit_per_sample_norms_are_those_of_single_records(pipe):
         )
         loss = per_record_loss(
             denoiser,
-            scheduler,
+            process,
             moments=moments[[i]],
-            scaling_factor=0.5,
+            scale=LatentScale(factor=0.5),
             conditions=Conditions(kind="labels", labels=labels[[i]]),
             draws=part,
         ).sum()
@@ -230,6 +236,7 @@ def test_loss_target_follows_the_schedulers_prediction_type(prediction):
     for no other.
     """
     scheduler = DDPMScheduler(prediction_type=prediction)
+    process = Diffusion(scheduler)
     records = np.arange(6)
     draws, moments = (
         draws_of(records),
@@ -257,9 +264,9 @@ def test_loss_target_follows_the_schedulers_prediction_type(prediction):
         exact.answer = answer
         loss = per_record_loss(
             exact,
-            scheduler,
+            process,
             moments=moments,
-            scaling_factor=1.0,
+            scale=LatentScale(factor=1.0),
             conditions=Conditions(states=torch.zeros(6, 1, 1)),
             draws=draws,
         )

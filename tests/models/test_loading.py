@@ -10,11 +10,13 @@ import torch
 
 from sapf_ray.errors import ClusterError, ConfigError, DataError
 from sapf_ray.models.conditions import Conditions
-from sapf_ray.models.denoising import draw, per_record_loss, training_scheduler
+from sapf_ray.models.denoising import draw, per_record_loss
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import load_pipeline, resolution_of
 from sapf_ray.models.location import resolve_model
 from sapf_ray.models.pool import candidate_pool
+from sapf_ray.models.processes import forward_process
+from sapf_ray.models.vae import LatentScale
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from tests.tiny import save_tiny_pipeline
 
@@ -58,19 +60,19 @@ def test_record_loss_depends_on_the_record_alone(tmp_path, prediction):
     over its draws.
     """
     pipe = load_pipeline(str(save_tiny_pipeline(tmp_path, prediction)))
-    scheduler = training_scheduler(pipe)
-    assert scheduler.config.prediction_type == prediction
+    process = forward_process(pipe)
+    assert process.scheduler.config.prediction_type == prediction
     key, records = NoiseKey.create(0), np.array([3, 11, 7])
     moments, states = torch.randn(3, 8, 4, 4), torch.randn(3, 16, 16)
 
     def loss(rows: list[int], k: int = 2) -> torch.Tensor:
-        draws = draw(key, "p", 0, records[rows], k=k, latent_shape=(4, 4, 4), timesteps=1000)
+        draws = draw(key, "p", 0, records[rows], k=k, latent_shape=(4, 4, 4), process=process)
         with torch.no_grad():
             return per_record_loss(
                 pipe.unet,
-                scheduler,
+                process,
                 moments=moments[rows],
-                scaling_factor=0.5,
+                scale=LatentScale(factor=0.5),
                 conditions=Conditions(states=states[rows]),
                 draws=draws,
             )

@@ -112,11 +112,9 @@ def test_synflow_leaves_the_model_alone_and_drops_matrices_step_by_step(build):
     assert torch.equal(
         often, synflow_scores(denoiser, pool, n=n, rounds=4)
     )  # no randomness, no data
-    assert all(
-        value.min() in (0, 1)
-        for value in ones(denoiser).values()
-        if isinstance(value, torch.Tensor)
-    )
+    _, (latents, time, conditions) = ones(denoiser)
+    parts = conditions.parts().values()
+    assert all(value.min() in (0, 1) for value in (latents, time, *parts))
 
 
 def test_pool_of_everything_refuses_what_it_cannot_take_a_gradient_of():

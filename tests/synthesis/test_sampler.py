@@ -6,7 +6,8 @@ import torch
 
 from sapf_ray.models.conditioning import encode_conditions, null_condition
 from sapf_ray.models.loading import load_pipeline
-from sapf_ray.synthesis.sampler import initial_noise, sample_images, solver
+from sapf_ray.models.solvers import solver
+from sapf_ray.synthesis.sampler import initial_noise, sample_images
 
 
 @pytest.fixture(scope="module")
