@@ -221,9 +221,15 @@ class PublicModel:
         return packed * patch * self.native_resolution // latent_side(self.denoiser_config)
 
     @property
+    def full_config(self) -> Mapping[str, Any]:
+        """Config of the denoiser with the defaults of its class."""
+        network: Any = self.denoiser
+        return network.config
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one image's latents at the run's resolution."""
-        config = self.denoiser.config
+        config = self.full_config
         side = latent_side(config) * self.resolution // self.native_resolution
         return CONDITIONINGS[self.family.conditioning].latent_channels(config), side, side
 
@@ -252,7 +258,7 @@ class PublicModel:
         """What the empty network makes of one image at the run's resolution: shapes, no values."""
         noisy = torch.empty(1, *self.latent_shape, device="meta")
         kind = self.family.conditioning
-        conditions = blank_conditions(kind, self.denoiser.config, device="meta")
+        conditions = blank_conditions(kind, self.full_config, device="meta")
         return predict(self.denoiser, noisy, torch.empty(1, device="meta"), conditions)
 
     def check_denoiser_takes_it(self) -> None:
