@@ -17,6 +17,7 @@ import torch.distributed as dist
 from sapf_ray.config import ModelConfig, SaliencyConfig
 from sapf_ray.finetune.adapter import load_adapter
 from sapf_ray.finetune.loop import train, write_adapter
+from sapf_ray.finetune.objective import Objective
 from sapf_ray.latents import CONDITIONS, LatentCache
 from sapf_ray.models.class_tokens import TOKENS, with_class_tokens
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
@@ -71,8 +72,10 @@ def test_stages(name, alone, tmp_path):
     assert whole.units[0].numel() == len(candidate_pool(denoiser_of(pipe)))
 
     job = make_job(Path(model.path), cache, tmp_path / "job", class_tokens=True, steps=2)
-    state = train(replace(job, model=model))
-    write_adapter(replace(job, model=model), state, directory=tmp_path / "adapter")
+    job = replace(job, model=model)
+    objective = Objective.load(job)
+    state = train(job, objective=objective)
+    write_adapter(job, state, denoiser=objective.denoiser, directory=tmp_path / "adapter")
     assert state.step == 2 and state.factors[TOKENS].abs().max() > 0
 
     conditions = encode_conditions(pipe, PROMPTS)
