@@ -46,6 +46,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 WARNING = logging.WARNING
 ERROR = logging.ERROR
@@ -188,3 +189,14 @@ def here() -> Place | None:
     if place is None:
         return None
     return replace(place, stage=_stage.get())
+
+
+def last_stage(log: Path) -> str | None:
+    """The stage that the log says was begun last; None before the first, or without a log."""
+    with suppress(OSError):
+        for line in reversed(log.read_text(encoding="utf-8").splitlines()):
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if entry.get("event") == "stage_started":
+                    return str(entry["stage"])
+    return None

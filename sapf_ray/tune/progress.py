@@ -56,7 +56,7 @@ class GridProgress(TrialProgressCallback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """A trial has one result, its end."""
+        """Stages are for Tune's own eyes; a grid has a line for each cell."""
 
     def on_trial_start(
         self,

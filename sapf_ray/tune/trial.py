@@ -14,7 +14,10 @@ import ray
 from sapf_ray import cluster
 from sapf_ray.config import from_dict
 from sapf_ray.errors import BudgetError, ConfigError, DataError
+from sapf_ray.runs import runlog
+from sapf_ray.runs.directory import RunDirectory
 
+WATCH_SECONDS = 2.0
 FINAL = (ConfigError, DataError, BudgetError)  # errors that no repetition heals
 
 
@@ -49,7 +52,8 @@ def trial(
     *,
     task: Any,
 ) -> None:
-    """Tune's function trainable: the cell ``labels["cell"]``.
+    """Tune's function trainable: the cell ``labels["cell"]``. Reports each stage as it begins, and
+    at the end the run's numbers, so that Tune's results, dashboard and loggers show them.
 
     Args:
         labels: Tune's parameters.
@@ -61,5 +65,23 @@ def trial(
     job = jobs[labels["cell"]]
     # "DEFAULT" is explicit: without it the task would be put into the trial's own placement group
     run = task.options(name="cell", scheduling_strategy="DEFAULT")
-    problem = cluster.result(run.remote(job.config, job.out))
-    tune.report({"error": problem})
+    reference = run.remote(job.config, job.out)
+    directory = RunDirectory(job.out)
+    stage = None
+    ready: list[ray.ObjectRef] = []
+    while not ready:
+        ready, _ = ray.wait([reference], timeout=WATCH_SECONDS)
+        begun = runlog.last_stage(directory.log)
+        if begun != stage:
+            stage = begun
+            tune.report({"stage": stage})
+    problem = cluster.result(reference)
+    tune.report({"stage": "end", "error": problem, **numbers(directory)})
+
+
+def numbers(directory: RunDirectory) -> dict[str, float]:
+    """Scores, epsilon and delta of a run; none where it did not get to its end."""
+    if not directory.metrics.exists():
+        return {}
+    found = directory.read_json(directory.metrics)
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}

@@ -8,6 +8,7 @@ The runs themselves are stubs here that leave a real run directory and a real ML
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from sapf_ray.data.base import open_source
 from sapf_ray.errors import SapfError
 from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.runs import runlog
+from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.tune import trial
 from sapf_ray.tune.budget import plan_cells
 from sapf_ray.tune.grid import Grid, open_grid, raise_failures, run_grid
 from sapf_ray.tune.run import _Private, check_resources, concurrency, run_cells
@@ -194,3 +198,27 @@ def test_shared_latents_of_a_model_with_class_labels_go_with_its_last_cell(tmp_p
     assert latents.clean() == [folder]
     monkeypatch.setattr("sapf_ray.tune.run.is_finished", lambda cell, out: True)
     assert latents.clean() == [] and not folder.exists()
+
+
+@ray.remote(num_cpus=0)
+def staged(config: dict, out: str) -> str | None:
+    """A run of two stages that the trial has time to see."""
+    run = RunDirectory(out)
+    place = runlog.Place(path=str(run.log), run="r")
+    with runlog.recording(place):
+        for name in ("selection", "finetune"):
+            with runlog.stage_events(name):
+                time.sleep(0.6)
+    run.write_json(run.metrics, {"accuracy": 0.5, "epsilon_spent": 1.5, "seconds": {"plan": 1.0}})
+    return None
+
+
+def test_a_trial_reports_stages_and_scores_to_tune(ray_cluster, tmp_path, monkeypatch):
+    reports: list[dict] = []
+    monkeypatch.setattr("ray.tune.report", reports.append)
+    monkeypatch.setattr(trial, "WATCH_SECONDS", 0.1)
+    (tmp_path / "cell").mkdir()
+    job = trial.CellJob({}, str(tmp_path / "cell"))
+    trial.trial({"cell": "cell"}, {"cell": job}, task=staged)
+    assert [report["stage"] for report in reports] == ["selection", "finetune", "end"]
+    assert reports[-1] == {"stage": "end", "error": None, "accuracy": 0.5, "epsilon_spent": 1.5}
