@@ -6,10 +6,9 @@ head can be believed is part of its densities, which are wide where its means ar
 puts the two together.
 
 *balance*: more images are sampled than needed, and each class keeps those that most certainly show
-it, by the prompt, the head and the images that look alike (:mod:`sapf_ray.synthesis.likeness`),
-among equally certain ones the most typical: the assignment of images to the planned labels with the
-largest sum of log certainties, ``LIKENESS`` times the log likeness and ``TYPICAL`` times the log
-density. A head is sure of images unlike any record, too; the density is what tells these.
+it, among equally certain ones the most typical: the assignment of images to the planned labels with
+the largest sum of log certainties and ``TYPICAL`` times the log density. A head is sure of images
+unlike any record, too; the density is what tells these.
 *relabel*: no more are sampled, and each gets its most likely label.
 
 All of it happens within one shard, so that any actor, at any time, makes the same shard.
@@ -17,7 +16,6 @@ All of it happens within one shard, so that any actor, at any time, makes the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +27,6 @@ from scipy.special import logsumexp
 from sapf_ray.files import file_digest
 from sapf_ray.models.class_head import ClassHead
 from sapf_ray.models.public_features import Features, posterior_moments
-from sapf_ray.synthesis.likeness import log_likeness, thumbnails
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 from sapf_ray.synthesis.writer import Rows
 
@@ -42,10 +39,6 @@ TYPICAL = 0.01
 """Weight of an image's log density beside its log certainty. On the public stand-in, at twice the
 images needed, fidelity is 97.9, 97.8, 97.7 and 97.6 % with 0.005, 0.01, 0.02 and 0.1; 96.9 without,
 95.5 by the density alone."""
-LIKENESS = 0.3
-"""Weight of an image's log likeness. On the public stand-in, with the above, 1,000 candidates for
-500 images: fidelity is 98.4, 98.8, 98.9, 98.9 and 98.8 % with 0.1, 0.2, 0.3, 0.5 and 1; 97.3
-without."""
 ROUNDS = 50  # of expectation maximisation over one number
 
 
@@ -87,27 +80,27 @@ class Labelling:
 
     def parts(self) -> list[Any]:
         """All that decides the labels, ready for JSON."""
-        weights = [TYPICAL, LIKENESS]
-        digest = file_digest(Path(self.head))
-        return [digest, self.features.key, self.rule, self.oversample, weights]
+        return [file_digest(Path(self.head)), self.features.key, self.rule, self.oversample]
 
-    def see(self, pipe: Any, images: np.ndarray) -> Seen:
-        """What is kept of images uint8 (n, R, R, 3) that a pipeline made."""
+    def see(self, pipe: Any, images: np.ndarray) -> np.ndarray:
+        """Features float32 (n, d) of images uint8 (n, R, R, 3) that a pipeline made."""
         moments = posterior_moments(pipe.vae, images) if self.features.of_latents else None
-        return Seen(self.features(images, moments), thumbnails(images))
+        return self.features(images, moments)
 
-    def choose(self, seen: Seen, plan: SamplingPlan, shard: Shard) -> tuple[np.ndarray, Rows]:
+    def choose(
+        self, features: np.ndarray, plan: SamplingPlan, shard: Shard
+    ) -> tuple[np.ndarray, Rows]:
         """Which of a shard's candidates are kept, in the order of its rows, and what they are.
 
         Args:
-            seen: Of all candidates.
+            features: float32 (m, d) of all candidates.
             plan: The whole data set.
             shard: Which part of it.
         """
         requested = plan.candidate_labels(shard)
         chosen = choose(
             ClassHead.load(Path(self.head)),
-            seen,
+            features,
             requested=requested,
             planned=plan.labels(shard),
             rule=self.rule,
@@ -119,23 +112,6 @@ class Labelling:
             seeds=plan.candidate_seeds(shard)[chosen.rows],
             sources=np.where(from_prompt, FROM_PROMPT, FROM_HEAD).tolist(),
         )
-
-
-class Seen(NamedTuple):
-    """What is needed of images to tell what they show.
-
-    Attributes:
-        features: float32 (m, d), public features.
-        small: float32 (m, p), thumbnails.
-    """
-
-    features: np.ndarray
-    small: np.ndarray
-
-    @classmethod
-    def of_all(cls, batches: Sequence[Seen]) -> Seen:
-        """The batches, one after another."""
-        return cls(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
 
 
 class Chosen(NamedTuple):
@@ -152,7 +128,7 @@ class Chosen(NamedTuple):
 
 def choose(
     head: ClassHead,
-    seen: Seen,
+    features: np.ndarray,
     *,
     requested: np.ndarray,
     planned: np.ndarray,
@@ -162,19 +138,18 @@ def choose(
 
     Args:
         head: The private head.
-        seen: Of the m candidates.
+        features: float32 (m, d) of the candidates.
         requested: int64 (m,), class of the prompt that each was made from.
         planned: int64 (n,), n ≤ m, the labels that the shard is to have; of ``relabel`` only their
             number counts.
         rule: ``balance`` or ``relabel``.
     """
-    likelihoods = head.log_likelihoods(seen.features)
+    likelihoods = head.log_likelihoods(features)
     certainty = certainties(likelihoods, requested)
     if rule == RELABEL:
         rows = np.arange(len(planned))
         return Chosen(rows, certainty[rows].argmax(1))
-    alike = log_likeness(seen.small, np.exp(certainty))
-    cost = -(certainty + LIKENESS * alike + TYPICAL * likelihoods)
+    cost = -(certainty + TYPICAL * likelihoods)
     slots, rows = linear_sum_assignment(cost[:, planned].T)
     assert np.array_equal(slots, np.arange(len(planned)))
     for label in np.unique(planned):  # in the order in which they were made

@@ -14,7 +14,6 @@ from sapf_ray.models.class_tokens import with_class_tokens
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
 from sapf_ray.models.device import pick_device
 from sapf_ray.models.loading import load_pipeline
-from sapf_ray.synthesis.labelling import Seen
 from sapf_ray.synthesis.launcher import SamplingJob
 from sapf_ray.synthesis.sampler import sample_images
 from sapf_ray.synthesis.sampling_plan import Shard
@@ -47,7 +46,7 @@ class ShardMaker:
         images, seen = self._sample(job.plan.candidate_labels(shard), shard=shard)
         chosen = None
         if job.labelling is not None:
-            kept, chosen = job.labelling.choose(Seen.of_all(seen), job.plan, shard)
+            kept, chosen = job.labelling.choose(np.concatenate(seen), job.plan, shard)
             images = [images[row] for row in kept]
         write_shard(
             Path(job.out_dir),
@@ -60,8 +59,8 @@ class ShardMaker:
             chosen=chosen,
         )
 
-    def _sample(self, labels: np.ndarray, *, shard: Shard) -> tuple[list[bytes], list[Seen]]:
-        """The shard's candidates: PNG files, and what a head sees of them, batch by batch.
+    def _sample(self, labels: np.ndarray, *, shard: Shard) -> tuple[list[bytes], list[np.ndarray]]:
+        """The shard's candidates: PNG files, and blocks of their features where a head sees them.
 
         Args:
             labels: int64 (m,), their classes.
