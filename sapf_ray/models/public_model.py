@@ -296,8 +296,9 @@ def _check_keys(config: ModelConfig, index: Mapping[str, Any], family: Family) -
         ConfigError: One that this model does not.
     """
     scheduler = str((index.get("scheduler") or ["", ""])[1])
+    flows = family.flow is not None or "FlowMatch" in scheduler
     require(
-        config.prediction_type is None or "FlowMatch" not in scheduler,
+        config.prediction_type is None or not flows,
         "model.prediction_type",
         config.prediction_type,
         f"must be left out: the model's {scheduler} has no other prediction than its own",
