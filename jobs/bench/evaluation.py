@@ -44,7 +44,7 @@ from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.evaluation.pictures import InMemory, Pictures
 from sapf_ray.evaluation.protocols import quick_recipe
 from sapf_ray.synthesis.sampling_plan import SamplingPlan
-from sapf_ray.synthesis.writer import write_manifest, write_shard
+from sapf_ray.synthesis.writer import copy_shard, write_manifest, write_shard
 
 RANDOM_INCEPTION = "bench-inception"
 TRAINED = 512  # images that the classifier learns from
@@ -74,16 +74,19 @@ def write_images(directory: Path, n: int, side: int) -> None:
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (DISTINCT, side // 8, side // 8, 3), dtype=np.uint8)
     images = np.stack([np.asarray(Image.fromarray(i).resize((side, side))) for i in coarse])
-    for shard in plan.shards:
-        write_shard(
-            directory,
-            plan,
-            shard=shard,
-            images=images[np.arange(shard.start, shard.stop) % DISTINCT],
-            class_names=source.class_names,
-            prompts=source.prompts,
-            spec="bench",
-        )
+    first = plan.shards[0]
+    write_shard(
+        directory,
+        plan,
+        shard=first,
+        images=images[np.arange(first.rows) % DISTINCT],
+        class_names=source.class_names,
+        prompts=source.prompts,
+        spec="bench",
+    )
+    for shard in plan.shards[1:]:
+        there = directory / shard.file
+        copy_shard(directory / first.file, there, rows=shard.rows, spec="bench")
     write_manifest(
         directory,
         plan,
