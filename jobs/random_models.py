@@ -1,7 +1,7 @@
 """Writes pipelines of the published architectures with random weights: full width, real configs.
 
     python -m jobs.random_models --out /tmp/random --models sd-v1-5 --dtype bfloat16
-    python -m jobs.random_models --out /tmp/random                    # all rows: 9 GB in bfloat16
+    python -m jobs.random_models --out /tmp/random          # all rows: about 30 GB in bfloat16
 
 For measuring and testing at full size where nothing can be fetched: memory, time and shapes are
 those of the published weights, images are noise. Nothing here reads the network; configs are those
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,21 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from tokenizers import pre_tokenizers
 
+from jobs.made_up_tokenizers import MAX_TOKENS, VOCABULARY, clip_tokenizer, word_tokenizer
+from jobs.published_families import (
+    CLIP_BIG_G,
+    DC_AE_F32,
+    GEMMA_2_2B,
+    PIXART_SIGMA,
+    SANA_1600M,
+    SD3_5_MEDIUM,
+    SD3_VAE,
+    SDXL_UNET,
+    T5_XXL,
+)
 from sapf_ray.files import write_json
-from sapf_ray.models.vocabulary import known_prompts
 
-VOCABULARY = 49_408  # of CLIP
-MAX_TOKENS = 77
 SEED = 0
 
 UNET_1_5: Mapping[str, Any] = {
@@ -122,6 +129,25 @@ SD_NOISE: Mapping[str, Any] = {
 }
 
 
+SD_EULER: Mapping[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+PIXART_NOISE: Mapping[str, Any] = {
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+}
+SANA_FLOW: Mapping[str, Any] = {
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One component of a pipeline.
@@ -138,8 +164,8 @@ class Part:
 
     def build(self) -> Any:
         """The component with random weights, in torch's default dtype."""
-        if self.kind == "CLIPTokenizer":
-            return clip_tokenizer()
+        if self.kind in TOKENIZERS:
+            return TOKENIZERS[self.kind]()
         cls = getattr(diffusers if self.library == "diffusers" else transformers, self.kind)
         if self.library == "diffusers":
             return cls.from_config(dict(self.config))
@@ -179,6 +205,66 @@ def _stable_diffusion(
     )
 
 
+def _diffusers(kind: str, config: Mapping[str, Any]) -> Part:
+    return Part(library="diffusers", kind=kind, config=config)
+
+
+def _transformers(kind: str, config: Mapping[str, Any] | None = None) -> Part:
+    return Part(library="transformers", kind=kind, config=config or {})
+
+
+def _further() -> dict[str, Row]:
+    """Rows of further families."""
+    two_clips = {
+        "tokenizer": _transformers("CLIPTokenizer"),
+        "text_encoder_2": _transformers("CLIPTextModelWithProjection", {**CLIP_L, **CLIP_BIG_G}),
+        "tokenizer_2": _transformers("CLIPTokenizer"),
+    }
+    t5 = _transformers("T5EncoderModel", T5_XXL)
+    words = _transformers("PreTrainedTokenizerFast")
+    sdxl = {
+        "unet": _diffusers("UNet2DConditionModel", SDXL_UNET),
+        "vae": _diffusers("AutoencoderKL", {**VAE, "sample_size": 1024, "scaling_factor": 0.13025}),
+        "text_encoder": _transformers("CLIPTextModel", CLIP_L),
+        **two_clips,
+        "scheduler": _diffusers("EulerDiscreteScheduler", SD_EULER),
+    }
+    sd3 = {
+        "transformer": _diffusers("SD3Transformer2DModel", SD3_5_MEDIUM),
+        "vae": _diffusers("AutoencoderKL", {**VAE, **SD3_VAE}),
+        "text_encoder": _transformers("CLIPTextModelWithProjection", CLIP_L),
+        **two_clips,
+        "text_encoder_3": t5,
+        "tokenizer_3": words,
+        "scheduler": _diffusers("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    }
+    pixart = {
+        "transformer": _diffusers("PixArtTransformer2DModel", PIXART_SIGMA),
+        "vae": _diffusers("AutoencoderKL", {**VAE, "sample_size": 1024, "scaling_factor": 0.13025}),
+        "text_encoder": t5,
+        "tokenizer": words,
+        "scheduler": _diffusers("DPMSolverMultistepScheduler", PIXART_NOISE),
+    }
+    sana = {
+        "transformer": _diffusers("SanaTransformer2DModel", SANA_1600M),
+        "vae": _diffusers("AutoencoderDC", DC_AE_F32),
+        "text_encoder": _transformers("Gemma2Model", GEMMA_2_2B),
+        "tokenizer": words,
+        "scheduler": _diffusers("DPMSolverMultistepScheduler", SANA_FLOW),
+    }
+    unused = {"image_encoder": [None, None], "feature_extractor": [None, None]}
+    return {
+        "sdxl-base": Row(
+            pipeline="StableDiffusionXLPipeline",
+            parts=sdxl,
+            index={**unused, "force_zeros_for_empty_prompt": True},
+        ),
+        "sd-3-5-medium": Row(pipeline="StableDiffusion3Pipeline", parts=sd3, index=unused),
+        "pixart-sigma-1024": Row(pipeline="PixArtSigmaPipeline", parts=pixart),
+        "sana-1600m-1024": Row(pipeline="SanaPipeline", parts=sana),
+    }
+
+
 ROWS: dict[str, Row] = {
     "sd-v1-5": _stable_diffusion(UNET_1_5, CLIP_L, "PNDMScheduler", skip_prk_steps=True),
     "sd-2-1-base": _stable_diffusion(
@@ -210,47 +296,15 @@ ROWS: dict[str, Row] = {
         },
         index={"id2label": {str(number): f"label {number}" for number in range(1000)}},
     ),
+    **_further(),
 }
 """Name of the folder → pipeline; the names are those of ``sapf models`` where it has one."""
 
 
-def clip_tokenizer(size: int = VOCABULARY, length: int = MAX_TOKENS) -> transformers.CLIPTokenizer:
-    """CLIP's lower-casing byte-level BPE with a made-up vocabulary of the published size.
-
-    The words that ``sapf`` knows are a token each; the rest are pairs and triples of bytes.
-
-    Args:
-        size: Number of tokens, the two that begin and end a text among them.
-        length: Tokens of a prompt.
-    """
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = dict.fromkeys(merge for word in _known_words() for merge in _merges_of(word))
-    tokens = dict.fromkeys([*alphabet, *(f"{byte}</w>" for byte in alphabet)])
-    tokens |= dict.fromkeys(first + second for first, second in merges)
-    for first, second in itertools.product(alphabet, alphabet):
-        if len(tokens) == size - 2:
-            break
-        merges[first, second] = None
-        tokens[first + second] = None
-    # last, as in CLIP: the encoder pools at the largest id
-    names = [*tokens, "<|startoftext|>", "<|endoftext|>"]
-    return transformers.CLIPTokenizer(
-        vocab={name: number for number, name in enumerate(names)},
-        merges=list(merges),
-        model_max_length=length,
-    )
-
-
-def _known_words() -> list[str]:
-    words = " ".join(known_prompts("any")).lower().split()
-    return [word for word in dict.fromkeys(words) if word.isascii() and word.isalpha()]
-
-
-def _merges_of(word: str) -> list[tuple[str, str]]:
-    """Merges by which a word becomes one token, letter by letter."""
-    letters = [*word[:-1], word[-1] + "</w>"]
-    wholes = itertools.accumulate(letters)
-    return list(zip(wholes, letters[1:], strict=False))
+TOKENIZERS: dict[str, Callable[[], Any]] = {
+    "CLIPTokenizer": clip_tokenizer,
+    "PreTrainedTokenizerFast": word_tokenizer,
+}
 
 
 def write(row: Row, folder: Path, *, dtype: torch.dtype) -> None:

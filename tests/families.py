@@ -25,39 +25,25 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
-    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
 )
 
+from jobs.made_up_tokenizers import word_tokenizer
 from tests.tiny import WORDS, tiny_tokenizer
 
 SIDE = 4  # of the latents; images have twice as many pixels
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, with an end, and padding on the right: in place of T5's and Gemma's."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["<pad>", "</s>", "<unk>", *dict.fromkeys([*WORDS, *letters])]
-    numbers = {word: i for i, word in enumerate(words)}
-    end = [("</s>", numbers["</s>"])]
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=end)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=512,
-    )
+def words_alone() -> Any:
+    """One token a word or letter."""
+    return word_tokenizer([*WORDS, *"abcdefghijklmnopqrstuvwxyz"])
 
 
 def clip(projected: bool) -> Any:
@@ -149,7 +135,7 @@ def sd3() -> StableDiffusion3Pipeline:
         text_encoder_2=clip(projected=True),
         tokenizer_2=tiny_tokenizer(),
         text_encoder_3=t5(),
-        tokenizer_3=word_tokenizer(),
+        tokenizer_3=words_alone(),
     )
 
 
@@ -172,7 +158,7 @@ def flux(guidance: bool = True) -> FluxPipeline:
         text_encoder=clip(projected=False),
         tokenizer=tiny_tokenizer(),
         text_encoder_2=t5(),
-        tokenizer_2=word_tokenizer(),
+        tokenizer_2=words_alone(),
         transformer=transformer,
     )
     pipe.default_sample_size = SIDE
@@ -198,7 +184,7 @@ def pixart() -> PixArtSigmaPipeline:
         use_additional_conditions=False,
     )
     return PixArtSigmaPipeline(
-        tokenizer=word_tokenizer(),
+        tokenizer=words_alone(),
         text_encoder=t5(),
         vae=vae(4),
         transformer=transformer,
@@ -250,7 +236,7 @@ def sana() -> SanaPipeline:
         )
     )
     return SanaPipeline(
-        tokenizer=word_tokenizer(),
+        tokenizer=words_alone(),
         text_encoder=gemma,
         vae=autoencoder,
         transformer=transformer,

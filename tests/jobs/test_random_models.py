@@ -10,7 +10,10 @@ import torch
 from jobs.random_models import MAX_TOKENS, ROWS, VOCABULARY, Part, clip_tokenizer, write
 from sapf_ray.config import ModelConfig
 from sapf_ray.models.catalog import PUBLIC_MODELS
+from sapf_ray.models.conditioning import CONDITIONINGS, blank_conditions, predict
+from sapf_ray.models.families import FAMILIES
 from sapf_ray.models.loading import load_pipeline
+from sapf_ray.models.pool import candidate_pool
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.models.text_encoder import text_states
 
@@ -26,7 +29,45 @@ def millions(part: Part) -> float:
         return sum(p.numel() for p in part.build().parameters()) / 1e6
 
 
-@pytest.mark.parametrize("name", sorted(ROWS))
+FURTHER = {
+    "sdxl-base": {"unet": 2567.46, "vae": 83.65, "text_encoder": 123.06, "text_encoder_2": 694.66},
+    "sd-3-5-medium": {"transformer": 2243.17},
+    "pixart-sigma-1024": {"transformer": 610.86},
+    "sana-1600m-1024": {"transformer": 1604.46},
+}
+"""Millions of parameters of published files of further families."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FURTHER)
+def test_parts_of_further_families_have_the_published_size(name):
+    for folder, size in FURTHER[name].items():
+        assert millions(ROWS[name].parts[folder]) == pytest.approx(size, abs=0.1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FURTHER)
+def test_full_width_denoisers_take_what_they_are_told(name):
+    """On the meta device: shapes alone."""
+    row = ROWS[name]
+    kind = FAMILIES[row.pipeline].conditioning
+    part = row.parts.get("unet") or row.parts["transformer"]
+    with torch.device("meta"):
+        denoiser = part.build()
+    channels = CONDITIONINGS[kind].latent_channels(denoiser.config)
+    noisy = torch.empty(1, channels, 32, 32, device="meta")
+    told = blank_conditions(kind, denoiser.config, device="meta")
+    with torch.no_grad():
+        said = predict(denoiser, noisy, torch.empty(1, device="meta"), told)
+    assert said.shape == noisy.shape
+    assert len(candidate_pool(denoiser)) == POOLS[name]
+
+
+POOLS = {"sdxl-base": 420, "sd-3-5-medium": 183, "pixart-sigma-1024": 168, "sana-1600m-1024": 120}
+"""Matrices of the pool qkv: 70 blocks x 2 x 3; 24 x 6 + 13 x 3; 28 x 2 x 3; 20 x 2 x 3."""
+
+
+@pytest.mark.parametrize("name", sorted(ROWS.keys() - FURTHER.keys()))
 def test_parts_have_the_published_size(name):
     parts = ROWS[name].parts
     denoiser = parts.get("unet") or parts["transformer"]
