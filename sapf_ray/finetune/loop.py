@@ -43,7 +43,7 @@ from sapf_ray.grad_sample.joint import JointGradients
 from sapf_ray.grad_sample.lora import LoraGradients
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.class_tokens import TOKENS, ClassTokens, save_class_tokens
-from sapf_ray.models.device import fix_rounding
+from sapf_ray.models.device import conv_format, fix_rounding
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
@@ -183,7 +183,8 @@ def train(
         objective.tokens = ClassTokens.add_to(
             objective.denoiser, job.cache.all_conditions(), weight=job.token_weight
         )
-    objective.denoiser.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    lie = conv_format(objective.denoiser, job.device)
+    objective.denoiser.to(job.device, memory_format=lie)  # type: ignore[call-overload]
     gradients: Gradients = sample_gradients(
         objective.denoiser,
         factors,

@@ -4,6 +4,8 @@ import it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sapf_ray.errors import ClusterError
@@ -22,6 +24,29 @@ def pick_device(gpus: float) -> str:
             f"{gpus} GPUs were requested, but torch sees no CUDA device on this node"
         )
     return "cuda"
+
+
+WIDE = 640  # channels
+SMALL = 2  # side of a feature map
+
+
+def conv_format(denoiser: Any, device: str) -> torch.memory_format:
+    """How weights of a denoiser's convolutions lie in memory.
+
+    Channels last is what convolutions want, on tensor cores and mostly on CPUs. But where a wide
+    network works on few pixels, a CPU packs its weights anew at each call, and takes longer from
+    channels last: of 1280 channels at 2 x 2 pixels, 8 images, forward and backward, 0.21 s rather
+    than 0.13 in bfloat16, 0.52 rather than 0.13 in float32 (one core of a Xeon, oneDNN).
+
+    Args:
+        denoiser: At the run's resolution.
+        device: Torch device string.
+    """
+    widths = denoiser.config.get("block_out_channels") or (0,)
+    side = int(denoiser.config.get("sample_size") or 0) // 2 ** (len(widths) - 1)
+    if device == "cpu" and max(widths) >= WIDE and side <= SMALL:
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def fix_rounding() -> None:

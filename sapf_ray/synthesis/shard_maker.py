@@ -12,7 +12,7 @@ import torch
 from sapf_ray.finetune.adapter import load_adapter
 from sapf_ray.models.class_tokens import with_class_tokens
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
-from sapf_ray.models.device import pick_device
+from sapf_ray.models.device import conv_format, pick_device
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.synthesis.launcher import SamplingJob
 from sapf_ray.synthesis.sampler import sample_images
@@ -93,8 +93,7 @@ def _pipeline(job: SamplingJob) -> Any:
     pipe: Any = load_pipeline(job.model, device=pick_device(job.config.gpus))
     if job.adapter_dir is not None:
         load_adapter(pipe, Path(job.adapter_dir))
-    for module in (denoiser_of(pipe), pipe.vae):
-        module.to(
-            memory_format=torch.channels_last
-        )  # what convolutions want, on CPU and on tensor cores
+    denoiser = denoiser_of(pipe)
+    denoiser.to(memory_format=conv_format(denoiser, denoiser.device.type))
+    pipe.vae.to(memory_format=torch.channels_last)
     return pipe

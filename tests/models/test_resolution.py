@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sapf_ray.errors import ConfigError
 from sapf_ray.estimate.arithmetic import forward_gflop
 from sapf_ray.evolution.api import DiffusionApi
 from sapf_ray.models.conditioning import denoiser_of, encode_conditions, null_condition
+from sapf_ray.models.device import conv_format
 from sapf_ray.models.loading import load_pipeline, resolution_of
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.models.vocabulary import ships_candidates
@@ -174,6 +176,21 @@ def test_keys_of_runs_at_the_models_own_size_are_what_they_were(tiny_pipeline):
     assert changed_keys(other, RunConfig()) == {"model.resolution": (64, None)}
     assert changed_keys(RunConfig(), other) == {"model.resolution": (None, 64)}
     assert ships_candidates(RunConfig()) and not ships_candidates(other)
+
+
+@pytest.mark.parametrize(
+    ("widths", "side", "device", "expected"),
+    [
+        ((320, 640, 1280, 1280), 8, "cpu", torch.contiguous_format),  # 64 pixels
+        ((320, 640, 1280, 1280), 32, "cpu", torch.channels_last),  # 256
+        ((320, 640, 1280, 1280), 8, "cuda", torch.channels_last),
+        ((32, 64, 96), 8, "cpu", torch.channels_last),  # a bundled one
+        (None, 32, "cpu", torch.channels_last),  # a transformer
+    ],
+)
+def test_wide_convolutions_of_few_pixels_lie_as_cpus_like_them(widths, side, device, expected):
+    config = {"block_out_channels": widths, "sample_size": side}
+    assert conv_format(SimpleNamespace(config=config), device) == expected
 
 
 def test_arithmetic_grows_with_the_pixels(tiny_pipeline):
