@@ -29,7 +29,9 @@ from sapf_ray.saliency.selection import Pass, score_records
 from sapf_ray.synthesis.sampler import sample_images
 from tests.families import SIDE, save_family
 from tests.finetune.test_loop import N, make_job
+from tests.whole_run import BARE, ONE_CORE, command, finish
 
+FAMILIES = ["sdxl", "sd3", "flux", "pixart", "sana"]
 PROMPTS = ("An image of the digit three", "An image of the digit one")
 
 
@@ -53,7 +55,7 @@ def encoded(pipe: Any, directory: Path) -> LatentCache:
     return LatentCache(str(directory))
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart", "sana"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_stages(name, alone, tmp_path):
     model = ModelConfig(path=str(save_family(name, tmp_path / "model")), resolution=2 * SIDE)
     pipe = load_pipeline(model)
@@ -94,3 +96,15 @@ def test_stages(name, alone, tmp_path):
         for which, given in ((pipe, conditions), (trained, told))
     ]
     assert images[0].shape == (2, 2 * SIDE, 2 * SIDE, 3) and (images[0] != images[1]).any()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_whole_run(name, folder, tmp_path):
+    """As a command, on Ray."""
+    model = save_family(name, tmp_path / "model")
+    side = ("--model.resolution", str(2 * SIDE))
+    finish(command(folder, model, tmp_path / "run", *BARE, *ONE_CORE, *side))
+    adapter = tmp_path / "run" / "adapter"
+    assert (adapter / "pytorch_lora_weights.safetensors").is_file()
+    assert list((tmp_path / "run" / "synthetic").glob("*.parquet"))
