@@ -153,11 +153,11 @@ def check_cores(subject: Subject) -> str:
     if memory < LEAST_MEMORY_GB:
         raise Fault(
             f"{text}; a run takes {LEAST_MEMORY_GB:g} or more",
-            "free memory, or --finetune.workers 1 --synthesis.num_actors 1",
+            "free memory, or --finetune.num_workers 1 --synthesis.num_actors 1",
             stops=memory < LEAST_MEMORY_GB / 2,
         )
     if not subject.config.finetune.gpus and workers > cores:
-        raise Fault(f"{text}; {workers} workers are requested", f"--finetune.workers {cores}")
+        raise Fault(f"{text}; {workers} workers are requested", f"--finetune.num_workers {cores}")
     return text
 
 
@@ -182,12 +182,11 @@ def check_ray(subject: Subject) -> str:
     """A Ray that starts, or that answers at the configured address."""
     import ray
 
-    from sapf_ray import cluster
-    from sapf_ray.placement import cluster_gpus, placed
+    from sapf_ray import cluster, placement
 
     with cluster.session(subject.config.cluster):
         resources = ray.cluster_resources()
-        config = placed(subject.config, cluster_gpus(), model_gb=math.inf)
+        config = placement.placed(subject.config, placement.cluster_gpus(), model_gb=math.inf)
         cluster.check(config)
     where = subject.config.cluster.address or os.environ.get("RAY_ADDRESS") or "started here"
     cores = resources.get("CPU", 0)

@@ -139,7 +139,8 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
         SapfError: In one line, naming the field.
     """
     model.check_classes(source.prompts)
-    check_precision(config, plan)
+    expected = placement.expected_gpus(config)
+    check_precision(placement.placed(config, expected, model_gb=0.0), plan)
     model.check_resolution(config.synthesis.resolution, "synthesis.resolution")
     if plan.vote is not None:
         check_vote(config, source.prompts, model=model)
@@ -187,7 +188,7 @@ def check_precision(config: RunConfig, plan: PrivacyPlan) -> None:
         "synthesis.gpus_per_actor": plan.evolution is None,
     }
     gpus = {key: value for key, value in flatten(to_dict(config)).items() if key in stages}
-    without = [key for key, needed in stages.items() if needed and gpus[key] == 0]
+    without = [key for key, needed in stages.items() if needed and not gpus[key]]
     require(
         config.model.dtype != "float16" or not without,
         "model.dtype",

@@ -13,6 +13,7 @@ GPU that holds two models; the CPU where the cluster has no GPU. None of it chan
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,19 @@ class Gpus:
 
     count: int
     memory_gb: float | None = None
+
+
+def expected_gpus(config: RunConfig) -> Gpus:
+    """Those that a run will find, as far as is known before it starts Ray: this machine's; one
+    where a cluster is to be joined, of which nothing is known yet.
+    """
+    if ray.is_initialized():
+        return cluster_gpus()
+    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return Gpus(count=1)
+    import torch
+
+    return Gpus(count=torch.cuda.device_count())
 
 
 def cluster_gpus() -> Gpus:

@@ -13,14 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from jobs.chaos import kill_tree, ray_workers, released
 from sapf_ray import cluster
-from sapf_ray.config import ClusterConfig
+from sapf_ray.config import ClusterConfig, FinetuneConfig
 from sapf_ray.errors import ClusterError
 from tests.faults.processes import wait_for
 from tests.faults.runs import Command, assert_paid_once, make_folder
@@ -156,8 +155,8 @@ def test_workers_share_the_cores_so_that_all_of_them_fit(monkeypatch, given, wor
     monkeypatch.setattr(
         ray, "cluster_resources", lambda: {"CPU": float(sum(s["CPU"] for s in size))}
     )
-    config = SimpleNamespace(cpus_per_worker=given, num_workers=workers, gpus_per_worker=0.0)
-    assert cluster.worker_cpus(config) == expected  # type: ignore[arg-type]
+    config = FinetuneConfig(cpus_per_worker=given, num_workers=workers)
+    assert cluster.worker_cpus(config) == expected
 
 
 class TwoNodes:

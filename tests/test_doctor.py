@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sapf_ray import cluster, doctor
+from sapf_ray import cluster, doctor, placement
 from sapf_ray.config import from_dict, nest
 from sapf_ray.doctor import CHECKS, Subject, examine
 from sapf_ray.errors import DataError
@@ -23,6 +23,7 @@ from tests.data.folders import some
 def quiet_ray(monkeypatch):
     """A Ray that is there, without starting one."""
     monkeypatch.setattr(cluster, "session", lambda config, spills=None: contextlib.nullcontext())
+    monkeypatch.setattr(placement, "cluster_gpus", lambda: placement.Gpus(count=0))
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(cluster, "check", lambda config: None)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

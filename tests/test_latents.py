@@ -95,7 +95,7 @@ def test_records_are_those_of_the_source(built, tiny_pipeline):
         return_tensors="pt",
     )
     torch.testing.assert_close(
-        embeddings, pipe.text_encoder(tokens.input_ids)[0], rtol=1e-4, atol=1e-5
+        embeddings.states, pipe.text_encoder(tokens.input_ids)[0], rtol=1e-4, atol=1e-5
     )
 
 

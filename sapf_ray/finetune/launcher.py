@@ -124,7 +124,7 @@ def _fit(trainer: TorchTrainer, want: cluster.Want) -> list[worktime.Interval]:
         elif time.monotonic() - enough > LOST_SECONDS:
             runlog.event("nodes_lost", runlog.ERROR)
             raise ClusterError(
-                f"finetune.workers = {want.count}: nodes were lost and the cluster no longer "
+                f"finetune.num_workers = {want.count}: nodes were lost and the cluster no longer "
                 "holds the workers; nothing is lost, the same command goes on when they are back, "
                 "or with a smaller --finetune.num_workers"
             )

@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from sapf_ray import cluster
+from sapf_ray import cluster, placement
 from sapf_ray.config import RunConfig, from_dict, nest, to_dict
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.public_model import PublicModel
@@ -119,6 +119,7 @@ def make_images(out: Path, directory: RunDirectory, config: RunConfig) -> list[t
 def without_ray(patched: pytest.MonkeyPatch) -> None:
     """All in this process: Ray and its actors take seconds to start and have their own tests."""
     patched.setattr(cluster, "session", lambda config, spills=None: contextlib.nullcontext())
+    patched.setattr(placement, "cluster_gpus", lambda: placement.Gpus(count=0))
     patched.setattr(cluster, "require", lambda wants: None)
     patched.setattr(cluster, "check_shared", lambda directory: None)
     patched.setattr(launcher, "_actor_count", lambda config: 1)
