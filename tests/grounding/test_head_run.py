@@ -17,7 +17,10 @@ from tests.reuse.runs import in_this_process
 __all__ = ["settings"]  # the fixture
 
 
-@pytest.mark.parametrize(("noise", "labels"), [(0.5, "balance"), (500.0, "prompt")])
+@pytest.mark.parametrize(
+    ("noise", "labels"),
+    [(0.5, "balance"), pytest.param(500.0, "prompt", marks=pytest.mark.long)],
+)
 def test_a_head_labels_images_only_where_it_is_reliable(
     ray_cluster, settings, tmp_path, monkeypatch, noise, labels
 ):

@@ -243,6 +243,7 @@ def test_path(published, tmp_path):
         assert "tar xzf cifar-10-python.tar.gz" in refusal("cifar10", path)
 
 
+@pytest.mark.long  # test_latents.py has it for digits
 def test_latent_cache_in_ray_tasks(published, ray_cluster, tiny_pipeline, tmp_path):
     source = open_named("cifar10", published[0])
     cache = build_latent_cache(
