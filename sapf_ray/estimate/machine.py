@@ -96,8 +96,8 @@ def core_speed() -> float:
 
 
 def probe() -> float:
-    """CPU seconds of a small piece of a U-Net's work on one core, while all others do the same:
-    cores may share units and caches.
+    """Seconds of a small piece of a U-Net's work on one core, while all others do the same: cores
+    may share units and caches.
     """
     import torch
 
@@ -113,9 +113,7 @@ def probe() -> float:
 
 
 def _probe_once(seed: int) -> float:
-    """The median of several times of this thread alone: others that are busy now will end before a
-    long run does.
-    """
+    """The median of several times: a machine that is busy now is taken to stay so."""
     import torch
     from torch.nn import functional
 
@@ -125,12 +123,12 @@ def _probe_once(seed: int) -> float:
     weights = torch.randn(64, 64, generator=generator)
     seconds = []
     for _ in range(_REPETITIONS):
-        begun = time.thread_time()
+        begun = time.perf_counter()
         for _ in range(4):
             features = functional.silu(functional.conv2d(images, kernel, padding=1))
             tokens = features.flatten(2).transpose(1, 2) @ weights
             functional.scaled_dot_product_attention(tokens, tokens, tokens)
-        seconds.append(time.thread_time() - begun)
+        seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds)
 
 

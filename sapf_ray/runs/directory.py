@@ -101,10 +101,18 @@ class RunDirectory:
         self._check_not_foreign()
         self._take_lock()
         if self.config.exists():
-            self.check_same(config)
-            return True
+            if self._is_begun():
+                self.check_same(config)
+                return True
+            if not self.differences(config):
+                return True
+            self.mlflow.unlink(missing_ok=True)  # the other config's parameters are there
         write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False))
         return False
+
+    def _is_begun(self) -> bool:
+        """Whether anything was planned, spent or made: until then it may become another run."""
+        return any(path.exists() for path in self.released if path != self.config)
 
     def _check_not_foreign(self) -> None:
         """The folder is a run directory, or empty, or not there yet."""

@@ -26,9 +26,22 @@ def test_same_config_continues_and_workers_may_change(tmp_path):
 def test_other_config_is_refused_with_the_key_that_differs(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     directory.claim(RunConfig())
+    directory.write_json(directory.plan, {})
     directory.release()
     with pytest.raises(RunDirectoryError, match=r"privacy\.epsilon = 10\.0, requested is 2\.0"):
         RunDirectory(tmp_path / "run").claim(RunConfig(privacy=PrivacyConfig(epsilon=2.0)))
+
+
+def test_until_anything_is_planned_a_directory_may_become_another_run(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim(RunConfig())
+    directory.mlflow.write_text("{}")  # of a run with the parameters of the first config
+    directory.release()
+    other = RunConfig(privacy=PrivacyConfig(epsilon=2.0))
+    again = RunDirectory(tmp_path / "run")
+    assert again.claim(other) is False
+    assert again.read_config() == other and not again.mlflow.exists()
+    again.release()
 
 
 def test_second_process_file_and_foreign_folder_are_refused(tmp_path):
