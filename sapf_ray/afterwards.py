@@ -15,7 +15,6 @@ from sapf_ray.data.base import Split
 from sapf_ray.evaluation.inputs import REFERENCE, TEST, TRAIN
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.metrics import known_scores, read_for
-from sapf_ray.evaluation.protocol import compared_at
 from sapf_ray.files import write_json
 from sapf_ray.grounding.head_labels import labelling
 from sapf_ray.grounding.released import in_proportions
@@ -59,11 +58,11 @@ def pictures(run: RunContext) -> None:
 def evaluation(run: RunContext) -> None:
     """Scores the data set against real images: a non-private measurement of research runs."""
     config = run.config.evaluation
-    made = run.config.synthesis.resolution or run.model.resolution
+    made = run.config.synthesis.side(run.model.resolution)
     scores = evaluate_on_cluster(
         run.directory.synthetic,
         run.source,
-        resolution=compared_at(config, run.source, made=made),
+        resolution=config.compared_at(run.source.resolution, made),
         config=config,
         seed=run.config.seed,
         known=earlier_scores(run),

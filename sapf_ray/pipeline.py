@@ -27,7 +27,7 @@ from sapf_ray.afterwards import (
     summary,
     trains,
 )
-from sapf_ray.config import RunConfig, flatten, to_dict
+from sapf_ray.config import RunConfig
 from sapf_ray.config.section import require
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.evaluation.metrics import from_real_images
@@ -160,8 +160,7 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
         "must be split in a run, whose training images are no test; see `sapf evaluate`",
     )
     config.synthesis.check_classes(len(source.class_names))
-    made = config.synthesis.resolution or model.resolution
-    check_evaluation(config.evaluation, made=made)
+    check_evaluation(config.evaluation, made=config.synthesis.side(model.resolution))
 
 
 def place(config: RunConfig, model: PublicModel, *, on_note: Note | None) -> RunConfig:
@@ -187,7 +186,7 @@ def check_precision(config: RunConfig, plan: PrivacyPlan) -> None:
         "evolution.gpus_per_task": plan.evolution is not None,
         "synthesis.gpus_per_actor": plan.evolution is None,
     }
-    gpus = {key: value for key, value in flatten(to_dict(config)).items() if key in stages}
+    gpus = placement.gpu_settings(config)
     without = [key for key, needed in stages.items() if needed and not gpus[key]]
     require(
         config.model.dtype != "float16" or not without,

@@ -122,17 +122,25 @@ def words(config: RunConfig) -> str:
     return "; ".join(f"{stage} {text}" for stage, text in parts.items())
 
 
-def idle_gpus(config: RunConfig, gpus: Gpus) -> str | None:
-    """A warning where a stage takes no GPU though the cluster has some; None where none does."""
-    stages = {
+def gpu_settings(config: RunConfig) -> dict[str, float]:
+    """GPUs of a task, worker or actor, by the setting's name; 0 while ``auto`` is not placed."""
+    return {
         "saliency.gpus_per_task": config.saliency.gpus,
         "finetune.gpus_per_worker": config.finetune.gpus,
+        "evolution.gpus_per_task": config.evolution.gpus,
         "synthesis.gpus_per_actor": config.synthesis.gpus,
         "evaluation.gpus_per_task": config.evaluation.gpus,
     }
-    if config.evolution.enabled:
-        stages = {"evolution.gpus_per_task": config.evolution.gpus}
-    without = [key for key, value in stages.items() if value == 0]
+
+
+def idle_gpus(config: RunConfig, gpus: Gpus) -> str | None:
+    """A warning where a stage takes no GPU though the cluster has some; None where none does."""
+    of_evolution = "evolution.gpus_per_task"
+    without = [
+        key
+        for key, value in gpu_settings(config).items()
+        if value == 0 and (key == of_evolution) == config.evolution.enabled
+    ]
     if not gpus.count or not without:
         return None
     return (

@@ -72,6 +72,18 @@ class EvaluationConfig:
         """GPUs of a task; 0 while ``auto`` is not placed (:mod:`sapf_ray.placement`)."""
         return self.gpus_per_task or 0.0
 
+    def compared_at(self, native: int | None, made: int) -> int:
+        """Side in pixels at which real and synthetic images are compared.
+
+        Never larger than the synthetic images unless asked for: enlarged, they would be compared by
+        their blur.
+
+        Args:
+            native: Of the real images, where it is known.
+            made: Of the synthetic images.
+        """
+        return self.resolution or min(native or made, made)
+
     def __post_init__(self) -> None:
         require(
             self.test_images == "split" or self.fid_reference == "test",

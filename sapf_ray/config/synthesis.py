@@ -57,6 +57,10 @@ class SynthesisConfig:
             "must hold a weight above 0",
         )
 
+    def side(self, model: int) -> int:
+        """Side of the images in pixels, of a model that makes images of ``model`` pixels."""
+        return self.resolution or model
+
     def check_classes(self, n_classes: int) -> None:
         """Whether the proportions are those of a data set's classes.
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 from sapf_ray.config import EvaluationConfig
 from sapf_ray.config.section import require
-from sapf_ray.data.base import ImageSource
 from sapf_ray.evaluation.features import FEATURES, feature_space_name
 from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.evaluation.metrics import named, requested
@@ -47,19 +46,6 @@ def check_evaluation(config: EvaluationConfig, *, made: int | None = None) -> No
             f"is fixed where evaluation.protocol is {config.protocol}, leave it out",
         )
     FEATURES[feature_space_name(config)].check(config)
-
-
-def compared_at(config: EvaluationConfig, source: ImageSource, *, made: int) -> int:
-    """Side in pixels at which real and synthetic images are compared.
-
-    Never larger than the synthetic images: enlarged, they would be compared by their blur.
-
-    Args:
-        config: Settings of the evaluation.
-        source: The real images; none is read.
-        made: Side of the synthetic images in pixels.
-    """
-    return config.resolution or min(source.resolution or made, made)
 
 
 def evaluate(inputs: Inputs) -> dict[str, float]:

@@ -153,8 +153,7 @@ class Finished:
                 f"{', '.join(source.class_names)}, those of the run "
                 f"{', '.join(recorded.class_names)}"
             )
-        made = config.synthesis.resolution or model.resolution
-        check_evaluation(config.evaluation, made=made)
+        check_evaluation(config.evaluation, made=config.synthesis.side(model.resolution))
         if not images:
             return
         if self.public.get("model") not in (None, model.content_hash):

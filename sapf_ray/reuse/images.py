@@ -13,7 +13,7 @@ from sapf_ray.errors import ConfigError
 from sapf_ray.evaluation.image_sets import ImageSet, parquet_files
 from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
-from sapf_ray.evaluation.protocol import check_evaluation, compared_at
+from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.reuse.finished import is_of_a_run, test_source
 
 UNKNOWN = (
@@ -56,7 +56,7 @@ def evaluate_images(path: str | Path, changes: Mapping[str, Any]) -> dict[str, f
     inputs = Inputs(
         synthetic_dir=str(images.path.resolve()),
         source=source,
-        resolution=compared_at(config.evaluation, source, made=images.side),
+        resolution=config.evaluation.compared_at(source.resolution, images.side),
         config=config.evaluation,
         seed=config.seed,
     )

@@ -77,7 +77,7 @@ class Recipe:
         # absent by default, so that data sets of earlier versions are still known
         if config.class_proportions:
             parts["weights"] = list(config.class_proportions)
-        side = config.resolution or model.resolution
+        side = config.side(model.resolution)
         if side != model.native_resolution:
             parts["resolution"] = side
         if labelling is not None:

@@ -29,15 +29,8 @@ from sapf_ray.report.render import Report
 from sapf_ray.runs import mlflow_page
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.runs.tracking import Tracker, tracking_uri
-from sapf_ray.tune.budget import (
-    CellTime,
-    PlannedCell,
-    cell_times,
-    check_disk,
-    is_finished,
-    plan_cells,
-    totals,
-)
+from sapf_ray.tune.budget import PlannedCell, is_finished, plan_cells, totals
+from sapf_ray.tune.resources import CellTime, cell_times, check_disk
 from sapf_ray.tune.run import RETRIES, Outcome, run_cells, unfinished_runs
 from sapf_ray.tune.space import Overrides, Space, load_space, make_cells
 from sapf_ray.tune.summary import grid_report, privacy_notes, write_report
@@ -328,12 +321,11 @@ def _real_data_accuracy(config: RunConfig) -> float:
     from sapf_ray.data.base import SPLITS, open_source
     from sapf_ray.evaluation.downstream import mean_accuracy
     from sapf_ray.evaluation.pictures import source_parts, store
-    from sapf_ray.evaluation.protocol import compared_at
     from sapf_ray.models.public_model import PublicModel
 
     source = open_source(config.data)
-    made = config.synthesis.resolution or PublicModel.open(config.model).resolution
-    resolution = compared_at(config.evaluation, source, made=made)
+    made = config.synthesis.side(PublicModel.open(config.model).resolution)
+    resolution = config.evaluation.compared_at(source.resolution, made)
     with tempfile.TemporaryDirectory(prefix="sapf-evaluation-") as folder:
         train, test = (
             store(

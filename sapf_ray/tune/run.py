@@ -23,7 +23,7 @@ from typing import Any
 import ray
 
 from sapf_ray import cluster, placement
-from sapf_ray.config import RunConfig, to_dict
+from sapf_ray.config import RunConfig, config_hash, to_dict
 from sapf_ray.data.base import open_source
 from sapf_ray.errors import SapfError, reason
 from sapf_ray.models.feature_table import record_features
@@ -86,13 +86,17 @@ def _for_cluster(config: RunConfig, at_once: int) -> RunConfig:
     return replace(config, finetune=replace(finetune, cpus_per_worker=cpus))
 
 
-def _placed(item: PlannedCell) -> PlannedCell:
-    """A cell with numbers for every ``auto``."""
-    model = PublicModel.open(item.cell.config.model)
-    config = placement.placed(
-        item.cell.config, placement.cluster_gpus(), model_gb=model.sampling_gb
-    )
-    return replace(item, cell=replace(item.cell, config=config))
+def _placed(planned: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """The cells with numbers for every ``auto``; each model is opened once."""
+    models = {config_hash(item.cell.config, "model"): item.cell.config.model for item in planned}
+    sampling_gb = {name: PublicModel.open(model).sampling_gb for name, model in models.items()}
+    gpus = placement.cluster_gpus()
+    placed = []
+    for item in planned:
+        model_gb = sampling_gb[config_hash(item.cell.config, "model")]
+        config = placement.placed(item.cell.config, gpus, model_gb=model_gb)
+        placed.append(replace(item, cell=replace(item.cell, config=config)))
+    return placed
 
 
 def check_resources(cells: Sequence[PlannedCell]) -> None:
@@ -138,7 +142,7 @@ def run_cells(
     failed: Mapping[str, str] = {}
     try:
         if todo:
-            todo = [_placed(item) for item in todo]
+            todo = _placed(todo)
             check_resources(todo)
             at_once = max_concurrent or concurrency([item.cell.config for item in todo])
             say(f"up to {min(at_once, len(todo))} at a time")

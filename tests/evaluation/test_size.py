@@ -14,7 +14,7 @@ from sapf_ray.data.medmnist_sets import MEDMNIST
 from sapf_ray.data.whole import WholeSource
 from sapf_ray.errors import ConfigError
 from sapf_ray.evaluation.inputs import Inputs, resize
-from sapf_ray.evaluation.protocol import check_evaluation, compared_at
+from sapf_ray.evaluation.protocol import check_evaluation
 from tests.data.sources.made import SOURCES
 from tests.evaluation.test_protocol import write_digits
 
@@ -47,11 +47,9 @@ def test_digits_are_compared_as_ever_and_a_whole_set_keeps_its_size():
     [(None, 32, 512, 32), (None, None, 256, 256), (None, 512, 256, 256), (64, 32, 256, 64)],
 )
 def test_the_smaller_side_counts_unless_one_is_asked_for(asked, native, made, expected):
-    source = open_source(DataConfig())
-    source.resolution = native
     config = EvaluationConfig(resolution=asked)
     check_evaluation(config, made=made)
-    assert compared_at(config, source, made=made) == expected
+    assert config.compared_at(native, made) == expected
 
 
 def test_a_size_above_that_of_the_synthetic_images_is_refused():

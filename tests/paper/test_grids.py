@@ -14,8 +14,9 @@ from sapf_ray.paper.grids import (
     write_plots,
 )
 from sapf_ray.paper.matrices import block_rows
-from sapf_ray.tune.budget import guessed_seconds, plan_cells
+from sapf_ray.tune.budget import plan_cells
 from sapf_ray.tune.grid import Grid
+from sapf_ray.tune.resources import guessed_seconds
 from sapf_ray.tune.space import load_space, make_cells
 from sapf_ray.tune.summary import over_seeds
 from tests.tune.test_budget import finish, plan_without_search

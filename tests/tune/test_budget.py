@@ -21,16 +21,8 @@ from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.selection import Selection
 from sapf_ray.saliency.shared import shared_folder
-from sapf_ray.tune.budget import (
-    cell_times,
-    check_disk,
-    is_finished,
-    measured_seconds,
-    plan_cells,
-    selection_root,
-    total_text,
-    totals,
-)
+from sapf_ray.tune.budget import is_finished, plan_cells, selection_root, total_text, totals
+from sapf_ray.tune.resources import cell_times, check_disk, measured_seconds
 from sapf_ray.tune.space import Cell, load_space, make_cells
 from tests.tune.test_space import GRIDS, SPACES, write
 
