@@ -88,8 +88,8 @@ def selection(run: RunContext) -> None:
         )
 
     root = run.config.cluster.selection_dir
-    if run.plan.vote is not None:
-        root = None  # another run's vote gave its classes other prompts
+    if run.plan.vote is not None or run.plan.canaries:
+        root = None  # another run's vote gave its classes other prompts; no other run has canaries
     if root is None or run.plan.selection is None or run.releaser.has_paid(Stage.SELECTION):
         selected = make(run.releaser)
     else:
@@ -114,6 +114,7 @@ def fine_tuning(run: RunContext) -> None:
         class_tokens="tokens" in run.plan.remedies,
         token_weight=run.config.grounding.token_weight,
         token_learning_rate=run.config.grounding.token_learning_rate,
+        canaries=run.canaries,
     )
     finetune(
         job,

@@ -16,6 +16,7 @@ sapf_ray.errors.ConfigError: privacy.accountant = 'moments': must be one of pld,
 
 from __future__ import annotations
 
+from sapf_ray.config.audit import AuditConfig
 from sapf_ray.config.cluster import ClusterConfig
 from sapf_ray.config.data import DataConfig
 from sapf_ray.config.evaluation import EvaluationConfig
@@ -35,6 +36,7 @@ from sapf_ray.config.tracking import TrackingConfig
 __all__ = [
     "AFTERWARDS",
     "EXECUTION_ONLY",
+    "AuditConfig",
     "ClusterConfig",
     "DataConfig",
     "EvaluationConfig",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any
 
+from sapf_ray.config.audit import AuditConfig
 from sapf_ray.config.cluster import ClusterConfig
 from sapf_ray.config.data import DataConfig
 from sapf_ray.config.evaluation import EvaluationConfig
@@ -42,6 +43,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     seed: CountOrZero = 0
     plugins: Annotated[tuple[str, ...], FromList] = ()
 
@@ -93,6 +95,8 @@ AFTERWARDS = frozenset({"synthesis", "evaluation"})
 # Keys of later versions: counted where they are given only, so that a run of an earlier version is
 # still known by its keys and hashes.
 NOT_COUNTED_WHEN_UNSET: Mapping[str, Any] = {
+    "audit.canaries": 0,
+    "audit.images": 0,
     "data.resolution": None,
     "evaluation.protocol": "quick",
     "evaluation.resolution": None,
@@ -134,6 +138,8 @@ EXECUTION_ONLY = frozenset(
         "cluster.storage",
         "cluster.latents_dir",
         "cluster.selection_dir",
+        "audit.confidence",
+        "audit.mechanism_runs",
         "data.n_records",
         "plugins",
     }

@@ -44,6 +44,7 @@ from sapf_ray.grad_sample.lora import LoraGradients
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.class_tokens import TOKENS, ClassTokens, save_class_tokens
 from sapf_ray.models.device import conv_format, fix_rounding
+from sapf_ray.privacy.canaries import Canaries
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
@@ -72,6 +73,7 @@ class FinetuneJob:
         token_weight: w of the class tokens.
         token_learning_rate: Step size of their offsets; 0 takes the factors'.
         device: Torch device string.
+        canaries: Join every sum, in a run that is audited.
     """
 
     model: ModelConfig
@@ -87,6 +89,7 @@ class FinetuneJob:
     token_weight: float = 1.0
     token_learning_rate: float = 0.0
     device: str = "cpu"
+    canaries: Canaries | None = None
 
     def releaser(self) -> Releaser:
         """The door to the run's releases."""
@@ -95,6 +98,7 @@ class FinetuneJob:
             ledger=Ledger.open(self.ledger),
             plan=self.plan,
             on_change=runlog.release_changed,
+            canaries=self.canaries,
         )
 
 

@@ -109,6 +109,8 @@ def privacy_note(plan: PrivacyPlan, spent: float, *, reproducible: bool) -> str:
         return (
             "**Not private**: sensitive images were used without noise. Do not share these images."
         )
+    if plan.canaries:
+        return "**Not for release**: this run was an audit, which virtual records took part in."
     known = ""
     if reproducible:
         known = (
@@ -135,6 +137,11 @@ def verdict(plan: PrivacyPlan, spent: float, *, reproducible: bool) -> str:
         return (
             "**NOT PRIVATE.** This run added no noise. What it made may reveal training images. "
             "It is a ceiling for research comparisons and must not be released."
+        )
+    if plan.canaries:
+        return (
+            f"**NOT FOR RELEASE.** This run was an audit: {plan.canaries:,} virtual records joined "
+            "its releases, and what they tell is kept beside it. Repeat it without audit.canaries."
         )
     if reproducible:
         return (

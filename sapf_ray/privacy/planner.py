@@ -65,6 +65,7 @@ class PrivacyPlan:
     Selection and fine-tuning are None when steps is 0. Then ``batch_size`` and
     ``sample_rate`` are 0, and either the images come from an ``evolution``, or remedies ground
     the public model, or no sensitive image is read and ``composed_epsilon`` is 0.
+    ``canaries`` virtual records join the releases of a run that is audited and never released.
     """
 
     epsilon: float
@@ -84,6 +85,7 @@ class PrivacyPlan:
     vote: StagePlan | None = None
     head: StagePlan | None = None
     proportions: StagePlan | None = None
+    canaries: int = 0
 
     @property
     def reads_images(self) -> bool:
@@ -102,6 +104,8 @@ class PrivacyPlan:
         data = dataclasses.asdict(self)
         if math.isinf(self.composed_epsilon):
             data["composed_epsilon"] = "inf"
+        if self.canaries == 0:  # so that a run of an earlier version has the same plan
+            del data["canaries"]
         return data
 
     @classmethod
@@ -182,6 +186,7 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
         vote=stages.get(Stage.VOTE),
         head=stages.get(Stage.HEAD),
         proportions=stages.get(Stage.PROPORTIONS),
+        canaries=config.audit.canaries,
     )
 
 

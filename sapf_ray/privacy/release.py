@@ -34,6 +34,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from sapf_ray.privacy import noise
+from sapf_ray.privacy.canaries import Canaries
 from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey, NoiseStream
 from sapf_ray.privacy.ledger import Ledger
@@ -53,12 +54,14 @@ class Releaser:
         ledger: Where releases are paid.
         plan: What may be released; it fixes noise, sample rates and events of each stage.
         on_change: Called with the name of a release that was paid before with another sum.
+        canaries: Join every sum, in a run that is audited.
     """
 
     key: NoiseKey
     ledger: Ledger
     plan: PrivacyPlan
     on_change: Callable[[str], None] = lambda name: None
+    canaries: Canaries | None = None
 
     @property
     def run_id(self) -> str:
@@ -68,6 +71,13 @@ class Releaser:
     def noise_id(self, name: str, total: ExactSum) -> str:
         """What the ledger calls the release ``name`` of exactly this sum."""
         return f"{self.run_id}-{self.key.stream_id('noise', name, total.digest())}"
+
+    def joined(self, name: str, total: ExactSum, *, stage: str) -> ExactSum:
+        """The sum that is released: with an audit's canaries, in any other run as it is."""
+        if self.canaries is None:
+            return total
+        rate = self._stage(stage).sample_rate
+        return self.canaries.join(name, total, stage=stage, rate=rate)
 
     def has_paid(self, stage: str) -> bool:
         """Whether this very run, and not another whose release it uses, has paid in ``stage``."""
@@ -90,10 +100,13 @@ class Releaser:
             BudgetError: The release would pass the planned epsilon; nothing has been drawn.
         """
         planned = self._planned(stage, "gaussian")
-        stream = self._pay(name, total, stage=stage)
-        if planned.noise_multiplier == 0:
-            return total.values()
-        return noise.noisy_sum(total, planned.noise_multiplier * (1 + planned.slack), stream)
+        joined, stream = self._pay(name, total, stage=stage)
+        noisy = joined.values()
+        if planned.noise_multiplier > 0:
+            noisy = noise.noisy_sum(joined, planned.noise_multiplier * (1 + planned.slack), stream)
+        if self.canaries is not None:
+            self.canaries.note(name, noisy, total, stage=stage)
+        return noisy
 
     def exponential(self, name: str, total: ExactSum, *, stage: str, n: int) -> list[int]:
         """The ``n`` positions drawn one by one with probability proportional to exp(e u / C).
@@ -111,7 +124,7 @@ class Releaser:
             BudgetError: The release would pass the planned epsilon; nothing has been drawn.
         """
         planned = self._planned(stage, "exponential")
-        stream = self._pay(name, total, stage=stage)
+        total, stream = self._pay(name, total, stage=stage)
         (utility,) = total.values()
         if planned.noise_multiplier > 0:
             scale = total.sensitivity / draw_epsilon(planned.noise_multiplier, n)
@@ -136,7 +149,7 @@ class Releaser:
             BudgetError: The release would pass the planned epsilon; nothing has been drawn.
         """
         planned = self._planned(stage, "propose_test_release")
-        stream = self._pay(name, total, stage=stage)
+        total, stream = self._pay(name, total, stage=stage)
         (utility,) = total.values()
         if planned.noise_multiplier > 0 and n < len(utility):
             ordered = utility.sort(descending=True).values
@@ -174,15 +187,20 @@ class Releaser:
         if noise_id not in self.ledger.noise_ids(name):
             self.ledger.record(name, self._stage(stage).event(), noise_id, stage)
 
-    def _pay(self, name: str, total: ExactSum, *, stage: str) -> NoiseStream:
-        """Records the release; only then is there a stream for its noise."""
+    def _pay(self, name: str, total: ExactSum, *, stage: str) -> tuple[ExactSum, NoiseStream]:
+        """Records the release; only then is there a stream for its noise.
+
+        Returns:
+            The sum to release, which an audit's canaries have joined, and the stream.
+        """
+        total = self.joined(name, total, stage=stage)
         total.check_range()
         digest = total.digest()
         noise_id = f"{self.run_id}-{self.key.stream_id('noise', name, digest)}"
         if self.ledger.noise_ids(name) - {noise_id}:
             self.on_change(name)
         self.ledger.record(name, self._stage(stage).event(), noise_id, stage)
-        return self.key.stream("noise", name, digest)
+        return total, self.key.stream("noise", name, digest)
 
     def _stage(self, stage: str) -> StagePlan:
         planned: StagePlan | None = getattr(self.plan, stage)

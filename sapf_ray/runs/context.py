@@ -14,6 +14,7 @@ from sapf_ray.config import RunConfig
 from sapf_ray.data.base import ImageSource
 from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.privacy.canaries import Canaries
 from sapf_ray.privacy.card import privacy_note, verdict
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
@@ -198,6 +199,20 @@ class RunContext:
         )
 
     @functools.cached_property
+    def canaries(self) -> Canaries | None:
+        """The virtual records of a run that is audited; None in any other."""
+        if self.plan.canaries == 0:
+            return None
+        canaries = Canaries(
+            count=self.plan.canaries,
+            n_records=self.plan.n_records,
+            key=self.key,
+            folder=str(self.directory.observations.resolve()),
+        )
+        canaries.prepare()
+        return canaries
+
+    @functools.cached_property
     def releaser(self) -> Releaser:
         """The one door from exact sums to what may be seen.
 
@@ -210,6 +225,7 @@ class RunContext:
             ledger=self.ledger,
             plan=self.plan,
             on_change=runlog.release_changed,
+            canaries=self.canaries,
         )
 
     @property

@@ -54,6 +54,8 @@ class RunDirectory:
         self.generations = self.root / "evolution"  # there while images evolve
         self.metrics = self.root / "metrics.json"
         self.card = self.root / "privacy_card.md"
+        self.audit = self.root / "audit"  # there in a run with canaries, never released
+        self.observations = self.audit / "observations"
         self.plots = self.root / "plots"
         self.sample_grid = self.plots / "synthetic.png"
         self.timings = self.root / "timings.json"

@@ -251,7 +251,7 @@ def select(
             seed=seed,
         )
         choice = MECHANISMS[config.mechanism].choose(question)
-        noise_ids[name] = releaser.noise_id(name, total)
+        noise_ids[name] = releaser.noise_id(name, releaser.joined(name, total, stage="selection"))
         kept = top_n(names, choice.values, n=sizes[number], granularity=config.granularity)
     assert choice is not None
     scores = {}
