@@ -12,7 +12,7 @@ class AuditConfig:
 
     Args:
         canaries: Virtual records that join each release, every one with probability 1/2; 0 is
-            an ordinary run. `sapf audit` takes 5000 where none are given.
+            an ordinary run. `sapf audit` takes 10000 where none are given.
         images: Crafted images among the training images, every one with probability 1/2; 0 is an
             ordinary run.
         confidence: Probability with which each bound holds.

@@ -35,6 +35,9 @@ RAW_NORM = 1000.0
 """Norm of a canary before clipping, in units of the bound."""
 
 COINS = "coins.npy"
+OBSERVATION = np.dtype([("seen", np.float32), ("drawn", np.bool_)])
+"""Of one canary in one release: noise and contribution in units of the sensitivity; whether the
+sample holds it, be it in or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,9 @@ class Canaries:
         ]
         return ExactSum(units=parts, step=total.step, sensitivity=total.sensitivity)
 
-    def note(self, name: str, noisy: Sequence[Tensor], total: ExactSum, *, stage: str) -> None:
+    def note(
+        self, name: str, noisy: Sequence[Tensor], *, total: ExactSum, stage: str, rate: float
+    ) -> None:
         """Keeps what a release tells of the canaries, in units of the sensitivity.
 
         Args:
@@ -110,17 +115,22 @@ class Canaries:
             noisy: What is released.
             total: The exact sum over all real records, which an attacker may know.
             stage: The plan's stage.
+            rate: Its Poisson rate.
         """
         seen = torch.cat([part.double().flatten() for part in noisy])
         known = torch.cat([part.flatten() for part in total.values()])
         places = self.coordinates(stage, len(seen))
-        rest = (seen - known)[torch.from_numpy(places)].numpy() / total.sensitivity
-        write_array(self._file(name), rest.astype(np.float32), mode=0o600)
+        shown = np.zeros(len(places), OBSERVATION)
+        shown["seen"] = (seen - known)[torch.from_numpy(places)].numpy() / total.sensitivity
+        shown["drawn"] = self.sampled(name, rate)[: len(places)]
+        self.keep(name, shown)
+
+    def keep(self, name: str, shown: np.ndarray) -> None:
+        """Keeps what :meth:`note` found of one release."""
+        path = Path(self.folder) / (name.replace("/", "-") + ".npy")
+        write_array(path, shown, mode=0o600)
 
     def prepare(self) -> None:
         """Makes the folder and keeps the coins there."""
         Path(self.folder).mkdir(parents=True, exist_ok=True, mode=0o700)
         write_array(Path(self.folder) / COINS, self.coins(), mode=0o600)
-
-    def _file(self, name: str) -> Path:
-        return Path(self.folder) / (name.replace("/", "-") + ".npy")

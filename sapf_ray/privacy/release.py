@@ -105,7 +105,8 @@ class Releaser:
         if planned.noise_multiplier > 0:
             noisy = noise.noisy_sum(joined, planned.noise_multiplier * (1 + planned.slack), stream)
         if self.canaries is not None:
-            self.canaries.note(name, noisy, total, stage=stage)
+            rate = planned.sample_rate
+            self.canaries.note(name, noisy, total=total, stage=stage, rate=rate)
         return noisy
 
     def exponential(self, name: str, total: ExactSum, *, stage: str, n: int) -> list[int]:

@@ -79,7 +79,9 @@ def test_what_is_kept_is_noise_and_canaries_without_the_records_sum(tmp_path):
     releaser = dataclasses.replace(releaser_of("head", tmp_path, noise=0.2), canaries=canaries)
     total = ExactSum.of([torch.arange(2 * M, dtype=torch.int64) * 1000], BOUND)
     (noisy,) = releaser.gaussian("head", total, stage="head")
-    kept = np.load(tmp_path / "audit" / "head.npy")
+    observed = np.load(tmp_path / "audit" / "head.npy")
+    assert observed["drawn"].all(), "a full pass holds everyone"
+    kept = observed["seen"]
     coins = np.load(tmp_path / "audit" / "coins.npy")
     places = canaries.coordinates("head", 2 * M)
     np.testing.assert_allclose(
