@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import re
-import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sapf_ray.config import ClusterConfig, FinetuneConfig, RunConfig
 from sapf_ray.errors import ClusterError, SapfError, is_environments, reason
@@ -47,7 +45,6 @@ LOCAL_ENVIRONMENT = ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # To find out that nothing listens at an address; Ray itself tries for minutes.
 CONNECT_SECONDS = 5.0
 # For every node to look into the run directory.
-PROBE_SECONDS = 60.0
 # Tasks and actors that do not talk to each other go over all nodes, not to one node first.
 SPREAD = "SPREAD"
 
@@ -348,48 +345,3 @@ def _task_want(section: str, *, cpus: float, gpus: float) -> Want:
 def check(config: RunConfig) -> None:
     """:func:`require` for every stage of a run."""
     require(wants(config))
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _read_token(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return None
-
-
-def check_shared(directory: Path) -> None:
-    """Looks into the run directory from every node: each must see what the driver writes there.
-
-    Raises:
-        ClusterError: A node does not; names it.
-    """
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    if len(nodes) < 2:
-        return
-    token, path = secrets.token_hex(16), directory.resolve() / f".shared-{secrets.token_hex(4)}"
-    path.write_text(token, encoding="utf-8")
-    try:
-        looking = {
-            _read_token.options(
-                name="check_shared",
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            ).remote(str(path)): node
-            for node in nodes
-        }
-        ready, _ = ray.wait(list(looking), num_returns=len(looking), timeout=PROBE_SECONDS)
-        for reference, node in looking.items():
-            name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-            if reference not in ready:
-                raise ClusterError(
-                    f"--out {directory}: {name} did not look there within "
-                    f"{PROBE_SECONDS:g} s; is it overloaded?"
-                )
-            if result(reference) != token:
-                raise ClusterError(
-                    f"--out {directory}: {name} of the cluster does not see it; put the run "
-                    "directory on storage that all nodes mount at the same path (NFS, a "
-                    "ReadWriteMany volume)"
-                )
-    finally:
-        path.unlink(missing_ok=True)

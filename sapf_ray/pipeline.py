@@ -47,6 +47,7 @@ from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.runs import runlog
 from sapf_ray.runs.context import Progress, RunContext, open_run
 from sapf_ray.saliency.selection import Selection
+from sapf_ray.shared_directory import check_shared
 from sapf_ray.stages import Stage
 from sapf_ray.steps import (
     encodes,
@@ -119,7 +120,7 @@ def run(
             context = replace(context, config=place(config, model, on_note=on_note))
             check_precision(context.config, plan)
             cluster.check(context.config)
-            cluster.check_shared(context.directory.root)
+            check_shared(context.directory.root)
             result = algorithm(context, on_note)
         # once more, with what came after the last stage
         result.metrics["orchestration"] = context.clock.cost()
@@ -241,6 +242,7 @@ def forget(run: RunContext) -> None:
     shutil.rmtree(directory.generations, ignore_errors=True)  # the last one is the data set
     if not directory.selection.exists():
         write_json(directory.selection, Selection.none().to_dict())
+    directory.delete_key()
     if not run.config.cluster.keep_cache:
         directory.delete_private()
     run.meter.spent(run.spent)

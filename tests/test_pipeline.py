@@ -93,9 +93,9 @@ def test_tracking_holds_spend_scores_and_pictures(plain_run):
     run = client.get_run(saved["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["privacy.epsilon"] == "8.0"
-    assert (
-        run.data.metrics["accuracy"] == json.loads((out / "metrics.json").read_text())["accuracy"]
-    )
+    scored = json.loads((out / "metrics.json").read_text())["accuracy"]
+    assert run.data.metrics["non_private/accuracy"] == scored
+    assert "accuracy" not in run.data.metrics
     curve = client.get_metric_history(run.info.run_id, "privacy/epsilon_spent")
     assert [m.value for m in curve] == sorted(m.value for m in curve) and len(curve) >= 5
     assert curve[-1].value <= 8

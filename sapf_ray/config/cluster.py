@@ -15,7 +15,7 @@ class ClusterConfig:
             which is set in a submitted job, else a local Ray is started.
         num_cpus: Cores of the local Ray; by default all of the machine.
         keep_cache: Keep the sensitive latent cache after the run (mode 0600); by default it is
-            deleted.
+            deleted. The noise key is deleted always.
         latents_dir: Where latents are kept (mode 0700, as sensitive as the images) for other runs
             on the same images and model; by default in the run's own folder. `sapf tune` sets it,
             and deletes it at its end.

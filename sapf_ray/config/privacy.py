@@ -19,6 +19,8 @@ class PrivacyConfig:
         epsilon: Planned epsilon of the whole run (selection and fine-tuning composed), in
             [0.001, 1000].
         delta: Planned delta, in [1e-15, 0.1]; by default 1 / (N ln N).
+        allow_large_delta: Lets a delta of 1 / N and more pass, which protects nobody: publishing
+            one image as it is satisfies it.
         accountant: pld (tight, default) or rdp (as the paper).
         non_private: No noise at all: the ceiling of research comparisons. Epsilon is then infinite
             and the card says so.
@@ -28,6 +30,7 @@ class PrivacyConfig:
 
     epsilon: Positive = 10.0
     delta: OpenShare | None = None
+    allow_large_delta: bool = False
     accountant: Annotated[str, NameIn("privacy.accountant")] = "pld"
     non_private: bool = False
     reproducible_seed: int | None = None

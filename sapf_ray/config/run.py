@@ -106,6 +106,7 @@ NOT_COUNTED_WHEN_UNSET: Mapping[str, Any] = {
     "model.resolution": None,
     "model.revision": None,
     "model.variant": None,
+    "privacy.allow_large_delta": False,
 }
 """Key to the value that asks for nothing new."""
 

@@ -30,6 +30,7 @@ from sapf_ray.tune.summary import (
     score_columns,
     write_report,
 )
+from sapf_ray.tune.trial import Failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,7 @@ def paper_report(
     name: str,
     grid: Grid,
     *,
-    failed: Mapping[str, str] | None = None,
+    failed: Mapping[str, Failure] | None = None,
 ) -> Report:
     """The paper's table with our numbers beside it.
 

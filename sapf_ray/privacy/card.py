@@ -282,15 +282,16 @@ def _randomness(config: RunConfig, *, reproducible: bool) -> str:
             f"{text}A **reproducible seed** from the configuration, for tests and research. "
             "**NOT FOR RELEASE**: repeat the run without `privacy.reproducible_seed`."
         )
-    fate = "It was deleted with the run's private files after the last release."
+    kept = ""
     if config.cluster.keep_cache:
-        fate = (
-            "It is kept with the run's private files (`cluster.keep_cache`): keep it secret or "
-            "delete it."
+        kept = (
+            " The run's other private files, latents of the sensitive images among them, are kept "
+            "(`cluster.keep_cache`)."
         )
     return (
-        f"{text}A 256-bit secret from the operating system's cryptographic generator. {fate} "
-        "Whoever has it can remove the noise and knows which images took part in each step."
+        f"{text}A 256-bit secret from the operating system's cryptographic generator, deleted "
+        "after the last release: whoever had it could remove the noise, and knew which images took "
+        f"part in each step.{kept}"
     )
 
 

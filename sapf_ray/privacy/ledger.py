@@ -137,7 +137,8 @@ class Ledger:
         path = Path(path)
         header = json.dumps({"schema": SCHEMA, "plan": plan.to_dict()}, allow_nan=False) + "\n"
         try:
-            write_atomic(path, header, replace=False)  # another process may have begun one
+            # not replaced: another process may have begun one
+            write_atomic(path, header, mode=0o600, replace=False)
         except FileExistsError as error:
             raise RunDirectoryError(
                 f"{path}: a ledger is there already; open it, never start it afresh"

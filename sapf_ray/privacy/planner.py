@@ -26,12 +26,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sapf_ray.config import RunConfig
+from sapf_ray.config.section import require
 from sapf_ray.errors import ConfigError
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import stage_shares, supports
 from sapf_ray.privacy.calibration import (
     MAX_NOISE_MULTIPLIER,
     Budget,
+    Charges,
     root,
     smallest_decimal,
     smallest_noise,
@@ -149,6 +151,13 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
     privacy = config.privacy
     _check_size(config, n_records)
     delta = default_delta(n_records) if privacy.delta is None else privacy.delta
+    require(
+        delta < 1 / n_records or privacy.allow_large_delta,
+        "privacy.delta",
+        delta,
+        f"must be below 1 / N = {1 / n_records:.3g}: publishing one image as it is satisfies a "
+        "larger one (privacy.allow_large_delta lets it pass)",
+    )
     budget = Budget(epsilon=privacy.epsilon, delta=delta, accountant=privacy.accountant)
     steps = config.finetune.steps
     batch_size = config.finetune.batch_size if steps > 0 else 0
@@ -216,8 +225,9 @@ def evolution_stage(
     if noise is None:
         raise _out_of_reach(
             budget,
-            f"{iterations} histograms",
-            "raise privacy.epsilon or lower evolution.iterations",
+            stage.charges(MAX_NOISE_MULTIPLIER),
+            what=f"{iterations} histograms",
+            advice="raise privacy.epsilon or lower evolution.iterations",
         )
     return dataclasses.replace(stage, noise_multiplier=noise, share=1.0)
 
@@ -279,8 +289,9 @@ def _stages(
         if noise is None:
             raise _out_of_reach(
                 budget,
-                f"{finetune.count} steps",
-                "raise privacy.epsilon or saliency.noise_multiplier",
+                (*before, *finetune.charges(MAX_NOISE_MULTIPLIER)),
+                what=f"{finetune.count} steps",
+                advice="raise privacy.epsilon or saliency.noise_multiplier",
             )
         finetune = dataclasses.replace(finetune, noise_multiplier=noise)
     stages[Stage.FINETUNE] = finetune
@@ -339,7 +350,22 @@ def _check_fits(name: str, stage: StagePlan, *, budget: Budget) -> None:
     )
 
 
-def _out_of_reach(budget: Budget, what: str, advice: str) -> ConfigError:
+def _out_of_reach(budget: Budget, charges: Charges, *, what: str, advice: str) -> ConfigError:
+    """Why no noise is enough.
+
+    Args:
+        budget: What may be spent.
+        charges: All releases with the most noise there is.
+        what: Of which releases the budget is exceeded.
+        advice: What to change.
+    """
+    if math.isinf(budget.spent(charges)):
+        return ConfigError(
+            "privacy.delta",
+            budget.delta,
+            f"is smaller than what {ACCOUNTANTS[budget.accountant].title} accounting resolves "
+            "here: no noise gives a finite epsilon; take a larger one, or privacy.accountant rdp",
+        )
     return ConfigError(
         "privacy.epsilon",
         budget.epsilon,

@@ -28,6 +28,7 @@ from sapf_ray.runs.directory import (
     changed_keys,
 )
 from sapf_ray.runs.finished import open_result
+from sapf_ray.shared_directory import check_shared
 from sapf_ray.stages import Stage
 
 
@@ -243,7 +244,7 @@ def _make(
             config = placement.placed(config, gpus, model_gb=model.sampling_gb)
             context = replace(context, config=config)
             cluster.require([want for want in cluster.wants(config) if want.section in stages])
-            cluster.check_shared(directory.home)
+            check_shared(directory.home)
             if Stage.EVALUATION in stages and config.evaluation.enabled:
                 inspect(context, splits_to_read(config, learns=False), on_note=show.on_note)
             for step in RELEASE:

@@ -132,7 +132,9 @@ class RunDirectory:
     def _take_lock(self) -> None:
         """Keeps a second process out, until this one ends."""
         try:
-            self.home.mkdir(parents=True, exist_ok=True)
+            self.home.parent.mkdir(parents=True, exist_ok=True)
+            # for this user alone: the times at which files grow tell of the sampled records
+            self.home.mkdir(mode=0o700, exist_ok=True)
             self._lock = open(self.home / ".lock", "w", encoding="utf-8")  # noqa: SIM115 held until the process ends
         except OSError as error:
             raise RunDirectoryError(
@@ -230,9 +232,35 @@ class RunDirectory:
         """Makes the folder of sensitive and secret files, for this user only."""
         self.private.mkdir(mode=0o700, exist_ok=True)
 
+    def delete_key(self) -> None:
+        """Removes the noise key.
+
+        Raises:
+            RunDirectoryError: It could not be removed.
+        """
+        try:
+            self.noise_key.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.noise_key}: cannot be deleted ({error.strerror}); whoever reads it can "
+                "take the noise off the results: delete it, then give the same command again"
+            ) from error
+
     def delete_private(self) -> None:
-        """Removes latents, data fingerprint and the noise key."""
-        shutil.rmtree(self.private, ignore_errors=True)
+        """Removes latents and data fingerprint.
+
+        Raises:
+            RunDirectoryError: Some of it could not be removed.
+        """
+        try:
+            shutil.rmtree(self.private)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{error.filename or self.private}: cannot be deleted ({error.strerror}), and may "
+                "hold sensitive images; delete it, then give the same command again"
+            ) from error
 
     def write_json(self, path: Path, value: Any) -> None:
         """Writes an artifact atomically."""

@@ -351,7 +351,8 @@ class Tracker:
     def _log_metrics(self, metrics: Mapping[str, Any], not_private: Sequence[str]) -> None:
         for key, value in flatten(dict(metrics)).items():
             if isinstance(value, int | float):
-                self.client.log_metric(self.run_id, key.replace(".", "/"), float(value))
+                name = mlflow_page.NOT_PRIVATE + key if key in not_private else key
+                self.client.log_metric(self.run_id, name.replace(".", "/"), float(value))
         if not_private:
             names = ", ".join(sorted(not_private))
             self.client.set_tag(self.run_id, "privacy.not_private", names)

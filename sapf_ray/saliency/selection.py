@@ -212,7 +212,8 @@ def select(
         releaser: Pays and draws; its plan's ``selection`` fixes noise, sample rate and number of
             releases, and is None where no record is read.
         seed: Seed of a public random choice.
-        on_progress: Called with (shards done, shards in all), over all releases.
+        on_progress: Called with (shards done, shards in all), over all releases; after whole
+            releases alone where records are sampled, as their number is secret.
 
     Raises:
         BudgetError: A release would pass the planned epsilon; it has not been drawn.
@@ -240,7 +241,12 @@ def select(
             releaser.sample(name, stage="selection"),
             work,
             zero=ExactSum.zeros(SCORES[config.score].shapes(pool), config.clipping_norm),
-            on_shard=_share_of(on_progress, number, releases=len(sizes)),
+            on_shard=_share_of(
+                on_progress,
+                number,
+                releases=len(sizes),
+                sampled=releaser.plan.selection.sample_rate < 1,
+            ),
         )
         question = Question(
             name=name,
@@ -336,12 +342,16 @@ def exact_sum(
 
 
 def _share_of(
-    on_progress: Callable[[int, int], None] | None, number: int, *, releases: int
+    on_progress: Callable[[int, int], None] | None, number: int, *, releases: int, sampled: bool
 ) -> Callable[[int, int], None]:
     """Progress of one of several releases, as progress of all."""
 
     def show(done: int, shards: int) -> None:
-        if on_progress is not None:
+        if on_progress is None:
+            return
+        if not sampled:
             on_progress(number * shards + done, releases * shards)
+        elif done == shards:
+            on_progress(number + 1, releases)
 
     return show

@@ -228,7 +228,9 @@ def raise_failures(outcome: Outcome) -> None:
     n = len(outcome.failed)
     name, problem = next(iter(outcome.failed.items()))
     more = f", and {n - 1} more" if n > 1 else ""
-    raise SapfError(f"{n} cells failed: {name}: {problem}{more}; the same command tries them again")
+    raise SapfError(
+        f"{n} cells failed: {name}: {problem.message}{more}; the same command tries them again"
+    )
 
 
 def _parent(grid: Grid, config: RunConfig) -> tuple[Tracker, dict[str, Any]]:

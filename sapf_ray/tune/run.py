@@ -32,7 +32,7 @@ from sapf_ray.runs.background import in_background
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.shared import private_folder
 from sapf_ray.tune.budget import PlannedCell, is_finished, selection_root
-from sapf_ray.tune.trial import CellJob, run_cell, trial
+from sapf_ray.tune.trial import CellJob, Failure, run_cell, trial
 
 RETRIES = 2  # of a cell whose run broke off; an error of the user's is not tried again
 
@@ -53,11 +53,11 @@ class Outcome:
     """What became of the cells.
 
     Attributes:
-        failed: Cell name to one line that says why.
+        failed: Cell name to why.
         kept_private: Sensitive folders that stay for the cells that are not finished.
     """
 
-    failed: Mapping[str, str]
+    failed: Mapping[str, Failure]
     kept_private: list[Path]
 
 
@@ -139,7 +139,7 @@ def run_cells(
     todo = [item for item in planned if not is_finished(item.cell, out)]
     say(f"{len(planned)} cells, {len(planned) - len(todo)} of them finished before")
     private = _Private(planned, out)
-    failed: Mapping[str, str] = {}
+    failed: Mapping[str, Failure] = {}
     try:
         if todo:
             todo = _placed(todo)
@@ -239,7 +239,7 @@ def _tune(
     retries: int,
     after: Callable[[], object],
     task: Any,
-) -> dict[str, str]:
+) -> dict[str, Failure]:
     """The trials.
 
     Args:
@@ -300,12 +300,14 @@ def _trial_folder(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _problem(result: Any) -> str | None:
-    """Why a trial failed, in one line; None if it did not."""
+def _problem(result: Any) -> Failure | None:
+    """Why a trial failed; None if it did not."""
     if result.error is not None:
-        return one_line(result.error)
+        return Failure(kind=type(result.error).__name__, message=one_line(result.error))
     metrics = result.metrics or {}
-    return metrics.get("error")
+    if "error" not in metrics:
+        return None
+    return Failure(kind=metrics["error_kind"], message=metrics["error"])
 
 
 def one_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from sapf_ray.report.render import Column, Report
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.stages import Stage
 from sapf_ray.tune.budget import WHO_PAYS, PlannedCell, is_finished, total_text, totals
+from sapf_ray.tune.trial import Failure
 
 SEED = "seed"
 SELECT = "select"
@@ -40,7 +41,7 @@ def collect(
     planned: Sequence[PlannedCell],
     out: Path,
     *,
-    failed: Mapping[str, str] | None = None,
+    failed: Mapping[str, Failure] | None = None,
 ) -> list[dict[str, Any]]:
     """One dict per cell: its labels, and ``status``: done, failed or missing.
 
@@ -54,7 +55,7 @@ def collect(
         name = item.cell.name
         row: dict[str, Any] = {**item.cell.labels, "cell": name, "status": "missing"}
         if name in failed:
-            row["status"] = f"failed: {failed[name]}"
+            row["status"] = f"failed: {failed[name].kind}"
         elif is_finished(item.cell, out):
             row["status"] = "done"
             row.update(_results(RunDirectory(out / name)))
@@ -191,7 +192,7 @@ def grid_report(
     *,
     planned: Sequence[PlannedCell],
     out: Path,
-    failed: Mapping[str, str] | None = None,
+    failed: Mapping[str, Failure] | None = None,
     real: Mapping[str, Sequence[float]] | None = None,
 ) -> Report:
     """The grid's own table.
@@ -201,7 +202,7 @@ def grid_report(
         title: Its caption; the name if empty.
         planned: The cells.
         out: Directory of their runs.
-        failed: Cell name to one line that says why.
+        failed: Cell name to why; the table shows the error's class alone.
         real: Row name to accuracies (in [0, 1], one per seed) of the classifier trained on real
             images.
     """

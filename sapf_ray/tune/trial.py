@@ -34,15 +34,28 @@ class CellJob:
     out: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a cell has no result.
+
+    Attributes:
+        kind: The error's class: all that tables, files and MLflow show.
+        message: For the terminal alone, as it may name a user's files.
+    """
+
+    kind: str
+    message: str
+
+
 @ray.remote(num_cpus=0, max_retries=0)
-def run_cell(config: dict[str, Any], out: str) -> str | None:
+def run_cell(config: dict[str, Any], out: str) -> Failure | None:
     """One run in a process of its own; returns the error that no repetition can heal, if any."""
     from sapf_ray.pipeline import run
 
     try:
         run(from_dict(config), out)
     except FINAL as error:
-        return str(error)
+        return Failure(kind=type(error).__name__, message=str(error))
     return None
 
 
@@ -75,8 +88,9 @@ def trial(
         if begun != stage:
             stage = begun
             tune.report({"stage": stage})
-    problem = cluster.result(reference)
-    tune.report({"stage": "end", "error": problem, **numbers(directory)})
+    problem: Failure | None = cluster.result(reference)
+    failure = {} if problem is None else {"error": problem.message, "error_kind": problem.kind}
+    tune.report({"stage": "end", **failure, **numbers(directory)})
 
 
 def numbers(directory: RunDirectory) -> dict[str, float]:

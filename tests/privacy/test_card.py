@@ -83,10 +83,9 @@ def with_selection(**saliency) -> RunConfig:
     return dataclasses.replace(config, saliency=dataclasses.replace(config.saliency, **saliency))
 
 
-def test_a_key_that_is_kept_is_not_called_deleted(tmp_path):
+def test_the_key_is_deleted_also_where_latents_are_kept(tmp_path):
     config = dataclasses.replace(small(steps=2), cluster=ClusterConfig(keep_cache=True))
-    text = card(tmp_path, config)
-    assert "keep it secret or delete it" in text and "It was deleted" not in text
+    assert "latents of the sensitive images among them, are kept" in card(tmp_path, config)
 
 
 def test_a_release_run_reads_no_real_image_for_a_score(tmp_path):

@@ -121,7 +121,7 @@ def without_ray(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(cluster, "session", lambda config, spills=None: contextlib.nullcontext())
     patched.setattr(placement, "cluster_gpus", lambda: placement.Gpus(count=0))
     patched.setattr(cluster, "require", lambda wants: None)
-    patched.setattr(cluster, "check_shared", lambda directory: None)
+    patched.setattr("sapf_ray.reuse.commands.check_shared", lambda directory: None)
     patched.setattr(launcher, "_actor_count", lambda config: 1)
     patched.setattr(launcher, "_run_queue", in_this_process)
     patched.setattr(context, "Meter", Mock())
