@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from tests.whole_run import ONE_CORE, command, finish
 # machine.
 torch.set_num_threads(1)
 
+PATIENT = "patient-smith"
+"""What names of the sensitive files begin with."""
+
 # --doctest-modules would import them, and each adds its row to a table of the whole process
 collect_ignore = ["plugins"]
 
@@ -41,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
         group = item.path.stem
-        if group in ("test_pipeline", "test_interrupted"):
+        if group in ("test_pipeline", "test_interrupted", "test_leaks"):
             group = "whole_runs"
         elif item.path in on_ray:
             group = "ray"
@@ -85,14 +89,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).mkdir()
         for i in range(40):
             pixels = generator.integers(0, 100, (28, 20, 3)) + 150 * label
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+            file = root / name / f"{PATIENT}-{label}{i:02d}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(file)
     return root
 
 
 @pytest.fixture(scope="session")
+def ray_files() -> Iterator[Path]:
+    """Where the Ray of :func:`plain_run` writes; of a short name, for its sockets' sake."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
 def plain_run(
-    folder: Path, tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory
+    folder: Path, tiny_pipeline: Path, ray_files: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     """A whole run with evaluation and tracking: its directory, and what it printed."""
-    out = tmp_path_factory.mktemp("plain") / "run"
-    return out, finish(command(folder, tiny_pipeline, out, *ONE_CORE))
+    home = tmp_path_factory.mktemp("plain")
+    words = command(folder, tiny_pipeline, home / "run", *ONE_CORE)
+    printed = finish(words, RAY_TMPDIR=str(ray_files))
+    (home / "terminal").write_text(printed, encoding="utf-8")
+    return home / "run", printed

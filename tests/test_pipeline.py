@@ -17,6 +17,7 @@ from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.synthesis.writer import read_synthetic
 from tests.commands import call
+from tests.conftest import PATIENT
 from tests.whole_run import BARE, STEPS, command, log_of, releases
 
 
@@ -156,7 +157,7 @@ def test_unreadable_image_is_told_before_anything_is_spent(
 ):
     broken = tmp_path / "images"
     shutil.copytree(folder, broken)
-    (broken / "dark_cell" / "3.png").write_bytes(b"not a picture")
+    (broken / "dark_cell" / f"{PATIENT}-003.png").write_bytes(b"not a picture")
     words = command(broken, tiny_pipeline, tmp_path / "run", *BARE)
     code, _, said = call(capsys, *words[3:])
     assert code == 2

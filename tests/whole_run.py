@@ -51,8 +51,10 @@ def environment() -> dict[str, str]:
     }
 
 
-def finish(words: list[str]) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=280)
+def finish(words: list[str], **variables: str) -> str:
+    done = subprocess.run(
+        words, capture_output=True, text=True, env=environment() | variables, timeout=280
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -53,7 +53,7 @@ def test_private_run(tmp_path):
         f"noise {plan.finetune.noise_multiplier:g}, Poisson sample 0.197379",
         "Assumed to be public",
         "evaluation (`accuracy`) against real test and training images: yes",
-        "operating system's cryptographic generator. It was deleted",
+        "operating system's cryptographic generator, deleted after the last release",
         "- fine-tuning (automatic clipping): bound C = 1, grid of 9.54e-07;",
         "drawn and added in integers",
         "release of exactly the same sum with exactly the same noise",

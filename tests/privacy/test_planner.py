@@ -107,6 +107,17 @@ def test_delta_given_by_the_user_is_kept():
     assert make_plan(small(delta=1e-5), DIGITS).delta == 1e-5
 
 
+def test_a_delta_of_one_record_in_n_is_refused():
+    with pytest.raises(ConfigError, match=r"privacy\.delta = 0\.01: must be below 1 / N = 0\.0007"):
+        make_plan(small(delta=0.01), DIGITS)
+    assert make_plan(small(delta=0.01, allow_large_delta=True), DIGITS).delta == 0.01
+
+
+def test_a_delta_below_what_accounting_resolves_is_named():
+    with pytest.raises(ConfigError, match=r"privacy\.delta = 1e-15: is smaller than what PLD"):
+        make_plan(small(delta=1e-15, accountant="pld"), DIGITS)
+
+
 def test_batch_of_all_records_needs_no_sampling():
     plan = make_plan(small(batch_size=DIGITS), DIGITS)
     assert plan.sample_rate == 1 and "Poisson" not in repr(plan.finetune.event())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 
 import pytest
 
@@ -79,3 +80,38 @@ def test_private_folder_is_for_its_owner_only(tmp_path):
     directory.delete_private()
     assert not directory.private.exists()
     directory.release()
+
+
+def test_a_key_that_cannot_be_deleted_is_an_error(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path)
+    run.prepare_private()
+    run.noise_key.write_text("secret")
+
+    def refuse(path, missing_ok):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(run.noise_key), "unlink", refuse)
+        with pytest.raises(RunDirectoryError, match=r"noise_key: cannot be deleted \(Permission"):
+            run.delete_key()
+    run.delete_key()
+    run.delete_key()
+    assert not run.noise_key.exists() and run.private.exists()
+
+
+def test_private_files_that_cannot_be_deleted_are_an_error(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path)
+    run.delete_private()
+    run.prepare_private()
+    latents = run.private / "latents"
+    latents.mkdir()
+
+    def busy(path, *args, **kwargs):
+        raise OSError(errno.EBUSY, "Device or resource busy", str(latents))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sapf_ray.runs.directory.shutil.rmtree", busy)
+        with pytest.raises(RunDirectoryError, match=r"latents: cannot be deleted .*sensitive"):
+            run.delete_private()
+    run.delete_private()
+    assert not run.private.exists()
