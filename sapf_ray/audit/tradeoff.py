@@ -38,7 +38,7 @@ Curve = Callable[[float], float]
 """x to the smallest y with 1 - f(y) = x: of an event of probability x under one neighbour, the
 least probability under the other."""
 
-POINTS = 160  # values of e at which a curve is read off
+POINTS = 80  # values of e at which a curve is read off
 LARGEST = 1e3  # epsilon beyond which nothing is told apart
 
 
@@ -161,7 +161,7 @@ def events_family(charges: Sequence[tuple[DpEvent, int]], delta: float) -> Famil
     @functools.lru_cache(maxsize=64)
     def composed(k: float) -> SapfPldAccountant:
         # a coarse discretisation is an upper bound of the loss, and so a weaker claim
-        interval = 1e-3 if k <= 2 else 1e-2
+        interval = 2e-3 if k <= 1 else 1e-2
         accountant = make_accountant("pld", pld_interval=interval)
         for event, count in charges:
             accountant.compose(with_noise_divided(event, k), count)
@@ -175,7 +175,7 @@ def events_family(charges: Sequence[tuple[DpEvent, int]], delta: float) -> Famil
     @functools.lru_cache(maxsize=64)
     def curve(k: float) -> Curve:
         widest = max(1.0, float(composed(k).get_epsilon(1e-9)))
-        epsilons = np.linspace(0, min(LARGEST, widest), POINTS)
-        return curve_of(epsilons.tolist(), [float(composed(k).get_delta(e)) for e in epsilons])
+        epsilons = np.linspace(0, min(LARGEST, widest), POINTS).tolist()
+        return curve_of(epsilons, [float(composed(k).get_delta(e)) for e in epsilons])
 
     return Family(curve=curve, epsilon=epsilon)

@@ -29,7 +29,7 @@ from sapf_ray.audit.tradeoff import events_family
 from sapf_ray.privacy.canaries import RAW_NORM
 from sapf_ray.privacy.events import DpEvent
 
-SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
+SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 BROKEN = (2, 5, 10)
 LEVEL = 1e-6  # of the tests of parts
 _SIMULATIONS = 3
@@ -63,25 +63,13 @@ def white_box(
         claim: What the run says.
         confidence: Of each bound.
     """
-    family = events_family(claim.charges, claim.delta)
+    attacks = plan_attacks(observed, len(coins), claim=claim, confidence=confidence)
+    return [*attacks.findings(score(observed, coins)), *parts(observed, coins, claim=claim)]
 
-    def by_curve(guesses: Guesses, confidence: float) -> float:
-        return fdp_epsilon(guesses, family, confidence=confidence)
 
-    def by_pair(guesses: Guesses, confidence: float) -> float:
-        return one_run_epsilon(guesses, delta=claim.delta, confidence=confidence)
-
-    attack = Attack(
-        claim=claim,
-        confidence=confidence,
-        scored=score(observed, coins),
-        honest=[simulate(observed, len(coins), seed=1 + i) for i in range(_SIMULATIONS)],
-        broken={factor: simulate(observed, len(coins), broken=factor) for factor in BROKEN},
-    )
+def parts(observed: Sequence[Observed], coins: np.ndarray, *, claim: Claim) -> list[Finding]:
+    """The tests of parts of the claim."""
     return [
-        attack.guess("one run, f-DP", by_curve),
-        attack.guess("one run, (ε, δ)", by_pair),
-        attack.gaussian(),
         noise_test(observed, coins),
         sensitivity_test(observed, coins),
         sampling_test(observed),
@@ -93,75 +81,128 @@ Bound = Callable[[Guesses, float], float]
 """Guesses and confidence to epsilon."""
 
 
+def plan_attacks(
+    observed: Sequence[Observed], canaries: int, *, claim: Claim, confidence: float
+) -> Attacks:
+    """What is guessed, and what it can show: from the plan alone, before a score is seen.
+
+    Args:
+        observed: Releases, whose stages and sizes alone are used.
+        canaries: m.
+        claim: What the run says.
+        confidence: Of each bound.
+    """
+    family = events_family(claim.charges, claim.delta)
+
+    def by_curve(guesses: Guesses, confidence: float) -> float:
+        return fdp_epsilon(guesses, family, confidence=confidence)
+
+    def by_pair(guesses: Guesses, confidence: float) -> float:
+        return one_run_epsilon(guesses, delta=claim.delta, confidence=confidence)
+
+    honest = [simulate(observed, canaries, seed=1 + i) for i in range(_SIMULATIONS)]
+    broken = {factor: simulate(observed, canaries, broken=factor) for factor in BROKEN}
+    alarm = broken[min(BROKEN)]
+    guessed = []
+    for audit, bound in (("one run, f-DP", by_curve), ("one run, (ε, δ)", by_pair)):
+
+        def mean(share: float, bound: Bound = bound) -> float:
+            return float(np.mean([bound(_guesses(run, share), confidence) for run in honest]))
+
+        def shown(share: float, bound: Bound = bound) -> float:
+            return bound(_guesses(alarm, share), confidence)
+
+        shares = (max(SHARES, key=mean), max(SHARES, key=shown))
+        guessed.append(Guessing(audit=audit, bound=bound, shares=shares, confidence=confidence))
+    return Attacks(claim=claim, confidence=confidence, guessed=guessed, broken=broken)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Attack:
-    """Guesses at the coins, against one claim.
+class Guessing:
+    """The better of two attacks that guess more or fewer coins, at half the risk each.
+
+    Few guesses, the surest, show most of an honest run, but even if all are right they cannot
+    falsify a large claim; more guesses can.
+
+    Attributes:
+        audit: Name of the bound.
+        bound: The bound.
+        shares: Of the canaries that are guessed.
+        confidence: Of the better one.
+    """
+
+    audit: str
+    bound: Bound
+    shares: tuple[float, float]
+    confidence: float
+
+    def shown(self, run: Scored) -> float:
+        """The bound, for one run."""
+        return max(self.bound(_guesses(run, share), self._each) for share in self.shares)
+
+    def ceiling(self, canaries: int) -> float:
+        """The bound if every guess were right."""
+        made = [2 * int(share * canaries / 2) for share in self.shares]
+        return max(
+            self.bound(Guesses(canaries=canaries, made=n, right=n), self._each) for n in made
+        )
+
+    @property
+    def _each(self) -> float:
+        return 1 - (1 - self.confidence) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacks:
+    """All attacks on one claim by canaries' scores.
 
     Attributes:
         claim: What the run says.
         confidence: Of each bound.
-        scored: The run's canaries.
-        honest: Simulated runs as planned.
+        guessed: The distribution-free bounds.
         broken: Factor to a simulated run with as many times less noise.
     """
 
     claim: Claim
     confidence: float
-    scored: Scored
-    honest: Sequence[Scored]
+    guessed: Sequence[Guessing]
     broken: Mapping[int, Scored]
 
-    def guess(self, audit: str, bound: Bound) -> Finding:
-        """The best of two attacks that guess more or fewer coins, at half the risk each.
-
-        Few guesses, the surest, show most of an honest run, but even if all are right they cannot
-        falsify a large claim; more guesses can. Both shares are chosen from simulations of the
-        plan alone, so choosing costs no confidence.
+    def findings(self, scored: Scored, *, power: bool = True) -> list[Finding]:
+        """The bounds and the estimate of one run.
 
         Args:
-            audit: Name of the bound.
-            bound: The bound.
+            scored: The run's canaries.
+            power: Whether to say what broken mechanisms and right guesses would have shown.
         """
-        each = 1 - (1 - self.confidence) / 2
+        broken = self.broken if power else {}
+        return [
+            *(self._guess(guessing, scored, broken) for guessing in self.guessed),
+            self._gaussian(scored, broken),
+        ]
 
-        def shown(run: Scored, share: float) -> float:
-            return bound(_auditor(run).guesses(share), each)
-
-        def mean(share: float) -> float:
-            return float(np.mean([shown(run, share) for run in self.honest]))
-
-        alarm = self.broken[min(self.broken)]
-        shares = (max(SHARES, key=mean), max(SHARES, key=lambda share: shown(alarm, share)))
-        canaries = len(self.scored.coins)
-        most = 0.0
-        for share in shares:
-            made = _auditor(self.scored).guesses(share).made
-            all_right = Guesses(canaries=canaries, made=made, right=made)
-            most = max(most, bound(all_right, each))
-
-        def best(run: Scored) -> float:
-            return max(shown(run, share) for share in shares)
-
-        found = best(self.scored)
+    def _guess(self, guessing: Guessing, scored: Scored, broken: Mapping[int, Scored]) -> Finding:
+        canaries = len(scored.coins)
+        shown = guessing.shown(scored)
+        few, many = guessing.shares
         return Finding(
-            audit=audit,
+            audit=guessing.audit,
             quantity="ε",
             claim=self.claim.epsilon,
-            shown=found,
-            falsified=found > self.claim.epsilon,
+            shown=shown,
+            falsified=shown > self.claim.epsilon,
             confidence=self.confidence,
-            ceiling=most,
-            power={factor: best(run) for factor, run in self.broken.items()},
-            note=f"{shares[0]:.0%} and {shares[1]:.0%} of {canaries:,} canaries guessed",
+            ceiling=guessing.ceiling(canaries) if broken else None,
+            power={factor: guessing.shown(run) for factor, run in broken.items()},
+            note=f"{few:.0%} and {many:.0%} of {canaries:,} canaries guessed",
         )
 
-    def gaussian(self) -> Finding:
-        """The estimate from the separation of the scores."""
-
+    def _gaussian(self, scored: Scored, broken: Mapping[int, Scored]) -> Finding:
         def estimate(run: Scored) -> Estimate:
-            return _auditor(run).gaussian(delta=self.claim.delta, confidence=self.confidence)
+            auditor = CanaryScoreAuditor(run.of_in, run.of_out)
+            return auditor.gaussian(delta=self.claim.delta, confidence=self.confidence)
 
-        found = estimate(self.scored)
+        found = estimate(scored)
         return Finding(
             audit="Gaussian estimate",
             quantity="ε",
@@ -169,14 +210,14 @@ class Attack:
             shown=found.epsilon,
             falsified=False,
             confidence=None,
-            power={factor: estimate(run).epsilon for factor, run in self.broken.items()},
+            power={factor: estimate(run).epsilon for factor, run in broken.items()},
             note=f"scores are {found.mu:.3f} standard deviations apart; lower limit at "
             f"{self.confidence:.0%}: ε = {found.low:.2f}",
         )
 
 
-def _auditor(run: Scored) -> CanaryScoreAuditor:
-    return CanaryScoreAuditor(run.of_in, run.of_out)
+def _guesses(run: Scored, share: float) -> Guesses:
+    return CanaryScoreAuditor(run.of_in, run.of_out).guesses(share)
 
 
 # Parts of the claim -----------------------------------------------------------------------------
