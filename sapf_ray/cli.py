@@ -178,7 +178,7 @@ def _plan(namespace: argparse.Namespace, console: Console) -> None:
     n_records = config.data.n_records
     try:
         source = open_source(config.data)
-        n_records = n_records or source.n_train
+        n_records = n_records or source.n_units
         found = find_facts(config, source)
     except SapfError:
         if n_records is None:

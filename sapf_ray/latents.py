@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ import torch
 from sapf_ray import cluster
 from sapf_ray.config import ModelConfig
 from sapf_ray.data.base import SKIPPED, ImageSource
+from sapf_ray.data.units import Units
 from sapf_ray.files import only_one, short_hash, write_array
 from sapf_ray.models.conditioning import encode_conditions
 from sapf_ray.models.conditions import Conditions
@@ -43,10 +44,18 @@ class LatentCache:
             also ``features.npy`` (N, d) float32, what a public network says of each image.
         conditions: Name of the file that is read in place of ``conditions.safetensors``, where
             grounding gave the classes other prompts than the source's.
+        units: File that says which images are one group's (:class:`Units`); empty where each image
+            is a unit of privacy.
     """
 
     directory: str
     conditions: str = CONDITIONS
+    units: str = ""
+
+    @property
+    def groups(self) -> Units | None:
+        """Which images are one group's; None where each is a unit of privacy."""
+        return Units.load(self.units) if self.units else None
 
     @property
     def complete(self) -> bool:
@@ -151,7 +160,7 @@ def with_prompts(
     if not path.exists():
         task = _encode_prompts.options(name="prompts", num_cpus=cpus, num_gpus=gpus)
         cluster.result(task.remote(model, gpus, tuple(prompts))).save(path, mode=0o600)
-    return LatentCache(cache.directory, name)
+    return replace(cache, conditions=name)
 
 
 @ray.remote(max_retries=3)

@@ -97,7 +97,7 @@ def run(
     source = open_source(config.data)
     model = PublicModel.open(config.model)
     found = find_facts(config, source, model=model)
-    plan = make_plan(config, source.n_train, facts=found.facts)
+    plan = make_plan(config, source.n_units, facts=found.facts)
     check(config, source=source, model=model, plan=plan)
     if on_plan is not None:
         on_plan(plan, source, model)

@@ -61,7 +61,7 @@ def grounding(run: RunContext) -> None:
 
 def encoded(run: RunContext) -> LatentCache:
     """The encoded images, under the prompts that their classes have now."""
-    cache = LatentCache(str(run.latents))
+    cache = LatentCache(str(run.latents), units=run.units_file)
     if run.prompts == run.source.prompts:
         return cache
     saliency = run.config.saliency
@@ -94,7 +94,7 @@ def selection(run: RunContext) -> None:
         selected = make(run.releaser)
     else:
         selected = shared_selection(
-            Path(root), run.config, data=run.data_fingerprint, releaser=run.releaser, make=make
+            Path(root), run.config, data=run.records_fingerprint, releaser=run.releaser, make=make
         )
     write_json(run.directory.selection, selected.to_dict())
 

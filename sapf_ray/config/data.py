@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
+from sapf_ray.config.groups import grouping_of
 from sapf_ray.config.kinds import Count, FromList, NameIn, OpenShare
 from sapf_ray.config.section import require, section
 
@@ -38,6 +39,14 @@ class DataConfig:
             your own of more than 8 bits a channel; must be public knowledge.
         resolution: Side in pixels of images of your own, at which scores compare them; must be
             public knowledge, so none is read to find it. null: that of the synthetic images.
+        groups: Whose an image is, where the guarantee is to protect a person (patient, writer) and
+            not one image: column:NAME, folder:LEVEL, pattern:REGEX or published, see
+            docs/person-level.md. A group is then sampled, clipped and counted as one record is
+            without; n_records and finetune.batch_size are numbers of groups. Groups that do not
+            fit (an empty cell, one with over half of the images) are refused, which tells of the
+            data: not covered by epsilon.
+        max_images_per_group: Images of a group that take part, chosen by the secret key; null: all.
+            The guarantee does not need it.
     """
 
     source: Annotated[str, NameIn("data.source")] = "digits"
@@ -49,6 +58,8 @@ class DataConfig:
     on_error: Literal["stop", "skip"] = "stop"
     pixel_range: Annotated[tuple[PixelValue, ...], FromList] | None = None
     resolution: Count | None = None
+    groups: str | None = None
+    max_images_per_group: Count | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -70,4 +81,12 @@ class DataConfig:
             "data.pixel_range",
             limits,
             "must be two numbers, black below white, e.g. 0,4095",
+        )
+        if self.groups is not None:
+            grouping_of(self.groups)
+        require(
+            self.max_images_per_group is None or self.groups is not None,
+            "data.max_images_per_group",
+            self.max_images_per_group,
+            "must be left out where data.groups is not given",
         )

@@ -74,6 +74,18 @@ class RunConfig:
             self.finetune.steps,
             "must be 0 where evolution.enabled is true: an evolution trains nothing",
         )
+        require(
+            not self.evolution.enabled or self.data.groups is None,
+            "data.groups",
+            self.data.groups,
+            "must be left out where evolution.enabled is true: its votes count images, not groups",
+        )
+        require(
+            self.audit.images == 0 or self.data.groups is None,
+            "audit.images",
+            self.audit.images,
+            "must be 0 where data.groups is given: a crafted image is no group",
+        )
         for name, unset in (("class_proportions", ()), ("seed", None), ("resolution", None)):
             value = getattr(self.synthesis, name)
             require(
@@ -97,6 +109,8 @@ AFTERWARDS = frozenset({"synthesis", "evaluation"})
 NOT_COUNTED_WHEN_UNSET: Mapping[str, Any] = {
     "audit.canaries": 0,
     "audit.images": 0,
+    "data.groups": None,
+    "data.max_images_per_group": None,
     "data.resolution": None,
     "evaluation.protocol": "quick",
     "evaluation.resolution": None,
@@ -107,6 +121,7 @@ NOT_COUNTED_WHEN_UNSET: Mapping[str, Any] = {
     "model.revision": None,
     "model.variant": None,
     "privacy.allow_large_delta": False,
+    "saliency.draws_per_record": 1,
 }
 """Key to the value that asks for nothing new."""
 

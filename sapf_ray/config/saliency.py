@@ -35,6 +35,8 @@ class SaliencyConfig:
             say of force.
         delta_share: Share of the run's delta that propose_test_release spends.
         sample_rate: Poisson rate of the records that are scored; 1 is the full pass.
+        draws_per_record: Noise/timestep draws averaged within a record before clipping, as in
+            finetune; of a group, spread over its images.
         clipping: automatic (v / (|v| + gamma)) or flat (paper: clip at clipping_norm).
         clipping_norm: C_s, bound on one record's contribution.
         clipping_gamma: gamma of automatic clipping, in units of the per-record norm.
@@ -54,6 +56,7 @@ class SaliencyConfig:
     rounds: Count = 5
     delta_share: OpenShare = 0.1
     sample_rate: Share = 1.0
+    draws_per_record: Count = 1
     clipping: Literal["automatic", "flat"] = "automatic"
     clipping_norm: Positive = 1.0
     clipping_gamma: Positive = 1e-4

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from sapf_ray.config import DataConfig
+from sapf_ray.config.groups import KEY, Grouping, grouping_of
 from sapf_ray.data.catalog import DATA_SETS, SHARED_READERS
 from sapf_ray.data.findings import Findings, Split
 from sapf_ray.data.known_set import OPTIONAL
@@ -31,6 +32,8 @@ from sapf_ray.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np  # the table of sources is listed without it
+
+    from sapf_ray.data.units import Units
 
 SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
@@ -45,7 +48,8 @@ class ImageSource(ABC):
         name: Name of the source in :data:`SOURCES`.
         class_names: One name per class; a label is an index into it.
         prompts: One prompt per class, in the same order.
-        n_train: Training records, the N of the privacy analysis.
+        n_train: Training images.
+        units: Which of them are one group's; None where each image is a unit of privacy.
         n_test: Test records.
         can_skip: Whether a record that cannot be read can be left out (``data.on_error``).
         resolution: Side in pixels at which scores compare the images, by public knowledge; None
@@ -54,11 +58,26 @@ class ImageSource(ABC):
 
     can_skip = False
     resolution: int | None = None
+    units: Units | None = None
     name: str
     class_names: tuple[str, ...]
     prompts: tuple[str, ...]
     n_train: int
     n_test: int
+
+    @property
+    def n_units(self) -> int:
+        """N of the privacy analysis: training images, or groups of them."""
+        return self.n_train if self.units is None else len(self.units)
+
+    def group_names(self, grouping: Grouping) -> Sequence[str]:
+        """Name of each training image's group, in the images' order, by listing.
+
+        Raises:
+            ConfigError: The source has no such groups.
+            DataError: An image is in none.
+        """
+        raise no_such_groups(grouping, self.name)
 
     @abstractmethod
     def read(
@@ -166,7 +185,23 @@ def open_source(config: DataConfig) -> ImageSource:
         source.resolution = config.resolution or (row.resolution if row else None)
     if config.on_error == "skip" and not source.can_skip:
         raise ConfigError("data.on_error", "skip", f"must be stop for {config.source}")
+    if config.groups is not None:
+        from sapf_ray.data.units import checked_units
+
+        source.units = checked_units(source.group_names(grouping_of(config.groups)), config.groups)
     return source
+
+
+def no_such_groups(grouping: Grouping, source: str, *, able: str = "") -> ConfigError:
+    """A source cannot find groups that way.
+
+    Args:
+        grouping: The way.
+        source: Name of the source.
+        able: Ways in which it can, if any.
+    """
+    allowed = f"{grouping.by} is not for data.source = {source}"
+    return ConfigError(KEY, str(grouping), f"{allowed}, which takes {able}" if able else allowed)
 
 
 def _check_options(config: DataConfig) -> None:
@@ -207,6 +242,7 @@ def _rename_classes(source: ImageSource, config: DataConfig) -> None:
 
 
 _WHY = {
+    "groups": "its files do not say whose an image is: leave it out",
     "on_error": "its images lie in one array, which is whole or not: must be stop",
     "pixel_range": "its pixels have 8 bits, leave it out",
     "resolution": "its size is published; evaluation.resolution is the size of the comparison",

@@ -199,8 +199,8 @@ DATA_SETS: dict[str, KnownSet] = {
             n_test=19_962,
             resolution=256,
             notes="Published partition; label: attribute Male. Several images show one person: "
-            "the guarantee is per image.",
-            options=("on_error",),
+            "the guarantee is per image, unless data.groups is published.",
+            options=("groups", "on_error"),
         ),
         KnownSet(
             name="camelyon",
@@ -216,8 +216,8 @@ DATA_SETS: dict[str, KnownSet] = {
             resolution=96,
             notes="WILDS official split: train hospitals 0, 3, 4; val hospital 1; test "
             "hospital 2; its 33,560 in-distribution validation images stay unused. Many images "
-            "show one patient: the guarantee is per image.",
-            options=("on_error",),
+            "show one patient: the guarantee is per image, unless data.groups is published.",
+            options=("groups", "on_error"),
         ),
         KnownSet(
             name="image_folder",
@@ -226,13 +226,13 @@ DATA_SETS: dict[str, KnownSet] = {
             notes="train/ and test/ where given, else split by a hash of the file's path; or a "
             "list (metadata.csv, .jsonl) of file_name, label and split. Every format that Pillow "
             "reads, and DICOM with pip install 'sapf-ray[dicom]'.",
-            options=OWN,
+            options=("groups", *OWN),
         ),
         KnownSet(
             name="parquet",
             title="Your own Parquet files",
             path="folder of train-*.parquet and test-*.parquet",
-            options=OWN,
+            options=("groups", *OWN),
             notes="As Hugging Face datasets and `sapf run` write them; without test files, "
             "split by a hash of the image's path.",
         ),

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sapf_ray.config.groups import KEY
 from sapf_ray.data.walking import as_text, shown
-from sapf_ray.errors import DataError, reason
+from sapf_ray.errors import ConfigError, DataError, reason
 
 LIST_ENDINGS = (".csv", ".tsv", ".jsonl")
 
@@ -28,6 +29,7 @@ class Row:
         split: What the list says of the split; None for nothing.
         list: The list.
         line: Line of the list.
+        group: What the column of groups says, where one is asked for.
     """
 
     file: Path
@@ -35,6 +37,7 @@ class Row:
     split: str | None
     list: Path
     line: int
+    group: str = ""
 
     @property
     def where(self) -> str:
@@ -51,10 +54,15 @@ def find_lists(root: Path, parts: list[Path]) -> list[Path]:
     return []
 
 
-def read_list(path: Path) -> list[Row]:
+def read_list(path: Path, *, groups: str | None = None) -> list[Row]:
     """The rows of a list.
 
+    Args:
+        path: The list.
+        groups: Column that says whose an image is, if that is asked for.
+
     Raises:
+        ConfigError: No such column of groups.
         DataError: No file or label column, or an empty cell; names the line.
     """
     rows = []
@@ -74,11 +82,25 @@ def read_list(path: Path) -> list[Row]:
                 split=split,
                 list=path,
                 line=line,
+                group=_group(cells, groups, where=where, list_name=path.name) if groups else "",
             )
         )
     if not rows:
         raise DataError(f"{shown(path)}: no rows; expected one per image")
     return rows
+
+
+def _group(cells: dict[str, str], column: str, *, where: str, list_name: str) -> str:
+    group = cells.get(column.lower())
+    if group is None:
+        raise ConfigError(
+            KEY,
+            f"column:{column}",
+            f"must name a column of {shown(list_name)}; it has {', '.join(cells)}",
+        )
+    if not group.strip():
+        raise DataError(f"{where}: no {column}; {KEY} needs one in every row")
+    return group.strip()
 
 
 def _has_labels(path: Path) -> bool:

@@ -52,7 +52,7 @@ class KnownSet:
         return f"; {self.obtain}" if self.url else ""
 
 
-OPTIONAL = {"on_error": "stop", "pixel_range": None, "resolution": None}
+OPTIONAL = {"groups": None, "on_error": "stop", "pixel_range": None, "resolution": None}
 """Keys of ``data`` that only some sources heed → the value that requests nothing."""
 
 OWN = (

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sapf_ray.config import DataConfig
+from sapf_ray.config.groups import KEY
 from sapf_ray.data.base import SPLITS
 from sapf_ray.data.classes import sorted_names
 from sapf_ray.data.file_lists import Row, find_lists, read_list
 from sapf_ray.data.files import split_of
 from sapf_ray.data.formats import endings_text
 from sapf_ray.data.walking import LeftOut, as_text, folders, images, shown
-from sapf_ray.errors import DataError
+from sapf_ray.errors import ConfigError, DataError
 
 ROLES = {  # what people call a split -> what it is
     "train": "train",
@@ -77,12 +78,7 @@ def list_records(root: Path, config: DataConfig) -> Listing:
     Raises:
         DataError: It is laid out otherwise, or a split has no image.
     """
-    lists = (
-        find_lists(root, [role for role in folders(root) if _role(role)])
-        if root.is_dir()
-        else [root]
-    )
-    rows = [row for path in lists for row in read_list(path)]
+    rows = [row for path in image_lists(root) for row in read_list(path)]
     listing = _from_rows(root, rows, config=config) if rows else _from_folders(root, config)
     for split, members in listing.paths.items():
         if not members:
@@ -91,6 +87,41 @@ def list_records(root: Path, config: DataConfig) -> Listing:
                 f"data.test_fraction = {config.test_fraction}"
             )
     return listing
+
+
+def image_lists(root: Path) -> list[Path]:
+    """The lists that name the records; none where folders do.
+
+    Args:
+        root: The folder, or a list of files.
+    """
+    if not root.is_dir():
+        return [root]
+    return find_lists(root, [role for role in folders(root) if _role(role)])
+
+
+def column_groups(root: Path, column: str) -> dict[str, str]:
+    """Path of each listed image, as a :class:`Listing` has it, to its group.
+
+    Args:
+        root: The folder, or a list of files.
+        column: Of the lists.
+
+    Raises:
+        ConfigError: No list, or no such column.
+        DataError: An empty cell; names the line.
+    """
+    lists = image_lists(root)
+    if not lists:
+        raise ConfigError(
+            KEY,
+            f"column:{column}",
+            "needs a list of the images (metadata.csv or .jsonl), and the folder has none",
+        )
+    home = root if root.is_dir() else root.parent
+    return {
+        _relative(row, home): row.group for path in lists for row in read_list(path, groups=column)
+    }
 
 
 def _from_folders(root: Path, config: DataConfig) -> Listing:
@@ -210,11 +241,7 @@ def _from_rows(root: Path, rows: list[Row], *, config: DataConfig) -> Listing:
     unused = 0
     seen: dict[str, Row] = {}
     for row, role in zip(rows, roles, strict=True):
-        relative = (
-            row.file.relative_to(home).as_posix()
-            if row.file.is_relative_to(home)
-            else str(row.file)
-        )
+        relative = _relative(row, home)
         if relative in seen:
             raise DataError(
                 f"{shown(row.where)}: {shown(relative)} is listed twice, also in "
@@ -240,6 +267,13 @@ def _from_rows(root: Path, rows: list[Row], *, config: DataConfig) -> Listing:
     if beside:
         listing.notes.append(f"{beside:,} images are in no row of {shown(rows[0].list.name)}")
     return listing
+
+
+def _relative(row: Row, home: Path) -> str:
+    """The row's image as a listing has it: relative to the folder, where it lies in there."""
+    if row.file.is_relative_to(home):
+        return row.file.relative_to(home).as_posix()
+    return str(row.file)
 
 
 def _row_role(row: Row, home: Path) -> str | None:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sapf_ray.config.groups import KEY
 from sapf_ray.data.base import SPLITS, Split
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.columns import Columns, features_of, find_columns, hashed_records, image_bytes
@@ -22,7 +23,7 @@ from sapf_ray.data.decoding import decode
 from sapf_ray.data.files import Stamp
 from sapf_ray.data.pixels import PixelRange
 from sapf_ray.data.record_source import Decoded, attempt
-from sapf_ray.errors import DataError, reason
+from sapf_ray.errors import ConfigError, DataError, reason
 
 _ROWS_AT_A_TIME = 64
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")
@@ -135,6 +136,36 @@ def read_labels(
     if values.null_count:
         raise DataError(f"{path}: column {column} has {values.null_count} empty cells")
     return values.to_numpy().astype(np.int64)
+
+
+def group_column(path: Path, column: str) -> np.ndarray:
+    """Names of groups in a column of text or integers, one per row of the file.
+
+    Raises:
+        ConfigError: No such column, or one of another type.
+        DataError: It has empty cells.
+    """
+    given = f"column:{column}"
+    with _open(path) as file:
+        schema = file.schema_arrow
+    if column not in schema.names:
+        columns = ", ".join(schema.names)
+        raise ConfigError(KEY, given, f"must name a column of {path.name}; it has {columns}")
+    kind = schema.field(column).type
+    texts = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    if not any(is_text(kind) for is_text in texts):
+        raise ConfigError(KEY, given, f"must be a column of text or integers, is of {kind}")
+    cells = _read_column(path, column).to_pylist()
+    values = ["" if cell is None else str(cell).strip() for cell in cells]
+    if "" in values:
+        raise DataError(f"{path}: column {column} has empty cells; {KEY} needs one in every row")
+    return np.array(values, dtype=str)
+
+
+def image_paths(path: Path, leaf: str) -> np.ndarray:
+    """The images' own paths, one per row of the file; empty text where there is none."""
+    column = _read_column(path, leaf).combine_chunks()
+    return np.array([name or "" for name in column.field("path").to_pylist()], dtype=str)
 
 
 @lru_cache(maxsize=2)

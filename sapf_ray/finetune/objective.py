@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from sapf_ray.models.class_tokens import ClassTokens
 from sapf_ray.models.conditioning import denoiser_of
-from sapf_ray.models.conditions import Conditions
-from sapf_ray.models.denoising import Draws, draw, per_record_loss
+from sapf_ray.models.denoising import Draws
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.processes import Process, forward_process
 from sapf_ray.models.vae import LatentScale
+from sapf_ray.unit_batch import UnitBatch
 
 if TYPE_CHECKING:
     from sapf_ray.finetune.loop import FinetuneJob
@@ -56,20 +56,19 @@ class Objective:
         )
 
     def losses(self, records: np.ndarray, step: int) -> Tensor:
-        """(n,) losses of the named records with the draws of this step."""
+        """(n,) losses of the named records, or groups, with the draws of this step."""
         job = self.job
-        draws = draw(
-            job.key,
-            "finetune/loss",
-            step,
+        batch = UnitBatch.read(
+            job.cache,
             records,
+            key=job.key,
+            purpose="finetune/loss",
+            step=step,
             k=job.config.draws_per_record,
-            latent_shape=job.cache.latent_shape,
             process=self.process,
             part=(job.config.timestep_start, job.config.timestep_end),
         )
-        moments, conditions = job.cache.read(records)
-        return self._losses(moments, conditions, labels=job.cache.labels(records), draws=draws)
+        return self._losses(batch)
 
     def random_losses(self, n: int) -> Tensor:
         """(n,) losses of random numbers in the shape of records, the first always the same.
@@ -88,22 +87,24 @@ class Objective:
             noise=normal[:, 3:],
             timesteps=torch.full((n, k), self.process.length // 2),
         )
-        moments = normal[:, 1:3].flatten(1, 2)
-        conditions = job.cache.any_conditions(n)
-        labels = torch.zeros(n, dtype=torch.int64)
-        return self._losses(moments, conditions, labels=labels, draws=draws)
+        return self._losses(
+            UnitBatch(
+                moments=normal[:, 1:3].flatten(1, 2),
+                conditions=job.cache.any_conditions(n),
+                labels=torch.zeros(n, dtype=torch.int64),
+                draws=draws,
+                n=n,
+            )
+        )
 
-    def _losses(
-        self, moments: Tensor, conditions: Conditions, *, labels: Tensor, draws: Draws
-    ) -> Tensor:
+    def _losses(self, batch: UnitBatch) -> Tensor:
         dtype: torch.dtype = self.denoiser.dtype  # type: ignore[assignment]
+        conditions = batch.conditions
         if self.tokens is not None:
-            conditions = self.tokens.shift(conditions.to(self.job.device), labels)
-        return per_record_loss(
+            conditions = self.tokens.shift(conditions.to(self.job.device), batch.labels)
+        return batch.losses(
             self.denoiser,
             self.process,
-            moments=moments,
             scale=self.scale,
             conditions=conditions.to(self.job.device, dtype),
-            draws=draws,
         )

@@ -43,6 +43,7 @@ class Remedy:
             ``grounding.NAME_noise_multiplier`` gives none; None where it releases nothing of its
             own.
         told_by: Remedy whose release tells this one's, too: beside it there is nothing to pay.
+        groups: Whether it counts a group of images once (``data.groups``).
         ground: Its part of the stage ``grounding``: makes the release, and returns what
             ``grounding.json`` is to hold; None where it has no part there.
     """
@@ -53,6 +54,7 @@ class Remedy:
     suits: Suits
     noise: Noise | None = None
     told_by: str | None = None
+    groups: bool = False
     ground: Ground | None = None
 
 

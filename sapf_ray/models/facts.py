@@ -38,7 +38,7 @@ def find_facts(
     """
     words = _words(config, source, model=model)
     facts = Facts(
-        n_records=source.n_train,
+        n_records=source.n_units,
         n_classes=len(source.class_names),
         words_known=words.known,
     )

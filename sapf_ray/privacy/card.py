@@ -64,8 +64,8 @@ def privacy_card(
     spent = ledger.epsilon_spent()
     private = not plan.non_private or not plan.reads_images
     sections = [
-        f"# Privacy card\n\nSensitive data: **{data_name}** ({plan.n_records:,} training images). "
-        f"Public model: **{model_name}**.",
+        f"# Privacy card\n\nSensitive data: **{data_name}** "
+        f"({plan.n_records:,} training {plan.unit}s). Public model: **{model_name}**.",
         "> " + verdict(plan, spent, reproducible=reproducible),
         _guarantee(plan, spent, private=private),
         _numbers(plan, ledger, spent=spent),
@@ -119,7 +119,7 @@ def privacy_note(plan: PrivacyPlan, spent: float, *, reproducible: bool) -> str:
         )
     return (
         f"{known}Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding "
-        f"or removing one of {plan.n_records:,} training images "
+        f"or removing one of {plan.n_records:,} training {plan.unit}s "
         f"({ACCOUNTANTS[plan.accountant].title} accountant). The run's `privacy_card.md` lists "
         "every use of the sensitive images."
     )
@@ -153,7 +153,7 @@ def verdict(plan: PrivacyPlan, spent: float, *, reproducible: bool) -> str:
         return "No sensitive image was used: the images come from the public model alone."
     return (
         f"Differentially private: ε = {spent:.4g} at δ = {plan.delta:.3g}, "
-        "adding or removing one image."
+        f"adding or removing one {plan.unit}."
     )
 
 
@@ -169,15 +169,26 @@ def _guarantee(plan: PrivacyPlan, spent: float, *, private: bool) -> str:
     made = "synthetic images"
     if plan.finetune is not None:
         made = "adapter, all its earlier states, the synthetic images"
+    of_whom = "image, with its label"
+    limit = (
+        "The guarantee is for one *image*: for a person with k images reckon with kε and a larger "
+        "δ, or plan with `data.groups`."
+    )
+    if plan.unit == "group":
+        of_whom = "group, with all its images and their labels"
+        limit = (
+            "The guarantee is for one *group* as `data.groups` says whose an image is: a person in "
+            "two groups, or in another's images, has less."
+        )
     factor = math.exp(spent) if spent < 700 else math.inf
     return (
-        f"{text}Taking any one image, with its label, out of the training images, or adding one, "
+        f"{text}Taking any one {of_whom}, out of the training images, or adding one, "
         f"makes no outcome of this run more than e^ε = {factor:,.4g} times as likely as before, "
         f"except with a probability of δ = {plan.delta:.3g}; this bounds what anyone, whatever "
-        "else they know, can learn about one image's presence or content. The guarantee is for one "
-        "*image*: for a person with k images reckon with kε and a larger δ. It covers the "
-        f"{made} and all that is computed from them. The smaller ε, the stronger: ε of 1 or less "
-        "is commonly called strong, while from about 10 on the bound by itself promises little."
+        f"else they know, can learn about one {plan.unit}'s presence or content. {limit} It covers "
+        f"the {made} and all that is computed from them. The smaller ε, the stronger: ε of 1 or "
+        "less is commonly called strong, while from about 10 on the bound by itself promises "
+        "little."
     )
 
 
@@ -194,8 +205,8 @@ def _numbers(plan: PrivacyPlan, ledger: Ledger, *, spent: float) -> str:
         ("ε spent", f"{number(spent)} ({ACCOUNTANTS[plan.accountant].title} accountant)"),
         *_other_epsilons(plan, ledger),
         ("δ", f"{plan.delta:.4g} ({plan.delta * plan.n_records:.2g} / N)"),
-        ("Neighbouring data sets", "one image added or removed"),
-        ("Images, N", f"{plan.n_records:,}"),
+        ("Neighbouring data sets", f"one {plan.unit} added or removed"),
+        (f"{plan.unit.title()}s, N", f"{plan.n_records:,}"),
     ]
     if plan.finetune is not None:
         rows.append(("Expected batch size, steps", f"{plan.batch_size:,}, {plan.steps:,}"))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from sapf_ray.config import RunConfig
 from sapf_ray.config.grounding import AUTO
+from sapf_ray.config.section import require
 from sapf_ray.privacy.calibration import Budget
 from sapf_ray.privacy.facts import Facts
 from sapf_ray.privacy.stage_plan import StagePlan
@@ -33,13 +34,32 @@ def choose(config: RunConfig, facts: Facts | None, *, budget: Budget) -> tuple[s
         config: The whole experiment.
         facts: What is public of the data.
         budget: What the whole run may spend.
+
+    Raises:
+        ConfigError: The user named one that does not count groups, and data.groups is given.
     """
     settings = config.grounding
     if settings.named:
+        able = [name for name in names(TABLE) if _counts_units(name, config)]
+        require(
+            set(settings.named) <= set(able),
+            TABLE,
+            settings.remedies,
+            f"must be among {', '.join([*able, 'none'])} where data.groups is given: another "
+            "counts images, not groups",
+        )
         return tuple(name for name in names(TABLE) if name in settings.named)
     if settings.remedies != AUTO or facts is None or config.finetune.steps == 0:
         return ()
-    return tuple(name for name in names(TABLE) if row(TABLE, name).suits(config, facts, budget))
+    return tuple(
+        name
+        for name in names(TABLE)
+        if _counts_units(name, config) and row(TABLE, name).suits(config, facts, budget)
+    )
+
+
+def _counts_units(name: str, config: RunConfig) -> bool:
+    return config.data.groups is None or row(TABLE, name).groups
 
 
 def grounding_stages(

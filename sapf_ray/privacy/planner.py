@@ -50,6 +50,7 @@ from sapf_ray.registry import row
 from sapf_ray.stages import Stage
 
 ADD_OR_REMOVE_ONE = "add_or_remove_one"
+ADD_OR_REMOVE_GROUP = "add_or_remove_one_group"
 GROUNDING_STAGES = (Stage.VOTE, Stage.HEAD, Stage.PROPORTIONS)
 PRIVATE_STAGES = (*GROUNDING_STAGES, Stage.SELECTION, Stage.FINETUNE, Stage.EVOLUTION)
 GHOST_SLACK = 2.0**-9
@@ -88,6 +89,11 @@ class PrivacyPlan:
     head: StagePlan | None = None
     proportions: StagePlan | None = None
     canaries: int = 0
+
+    @property
+    def unit(self) -> str:
+        """Whom the guarantee is for: one ``image``, or one ``group`` of them."""
+        return "group" if self.adjacency == ADD_OR_REMOVE_GROUP else "image"
 
     @property
     def reads_images(self) -> bool:
@@ -136,11 +142,11 @@ def default_delta(n_records: int) -> float:
 
 
 def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) -> PrivacyPlan:
-    """Plans a run over ``n_records`` images.
+    """Plans a run over ``n_records`` images, or groups of them.
 
     Args:
         config: The whole experiment.
-        n_records: N.
+        n_records: N, the number of units of privacy.
         facts: What else is public of the data; where it is not known, no remedy is chosen for the
             user.
 
@@ -190,6 +196,7 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
         finetune=stages.get(Stage.FINETUNE),
         composed_epsilon=budget.spent(charges),
         non_private=privacy.non_private,
+        adjacency=ADD_OR_REMOVE_ONE if config.data.groups is None else ADD_OR_REMOVE_GROUP,
         evolution=stages.get(Stage.EVOLUTION),
         remedies=remedies,
         vote=stages.get(Stage.VOTE),
@@ -242,11 +249,12 @@ def _check_size(config: RunConfig, n_records: int) -> None:
     if n_records < 3:
         raise ConfigError("data.n_records", n_records, "must be at least 3")
     finetune = config.finetune
+    what = "records" if config.data.groups is None else "groups"
     if finetune.steps > 0 and finetune.batch_size > n_records:
         raise ConfigError(
             "finetune.batch_size",
             finetune.batch_size,
-            f"must be at most the number of training records, {n_records}; `sapf init` writes a "
+            f"must be at most the number of training {what}, {n_records}; `sapf init` writes a "
             "config that fits the images",
         )
 

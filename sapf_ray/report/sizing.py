@@ -79,8 +79,8 @@ def plan_lines(config: RunConfig, plan: PrivacyPlan, times: Forecast | None) -> 
 
 def _budget(plan: PrivacyPlan) -> str:
     if not plan.reads_images:
-        return f"{plan.n_records:,} images, none of which is read for training; ε = 0"
-    what = f"add/remove one of {plan.n_records:,} images"
+        return f"{plan.n_records:,} {plan.unit}s, none of which is read for training; ε = 0"
+    what = f"add/remove one of {plan.n_records:,} {plan.unit}s"
     if plan.non_private:
         return f"NOT PRIVATE, no noise ({what})"
     stages = {name: getattr(plan, name) for name in PRIVATE_STAGES}
@@ -98,7 +98,7 @@ def _budget(plan: PrivacyPlan) -> str:
 def _work(config: RunConfig, plan: PrivacyPlan) -> str:
     made = f"{config.synthesis.n_images:,} synthetic images"
     if plan.finetune is not None:
-        return f"{plan.steps:,} steps x {plan.batch_size:,} images, then {made}"
+        return f"{plan.steps:,} steps x {plan.batch_size:,} {plan.unit}s, then {made}"
     if plan.evolution is not None:
         return f"{plan.evolution.count:,} generations, then {made}"
     return made

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sapf_ray.config import RunConfig
 from sapf_ray.data.base import ImageSource
+from sapf_ray.files import short_hash
 from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.canaries import Canaries
@@ -161,6 +162,28 @@ class RunContext:
         )
         return fingerprint
 
+    @property
+    def records_fingerprint(self) -> str:
+        """Of the images and, where there are groups, of who is in which."""
+        units = self.source.units
+        if units is None:
+            return self.data_fingerprint
+        return short_hash([self.data_fingerprint, units.digest()])
+
+    @functools.cached_property
+    def units_file(self) -> str:
+        """Private file of the groups as this run uses them; empty where each image is a unit."""
+        units = self.source.units
+        if units is None:
+            return ""
+        most = self.config.data.max_images_per_group
+        if most is not None:
+            units = units.capped(most, self.key)
+        path = self.directory.private / "units.npy"
+        self.directory.prepare_private()
+        units.save(path)
+        return str(path.resolve())
+
     @functools.cached_property
     def key(self) -> NoiseKey:
         """The run's secret, bound to all that its noise belongs to: the one source of noise,
@@ -180,7 +203,7 @@ class RunContext:
         fingerprint = run_fingerprint(
             self.config,
             self.plan,
-            data=self.data_fingerprint,
+            data=self.records_fingerprint,
             weights=self.model.content_hash,
         )
         self._say_what_changed(fingerprint)

@@ -23,7 +23,6 @@ from sapf_ray.grad_sample.backprop_scale import backprop_scale
 from sapf_ray.grad_sample.capture import Pool, PoolCapture
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.conditioning import denoiser_of
-from sapf_ray.models.denoising import draw, per_record_loss
 from sapf_ray.models.device import fix_rounding, pick_device
 from sapf_ray.models.loading import kept_pipeline
 from sapf_ray.models.pool import candidate_pool
@@ -37,6 +36,7 @@ from sapf_ray.privacy.release import Releaser
 from sapf_ray.runs import worktime
 from sapf_ray.saliency.mechanisms import MECHANISMS, Choice, Question
 from sapf_ray.saliency.scores import SCORES, Public, n_selected, schedule, top_n
+from sapf_ray.unit_batch import UnitBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
 
     Args:
         pipe: The loaded pipeline.
-        records: Indices of the records.
+        records: Indices of the records, or of the groups of the cache.
         work: What the pass is for.
     """
     config = work.config
@@ -135,31 +135,29 @@ def score_records(pipe: Any, records: np.ndarray, work: Pass) -> ExactSum:
         batch = records[start : start + config.micro_batch_size]
         real = len(batch)
         batch = np.pad(batch, (0, config.micro_batch_size - real), mode="edge")
-        moments, conditions = work.cache.read(batch)
-        draws = draw(
-            work.key,
-            "selection/loss",
-            work.number,
+        units = UnitBatch.read(
+            work.cache,
             batch,
-            k=1,
-            latent_shape=work.cache.latent_shape,
+            key=work.key,
+            purpose="selection/loss",
+            step=work.number,
+            k=config.draws_per_record,
             process=process,
         )
         capture = PoolCapture(
             pool,
             keep=score.keep_gradients,
+            rows_per_record=config.draws_per_record,
             weighted=score.weighted,
             pruned=work.pruned,
             scale=scale,
         )
         with capture:
-            loss = per_record_loss(
+            loss = units.losses(
                 denoiser,
                 process,
-                moments=moments,
                 scale=latent_scale,
-                conditions=conditions.to(denoiser.device, denoiser.dtype),
-                draws=draws,
+                conditions=units.conditions.to(denoiser.device, denoiser.dtype),
             )
             (loss[:real].sum() * scale).backward()
         total = total + score.contribution(capture, clip_of(config))

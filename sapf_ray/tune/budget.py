@@ -84,7 +84,7 @@ class Total:
 def _shape(data: DataConfig) -> tuple[int, tuple[str, ...]]:
     """N and the classes' prompts; the files are looked at once for all cells."""
     source = open_source(data)
-    return source.n_train, tuple(source.prompts)
+    return source.n_units, tuple(source.prompts)
 
 
 @functools.lru_cache(maxsize=32)
@@ -107,7 +107,7 @@ def _n_records(data: DataConfig, *, strict: bool) -> int:
         return n
     except SapfError:
         row = DATA_SETS.get(data.source)
-        published = row.n_train if row else None
+        published = row.n_train if row and data.groups is None else None
         known = data.n_records or published
         if strict or known is None:
             raise

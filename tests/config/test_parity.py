@@ -20,6 +20,7 @@ from sapf_ray.options import config_of, parse
 KEYS = list(fields())
 # What a field wants of another one, so that its good value can be shown alone.
 BESIDE = {
+    "data.max_images_per_group": {"data.groups": "published"},
     "finetune.adapter": {"saliency.ratio": 1.0},
     "evolution.enabled": {"finetune.steps": 0},
     "evolution.embedding": {"evolution.inception_weights": "w.pth"},
@@ -35,6 +36,8 @@ def good(field: Field) -> object:
         return "a picture of {name}"
     if field.name == "remedies":
         return "vote,tokens"
+    if field.name == "groups":
+        return "folder:2"
     if field.name == "delta":
         return 1e-5
     if field.name == "plugins":

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sapf_ray.config import DataConfig
+from sapf_ray.config.groups import Grouping
 from sapf_ray.data.base import SPLITS, Split, register
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.files import (
@@ -31,6 +32,7 @@ from sapf_ray.data.files import (
 )
 from sapf_ray.data.findings import Findings
 from sapf_ray.data.image_files import FileIndex, ImageFiles
+from sapf_ray.data.path_groups import path_groups
 from sapf_ray.errors import DataError, reason
 
 VAL_CENTER = 1
@@ -69,6 +71,15 @@ class Camelyon(ImageFiles):
     def index(self) -> FileIndex:
         (metadata,) = self.lists
         return _index(metadata, stamp(metadata))
+
+    def group_names(self, grouping: Grouping) -> Sequence[str]:
+        """The published patients; ``folder:1`` has their slides."""
+        paths = self._unchanged_index().paths["train"].to_pylist()
+        if grouping.by == "published":
+            patient = Grouping(by="pattern", value="^patch_patient_([^_]+)_")
+            return path_groups(paths, patient, source=self.name, able="")
+        able = "published, folder and pattern"
+        return path_groups(paths, grouping, source=self.name, able=able)
 
     def inspect(self, splits: Sequence[Split] = SPLITS) -> Findings:
         (metadata,) = self.lists

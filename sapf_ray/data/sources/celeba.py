@@ -26,11 +26,13 @@ import numpy as np
 import pyarrow as pa
 
 from sapf_ray.config import DataConfig
+from sapf_ray.config.groups import Grouping
 from sapf_ray.data.base import SPLITS, Split, register
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.files import Stamp, first_existing, required_path, stamp
 from sapf_ray.data.findings import Findings
 from sapf_ray.data.image_files import FileIndex, ImageFiles
+from sapf_ray.data.path_groups import path_groups
 from sapf_ray.errors import DataError
 
 ATTRIBUTE = "Male"
@@ -71,6 +73,19 @@ class CelebA(ImageFiles):
     def index(self) -> FileIndex:
         stamps = tuple(stamp(path) for path in self.lists)
         return _index(self.folder, self.lists, _stamps=stamps)
+
+    def group_names(self, grouping: Grouping) -> Sequence[str]:
+        """The published identities (``identity_CelebA.txt``), or by paths."""
+        paths = self._unchanged_index().paths["train"].to_pylist()
+        if grouping.by != "published":
+            return path_groups(paths, grouping, source=self.name, able="published and pattern")
+        identities = self._list("identity_CelebA", folder="Anno")
+        names, numbers = _sorted(*_table(identities, None, dtype=np.int64))
+        wanted = np.array([path.rpartition("/")[2].encode() for path in paths])
+        places = np.searchsorted(names, wanted).clip(max=len(names) - 1)
+        if not np.array_equal(names[places], wanted):
+            raise DataError(f"{identities}: lacks training images; {_ROW.obtain}")
+        return numbers[places].astype(str).tolist()
 
     def inspect(self, splits: Sequence[Split] = SPLITS) -> Findings:
         _, partition = self.lists
@@ -148,7 +163,9 @@ class _Layout:
     count: int | None = None
 
 
-def _table(path: Path, column: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _table(
+    path: Path, column: str | None, *, dtype: type[np.integer] = np.int8
+) -> tuple[np.ndarray, np.ndarray]:
     """Image names (bytes) and one integer column of a list: the named one, or the only one."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
@@ -159,7 +176,7 @@ def _table(path: Path, column: str | None) -> tuple[np.ndarray, np.ndarray]:
     layout = _layout(path, lines, column=column)
     rows = lines[layout.start :]
     names = []
-    values = np.empty(len(rows), np.int8)
+    values = np.empty(len(rows), dtype)
     for number, line in enumerate(rows):
         cells = line.split(layout.comma)
         try:

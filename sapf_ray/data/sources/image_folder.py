@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from sapf_ray.config import DataConfig
+from sapf_ray.config.groups import Grouping
 from sapf_ray.data.base import SPLITS, Split, register
 from sapf_ray.data.decoding import check_depth, decode, opened, to_rgb
 from sapf_ray.data.dicom import is_dicom, n_frames
@@ -36,8 +37,9 @@ from sapf_ray.data.file_lists import LIST_ENDINGS
 from sapf_ray.data.files import prompts_of, stamp
 from sapf_ray.data.findings import Findings, count_duplicates
 from sapf_ray.data.guessing import hint
-from sapf_ray.data.layouts import Listing, list_records
+from sapf_ray.data.layouts import Listing, column_groups, list_records
 from sapf_ray.data.packing import Names
+from sapf_ray.data.path_groups import path_groups
 from sapf_ray.data.pixels import PixelRange
 from sapf_ray.data.record_source import Decoded, RecordSource, attempt
 from sapf_ray.data.walking import shown
@@ -63,6 +65,7 @@ class ImageFolder(RecordSource):
         self.root = _root(config)
         self.heed(config)
         listing = _listed(self.root, config)
+        self._given = self.root
         if self.root.is_file():
             self.root = self.root.parent
         self._notes = tuple(listing.notes)
@@ -89,6 +92,13 @@ class ImageFolder(RecordSource):
 
     def labels(self, split: Split) -> np.ndarray:
         return self._labels[split].astype(np.int64)
+
+    def group_names(self, grouping: Grouping) -> Sequence[str]:
+        paths = self._paths["train"]
+        if grouping.by == "column":
+            groups = column_groups(self._given, grouping.value)
+            return [groups[path] for path in paths]
+        return path_groups(paths, grouping, source=self.name, able="column, folder and pattern")
 
     def fingerprint(self) -> str:
         """Over class names, split, relative path, size and modification time of every image."""

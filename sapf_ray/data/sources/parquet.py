@@ -19,23 +19,27 @@ at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from sapf_ray.config import DataConfig
-from sapf_ray.data.base import SPLITS, Split, register
+from sapf_ray.config.groups import Grouping
+from sapf_ray.data.base import SPLITS, Split, no_such_groups, register
 from sapf_ray.data.catalog import DATA_SETS
 from sapf_ray.data.columns import Columns
 from sapf_ray.data.files import evenly_spread, required_path, stamp
 from sapf_ray.data.parquet import (
     RowGroup,
     find_files,
+    group_column,
     group_rows,
     hashed_rows,
+    image_paths,
     read_columns,
     read_labels,
 )
+from sapf_ray.data.path_groups import path_groups
 from sapf_ray.data.record_source import Decoded, RecordSource
 from sapf_ray.data.table_source import TableLabels
 from sapf_ray.errors import DataError
@@ -106,6 +110,19 @@ class Parquet(TableLabels, RecordSource):
         column = self._columns.label
         labels = [read_labels(path, column, _stamp=stamp(path)) for path in self._files[home]]
         return np.concatenate([np.empty(0, np.int64), *labels])
+
+    def group_names(self, grouping: Grouping) -> Sequence[str]:
+        """By any column of text or integers, or from ``image.path``."""
+        home, rows = self.records("train")
+        files = self._files[home]
+        if grouping.by == "column":
+            names = np.concatenate([group_column(path, grouping.value) for path in files])
+            return names[rows].tolist()
+        if self._columns.path is None:
+            raise no_such_groups(grouping, self.name, able="column (images have no path here)")
+        paths = np.concatenate([image_paths(path, self._columns.path) for path in files])
+        able = "column, folder and pattern"
+        return path_groups(paths[rows].tolist(), grouping, source=self.name, able=able)
 
     def split_rows(self, split: Split) -> tuple[Split, np.ndarray]:
         if self._test_fraction is None:

@@ -1,0 +1,202 @@
+"""A group is the unit of privacy: sampled whole, clipped once, and one group moves each sum by at
+most the bound. Each test is also put to a twin that treats images as units, and rejects it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from sapf_ray.config import DataConfig, RunConfig, config_hash, from_dict
+from sapf_ray.data.units import Units
+from sapf_ray.errors import ConfigError
+from sapf_ray.finetune.adapter import add_lora
+from sapf_ray.finetune.objective import Objective
+from sapf_ray.grad_sample.lora import LoraGradients
+from sapf_ray.latents import LatentCache
+from sapf_ray.models.loading import load_pipeline
+from sapf_ray.privacy.clipping import clip_factors
+from sapf_ray.privacy.fixed_point import grid_step
+from sapf_ray.privacy.planner import PrivacyPlan, make_plan
+from sapf_ray.saliency.scores import SCORES
+from sapf_ray.saliency.selection import Pass, score_records
+from tests.finetune.test_loop import make_job
+from tests.saliency.test_selection import setup, work_of
+from tests.tiny import save_latents
+
+N_IMAGES, EACH = 24, 4
+GROUP = 2  # the one that is taken away
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, tiny_pipeline) -> LatentCache:
+    return save_latents(tmp_path_factory.mktemp("latents"), tiny_pipeline, N_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def groups(images, tmp_path_factory) -> LatentCache:
+    """The same images, in groups of 4."""
+    path = tmp_path_factory.mktemp("units") / "units.npy"
+    Units.of([f"{i % (N_IMAGES // EACH)}" for i in range(N_IMAGES)]).save(path)
+    return replace(images, units=str(path))
+
+
+def group_config(**sections) -> RunConfig:
+    data = {"source": "image_folder", "groups": "folder:1"}
+    return from_dict({"data": data, "privacy": {"accountant": "rdp"}, **sections})
+
+
+def moved(whole: list[torch.Tensor], rest: list[torch.Tensor], bound: float) -> float:
+    """L2 norm of the difference of two sums on the grid, in units of the bound."""
+    gone = torch.cat([(a - b).flatten() for a, b in zip(whole, rest, strict=True)])
+    return float(gone.double().norm()) * grid_step(bound) / bound
+
+
+@pytest.mark.parametrize("score", sorted(name for name in SCORES if SCORES[name].contribution))
+def test_a_group_moves_a_selections_sum_by_at_most_the_bound(
+    score, images, groups, tiny_pipeline, tmp_path
+):
+    config, releaser = setup(tmp_path, score=score, draws_per_record=2, clipping="automatic")
+    pipe = load_pipeline(str(tiny_pipeline))
+
+    def gone(cache: LatentCache, units: np.ndarray, without: np.ndarray) -> float:
+        work = work_of(tiny_pipeline, cache, config=config, key=releaser.key)
+        whole = score_records(pipe, units, work)
+        return moved(whole.units, score_records(pipe, without, work).units, config.clipping_norm)
+
+    everyone = np.arange(N_IMAGES // EACH)
+    assert 0.5 < gone(groups, everyone, np.delete(everyone, GROUP)) <= 1
+    # the twin that clips each image: the same group moves its sum by up to 4 C
+    members = Units.load(groups.units).members(GROUP)
+    everyone = np.arange(N_IMAGES)
+    assert gone(images, everyone, np.delete(everyone, members)) > 1
+
+
+def lora_factors(job):
+    objective = Objective.load(job)
+    factors = add_lora(objective.denoiser, job.matrices, rank=2, seed=0)
+    with torch.no_grad():
+        for p in factors.values():  # B = 0 would hide the gradient of A
+            p.add_(0.1)
+    return objective, list(factors.values())
+
+
+def lora_of(job):
+    objective, factors = lora_factors(job)
+    k = job.config.draws_per_record
+    return objective, LoraGradients(objective.denoiser, factors, rows_per_record=k)
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_a_groups_gradient_is_the_mean_over_its_draws_clipped_once(
+    k, images, groups, tiny_pipeline, tmp_path
+):
+    job = make_job(tiny_pipeline, groups, tmp_path, draws_per_record=k)
+    objective, gradients = lora_of(job)
+    units = np.arange(N_IMAGES // EACH)
+    rows = gradients.grad_sample(objective.losses(units, 5))
+    plain, factors = lora_factors(job)
+    for unit in units:  # autograd on the group's own loss
+        loss = plain.losses(units[unit : unit + 1], 5).sum()
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, factors)])
+        assert torch.allclose(rows[unit], expected, rtol=1e-3, atol=1e-6)
+
+    grid = grid_step(1.0)
+
+    def total(of: np.ndarray, engine=gradients, what=objective) -> list[torch.Tensor]:
+        clip = lambda norms: clip_factors(norms, 1.0, mode="automatic", gamma=1e-3)  # noqa: E731
+        return engine.clipped_units(what.losses(of, 5), clip, grid=grid)
+
+    gone = moved(total(units), total(np.delete(units, GROUP)), 1.0)
+    assert 0.5 < gone <= 1
+    # the twin that clips each image
+    image_level = replace(job, cache=images)
+    objective, engine = lora_of(image_level)
+    members = Units.load(groups.units).members(GROUP)
+    everyone = np.arange(N_IMAGES)
+    without = np.delete(everyone, members)
+    assert moved(total(everyone, engine, objective), total(without, engine, objective), 1.0) > 1
+
+
+def sampled_images(samples: list[np.ndarray], units: Units | None) -> np.ndarray:
+    """(steps, images) bool: which images take part in each step."""
+    seen = np.zeros((len(samples), N_IMAGES), bool)
+    for row, sample in zip(seen, samples, strict=True):
+        row[
+            sample
+            if units is None
+            else np.concatenate([[], *map(units.members, sample)]).astype(int)
+        ] = True
+    return seen
+
+
+def p_of_whole_groups(seen: np.ndarray, units: Units, rate: float) -> float:
+    """p value of: groups come whole, each with the rate, independently."""
+    of_groups = np.stack([seen[:, units.members(unit)] for unit in range(len(units))], 1)
+    whole = of_groups.all(2)
+    if (whole != of_groups.any(2)).any():
+        return 0.0
+    counts = np.bincount(whole.sum(1), minlength=len(units) + 1)
+    expected = stats.binom.pmf(np.arange(len(units) + 1), len(units), rate) * len(seen)
+    few = expected < 5
+    counts = np.append(counts[~few], counts[few].sum())
+    expected = np.append(expected[~few], expected[few].sum())
+    return float(stats.chisquare(counts, expected).pvalue)
+
+
+def test_groups_are_poisson_sampled_whole(groups, tmp_path):
+    units = Units.load(groups.units)
+    _, releaser = setup(tmp_path, sample_rate=0.3)
+    names = [f"selection/{i}" for i in range(2000)]
+    by_group = replace(releaser, plan=replace(releaser.plan, n_records=len(units)))
+    by_image = replace(releaser, plan=replace(releaser.plan, n_records=N_IMAGES))
+    of_groups = [by_group.sample(name, stage="selection") for name in names]
+    of_images = [by_image.sample(name, stage="selection") for name in names]
+    assert p_of_whole_groups(sampled_images(of_groups, units), units, 0.3) > 1e-4
+    assert p_of_whole_groups(sampled_images(of_groups, units), units, 0.33) < 1e-4
+    assert p_of_whole_groups(sampled_images(of_images, None), units, 0.3) < 1e-4
+
+
+def test_the_plan_speaks_of_groups_and_an_image_level_plan_is_what_it_was():
+    image_level = make_plan(from_dict({"privacy": {"accountant": "rdp"}}), 50_000)
+    plan = make_plan(group_config(), 50_000)
+    assert (image_level.unit, plan.unit) == ("image", "group")
+    assert image_level.adjacency == "add_or_remove_one"
+    assert replace(plan, adjacency=image_level.adjacency) == image_level
+    assert PrivacyPlan.from_dict(plan.to_dict()) == plan
+    assert config_hash(group_config()) != config_hash(
+        from_dict({"data": {"source": "image_folder"}})
+    )
+    assert config_hash(RunConfig()) == config_hash(RunConfig(data=DataConfig(groups=None)))
+
+
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        ({"grounding": {"remedies": "tokens"}}, "grounding.remedies"),
+        ({"audit": {"images": 5}}, "audit.images"),
+    ],
+)
+def test_what_does_not_count_groups_is_refused(sections, field):
+    with pytest.raises(ConfigError) as caught:
+        make_plan(group_config(**sections), 50_000)
+    assert caught.value.field == field and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_batch_larger_than_the_number_of_groups_is_refused():
+    with pytest.raises(ConfigError, match="number of training groups, 50"):
+        make_plan(group_config(finetune={"batch_size": 60}), 50)
+
+
+def test_a_pass_of_groups_does_not_depend_on_its_shards(groups, tiny_pipeline, tmp_path):
+    config, releaser = setup(tmp_path, draws_per_record=3)
+    pipe = load_pipeline(str(tiny_pipeline))
+    work: Pass = work_of(tiny_pipeline, groups, config=config, key=releaser.key)
+    units = np.arange(N_IMAGES // EACH)
+    whole = score_records(pipe, units, work)
+    parts = [score_records(pipe, part, work) for part in (units[:1], units[1:])]
+    assert (parts[0] + parts[1]).digest() == whole.digest()
