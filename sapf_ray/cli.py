@@ -22,7 +22,7 @@ from rich.table import Table
 
 from sapf_ray import plain_text
 from sapf_ray.errors import ConfigError, SapfError, is_environments, remedy
-from sapf_ray.options import config_of, given_keys, make_parser, parse
+from sapf_ray.options import all_given_keys, config_of, given_keys, make_parser, parse
 
 if TYPE_CHECKING:
     from sapf_ray.data.base import ImageSource
@@ -204,6 +204,39 @@ def _ledger(namespace: argparse.Namespace, console: Console) -> None:
     console.print(ledger_table(Ledger.open(RunDirectory(namespace.directory).ledger)))
 
 
+def _audit(namespace: argparse.Namespace, console: Console) -> int:
+    from sapf_ray.audit.run import audit_directory, config_of_audit
+
+    notes = Console(stderr=True) if namespace.json else console
+    if namespace.directory is None:
+        if namespace.out is None:
+            raise SapfError("audit: wants a run directory, or --out DIRECTORY of a run to make")
+        from sapf_ray.pipeline import run
+        from sapf_ray.report.terminal import show_progress
+        from sapf_ray.runs import worktime
+
+        config = config_of_audit(config_of(namespace), all_given_keys(namespace))
+        with show_progress(notes) as on_progress:
+            run(
+                config,
+                namespace.out,
+                on_progress=on_progress,
+                on_note=lambda line, secret: _note(notes, line, secret=secret),
+                since=worktime.process_start(),
+            )
+    report = audit_directory(
+        namespace.directory or namespace.out,
+        given=given_keys(namespace),
+        on_audit=lambda name: _say(notes, f"audit: {name}"),
+    )
+    if namespace.json:
+        print(report.to_json())
+    else:
+        console.print(report.table())
+        _say(console, report.verdict)
+    return int(bool(report.falsified))
+
+
 def _open_grid(name: str, namespace: argparse.Namespace) -> Grid:
     from sapf_ray.tune.grid import open_grid
 
@@ -333,6 +366,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int | None]] = {
     "synthesize": _synthesize,
     "evaluate": _evaluate,
     "ledger": _ledger,
+    "audit": _audit,
     "tune": _tune,
     "reproduce": _reproduce,
     "submit": _submit,
@@ -350,7 +384,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point.
 
     Returns:
-        The exit code: 0 done, 1 faults found by ``doctor``, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 1 faults found by ``doctor`` or a false claim by ``audit``, 2 bad
+            input, 130 interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     plain_text.use()

@@ -72,6 +72,14 @@ def given_keys(namespace: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(namespace).items() if key in fields()}
 
 
+def all_given_keys(namespace: argparse.Namespace) -> set[str]:
+    """Config keys that files or the command line set; a preset or method is no such wish."""
+    keys = set(given_keys(namespace))
+    for path in namespace.config:
+        keys |= set(flatten(read_yaml(path, option="--config")))
+    return keys
+
+
 def config_of(namespace: argparse.Namespace) -> RunConfig:
     """The config of ``sapf run`` and ``sapf plan``.
 
@@ -279,6 +287,20 @@ def _ledger_options(parser: Parser) -> None:
     parser.add_argument("directory", help="Run directory.")
 
 
+def _audit_options(parser: Parser) -> None:
+    parser.usage = "sapf audit [RUN] [--out DIRECTORY] [OPTIONS]"
+    parser.add_argument(
+        "directory",
+        metavar="RUN",
+        nargs="?",
+        help="Finished run with canaries (audit.canaries); without it one is made in --out.",
+    )
+    parser.add_argument("--out", help="Run directory to make; the same command continues it.")
+    _json_option(parser, "Print one JSON object.")
+    _add_config_sources(parser)
+    _add_config_keys(parser)
+
+
 def _grid_options(parser: Parser) -> None:
     parser.add_argument(
         "--out",
@@ -376,6 +398,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
         _evaluate_options,
     ),
     "ledger": ("What a run spent, replayed from its ledger.", _ledger_options),
+    "audit": ("Attack a run's own claim with canaries: bounds on epsilon.", _audit_options),
     "tune": ("Run or continue a grid of experiments, and print its table.", _tune_options),
     "reproduce": (
         "A table or figure of the paper, ours beside its printed values.",

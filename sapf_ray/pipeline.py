@@ -30,6 +30,7 @@ from sapf_ray.afterwards import (
 from sapf_ray.config import RunConfig
 from sapf_ray.config.section import require
 from sapf_ray.data.base import ImageSource, open_source
+from sapf_ray.data.canary_images import CanaryImages
 from sapf_ray.evaluation.metrics import from_real_images
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.evolution.evolve import check_evolution, make_parts
@@ -46,6 +47,7 @@ from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.runs import runlog
 from sapf_ray.runs.context import Progress, RunContext, open_run
+from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.selection import Selection
 from sapf_ray.shared_directory import check_shared
 from sapf_ray.stages import Stage
@@ -94,7 +96,7 @@ def run(
             can be checked without the sensitive images is checked before the first is read.
     """
     began = time.time() if since is None else since
-    source = open_source(config.data)
+    source = with_canaries(open_source(config.data), config.audit.images, out)
     model = PublicModel.open(config.model)
     found = find_facts(config, source, model=model)
     plan = make_plan(config, source.n_units, facts=found.facts)
@@ -131,6 +133,13 @@ def run(
             orchestration=result.metrics["orchestration"]["total_share"],
         )
     return result
+
+
+def with_canaries(source: ImageSource, images: int, out: str) -> ImageSource:
+    """The source, with crafted images behind its own in a run that is audited with them."""
+    if images == 0:
+        return source
+    return CanaryImages(source, count=images, coins=RunDirectory(out).canary_coins.resolve())
 
 
 def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: PrivacyPlan) -> None:

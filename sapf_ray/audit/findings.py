@@ -34,6 +34,11 @@ class Finding:
     power: Mapping[int, float] = field(default_factory=dict)
     note: str = ""
 
+    @property
+    def can_falsify(self) -> bool:
+        """Whether the audit could have shown more than is claimed."""
+        return self.ceiling is None or self.ceiling > self.claim
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         values = asdict(self)

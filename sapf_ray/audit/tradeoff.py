@@ -156,7 +156,12 @@ def events_family(charges: Sequence[tuple[DpEvent, int]], delta: float) -> Famil
         charges: Events and how often each occurs.
         delta: Of the claim.
     """
-    charges = tuple(charges)
+    return _events_family(tuple(charges), delta)
+
+
+@functools.lru_cache(maxsize=8)
+def _events_family(charges: tuple[tuple[DpEvent, int], ...], delta: float) -> Family:
+    """The same, kept: its curves take seconds and serve every audit of a run."""
 
     @functools.lru_cache(maxsize=64)
     def composed(k: float) -> SapfPldAccountant:

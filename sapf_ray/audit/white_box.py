@@ -29,7 +29,8 @@ from sapf_ray.audit.tradeoff import events_family
 from sapf_ray.privacy.canaries import RAW_NORM
 from sapf_ray.privacy.events import DpEvent
 
-SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
+SHARES = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
+RISKS = (0.9, 0.1)  # parts of one minus the confidence, of the attacks that guess few and many
 BROKEN = (2, 5, 10)
 LEVEL = 1e-6  # of the tests of parts
 _SIMULATIONS = 3
@@ -119,7 +120,7 @@ def plan_attacks(
 
 @dataclass(frozen=True, kw_only=True)
 class Guessing:
-    """The better of two attacks that guess more or fewer coins, at half the risk each.
+    """The better of two attacks that guess fewer or more coins, and share the risk.
 
     Few guesses, the surest, show most of an honest run, but even if all are right they cannot
     falsify a large claim; more guesses can.
@@ -138,18 +139,22 @@ class Guessing:
 
     def shown(self, run: Scored) -> float:
         """The bound, for one run."""
-        return max(self.bound(_guesses(run, share), self._each) for share in self.shares)
+        return max(
+            self.bound(_guesses(run, share), confidence)
+            for share, confidence in zip(self.shares, self._confidences, strict=True)
+        )
 
     def ceiling(self, canaries: int) -> float:
         """The bound if every guess were right."""
         made = [2 * int(share * canaries / 2) for share in self.shares]
         return max(
-            self.bound(Guesses(canaries=canaries, made=n, right=n), self._each) for n in made
+            self.bound(Guesses(canaries=canaries, made=n, right=n), confidence)
+            for n, confidence in zip(made, self._confidences, strict=True)
         )
 
     @property
-    def _each(self) -> float:
-        return 1 - (1 - self.confidence) / 2
+    def _confidences(self) -> tuple[float, ...]:
+        return tuple(1 - risk * (1 - self.confidence) for risk in RISKS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ class AuditConfig:
 
     Args:
         canaries: Virtual records that join each release, every one with probability 1/2; 0 is
-            an ordinary run. `sapf audit` takes 10000 where none are given.
+            an ordinary run. `sapf audit` takes 5000 unless given.
         images: Crafted images among the training images, every one with probability 1/2; 0 is an
-            ordinary run.
+            ordinary run. `sapf audit` takes 100 unless given.
         confidence: Probability with which each bound holds.
         mechanism_runs: How often each mechanism is run on either of two neighbours.
     """

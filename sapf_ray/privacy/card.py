@@ -110,7 +110,7 @@ def privacy_note(plan: PrivacyPlan, spent: float, *, reproducible: bool) -> str:
             "**Not private**: sensitive images were used without noise. Do not share these images."
         )
     if plan.canaries:
-        return "**Not for release**: this run was an audit, which virtual records took part in."
+        return "**Not for release**: this run was an audit, which canaries took part in."
     known = ""
     if reproducible:
         known = (
@@ -140,8 +140,9 @@ def verdict(plan: PrivacyPlan, spent: float, *, reproducible: bool) -> str:
         )
     if plan.canaries:
         return (
-            f"**NOT FOR RELEASE.** This run was an audit: {plan.canaries:,} virtual records joined "
-            "its releases, and what they tell is kept beside it. Repeat it without audit.canaries."
+            f"**NOT FOR RELEASE.** This run was an audit: {plan.canaries:,} canaries took part, "
+            "and what they tell is kept beside it. Repeat it without audit.canaries and "
+            "audit.images."
         )
     if reproducible:
         return (

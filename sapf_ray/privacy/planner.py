@@ -68,7 +68,7 @@ class PrivacyPlan:
     Selection and fine-tuning are None when steps is 0. Then ``batch_size`` and
     ``sample_rate`` are 0, and either the images come from an ``evolution``, or remedies ground
     the public model, or no sensitive image is read and ``composed_epsilon`` is 0.
-    ``canaries`` virtual records join the releases of a run that is audited and never released.
+    ``canaries`` virtual records and crafted images join a run that is audited and never released.
     """
 
     epsilon: float
@@ -202,7 +202,7 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
         vote=stages.get(Stage.VOTE),
         head=stages.get(Stage.HEAD),
         proportions=stages.get(Stage.PROPORTIONS),
-        canaries=config.audit.canaries,
+        canaries=config.audit.canaries + config.audit.images,
     )
 
 

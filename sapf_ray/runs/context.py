@@ -224,10 +224,10 @@ class RunContext:
     @functools.cached_property
     def canaries(self) -> Canaries | None:
         """The virtual records of a run that is audited; None in any other."""
-        if self.plan.canaries == 0:
+        if self.config.audit.canaries == 0:
             return None
         canaries = Canaries(
-            count=self.plan.canaries,
+            count=self.config.audit.canaries,
             n_records=self.plan.n_records,
             key=self.key,
             folder=str(self.directory.observations.resolve()),

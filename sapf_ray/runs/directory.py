@@ -56,6 +56,7 @@ class RunDirectory:
         self.card = self.root / "privacy_card.md"
         self.audit = self.root / "audit"  # there in a run with canaries, never released
         self.observations = self.audit / "observations"
+        self.canary_coins = self.audit / "image_coins.npy"
         self.plots = self.root / "plots"
         self.sample_grid = self.plots / "synthetic.png"
         self.timings = self.root / "timings.json"

@@ -14,7 +14,7 @@ from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.planner import make_plan, plan_events
 from sapf_ray.privacy.stage_plan import StagePlan
 
-M = 2000
+M = 3000
 
 
 @pytest.fixture(scope="module")
