@@ -170,7 +170,7 @@ def main() -> None:
     """Prints one line for each fault and audit, and a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=20, help="Runs under each fault.")
-    parser.add_argument("--canaries", type=int, default=5000)
+    parser.add_argument("--canaries", type=int, default=8000)
     parser.add_argument("--epsilon", type=float, default=8.0)
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--mechanism_runs", type=int, default=10_000)

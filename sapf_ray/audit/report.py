@@ -84,9 +84,9 @@ class Report:
         lines += [
             "",
             "A *bound* holds with the confidence beside it, each by itself; an *estimate* assumes "
-            "normal scores. *No power*: not even guesses that are all right could falsify this claim; more "
-            "canaries could. The *ceiling* is what the audit would show if every guess were right; "
-            "the next column what it would show if the mechanism had 2, 5 or 10 times less noise.",
+            "normal scores. *No power*: not even guesses that are all right could falsify this "
+            "claim; more canaries could. The *ceiling* is what the audit would show if every guess "
+            "were right; the next column what it would show with 2, 5 or 10 times less noise.",
             "",
             "This run had canaries and is not for release. This folder tells which of them were "
             "in: keep it, or delete it.",

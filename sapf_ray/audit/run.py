@@ -29,7 +29,7 @@ from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.runs.directory import RunDirectory, changed_keys
 
 OF_AN_AUDIT: dict[str, Any] = {
-    "audit.canaries": 5000,
+    "audit.canaries": 8000,
     "audit.images": 100,
     "evaluation.enabled": False,
     "synthesis.n_images": 500,

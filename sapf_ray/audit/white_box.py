@@ -29,11 +29,13 @@ from sapf_ray.audit.tradeoff import events_family
 from sapf_ray.privacy.canaries import RAW_NORM
 from sapf_ray.privacy.events import DpEvent
 
-SHARES = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
-RISKS = (0.9, 0.1)  # parts of one minus the confidence, of the attacks that guess few and many
+# all would guess that exactly half are in, which is wrong by itself
+SHARES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
+RISKS = (0.7, 0.2, 0.1)  # parts of one minus the confidence: attacks on mechanisms as planned,
+# with half and with a tenth of the noise
 BROKEN = (2, 5, 10)
 LEVEL = 1e-6  # of the tests of parts
-_SIMULATIONS = 3
+_SIMULATIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,24 +105,29 @@ def plan_attacks(
 
     honest = [simulate(observed, canaries, seed=1 + i) for i in range(_SIMULATIONS)]
     broken = {factor: simulate(observed, canaries, broken=factor) for factor in BROKEN}
-    alarm = broken[min(BROKEN)]
+    targets = (honest, [broken[min(BROKEN)]], [broken[max(BROKEN)]])
     guessed = []
     for audit, bound in (("one run, f-DP", by_curve), ("one run, (ε, δ)", by_pair)):
-
-        def mean(share: float, bound: Bound = bound) -> float:
-            return float(np.mean([bound(_guesses(run, share), confidence) for run in honest]))
-
-        def shown(share: float, bound: Bound = bound) -> float:
-            return bound(_guesses(alarm, share), confidence)
-
-        shares = (max(SHARES, key=mean), max(SHARES, key=shown))
+        shares = tuple(
+            _best_share(runs, bound, confidence=1 - risk * (1 - confidence))
+            for runs, risk in zip(targets, RISKS, strict=True)
+        )
         guessed.append(Guessing(audit=audit, bound=bound, shares=shares, confidence=confidence))
     return Attacks(claim=claim, confidence=confidence, guessed=guessed, broken=broken)
 
 
+def _best_share(runs: Sequence[Scored], bound: Bound, *, confidence: float) -> float:
+    """Share of the canaries to guess: the one that shows most of simulated runs."""
+
+    def shown(share: float) -> float:
+        return float(np.mean([bound(_guesses(run, share), confidence) for run in runs]))
+
+    return max(SHARES, key=shown)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guessing:
-    """The better of two attacks that guess fewer or more coins, and share the risk.
+    """The best of three attacks that guess fewer or more coins, and share the risk.
 
     Few guesses, the surest, show most of an honest run, but even if all are right they cannot
     falsify a large claim; more guesses can.
@@ -129,12 +136,12 @@ class Guessing:
         audit: Name of the bound.
         bound: The bound.
         shares: Of the canaries that are guessed.
-        confidence: Of the better one.
+        confidence: Of the best one.
     """
 
     audit: str
     bound: Bound
-    shares: tuple[float, float]
+    shares: tuple[float, ...]
     confidence: float
 
     def shown(self, run: Scored) -> float:
@@ -189,7 +196,6 @@ class Attacks:
     def _guess(self, guessing: Guessing, scored: Scored, broken: Mapping[int, Scored]) -> Finding:
         canaries = len(scored.coins)
         shown = guessing.shown(scored)
-        few, many = guessing.shares
         return Finding(
             audit=guessing.audit,
             quantity="ε",
@@ -199,7 +205,8 @@ class Attacks:
             confidence=self.confidence,
             ceiling=guessing.ceiling(canaries) if broken else None,
             power={factor: guessing.shown(run) for factor, run in broken.items()},
-            note=f"{few:.0%} and {many:.0%} of {canaries:,} canaries guessed",
+            note=f"{', '.join(f'{share:.0%}' for share in guessing.shares)} of {canaries:,} "
+            "canaries guessed",
         )
 
     def _gaussian(self, scored: Scored, broken: Mapping[int, Scored]) -> Finding:

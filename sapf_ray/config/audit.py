@@ -12,7 +12,7 @@ class AuditConfig:
 
     Args:
         canaries: Virtual records that join each release, every one with probability 1/2; 0 is
-            an ordinary run. `sapf audit` takes 5000 unless given.
+            an ordinary run. `sapf audit` takes 8000 unless given.
         images: Crafted images among the training images, every one with probability 1/2; 0 is an
             ordinary run. `sapf audit` takes 100 unless given.
         confidence: Probability with which each bound holds.

@@ -10,7 +10,7 @@ from sapf_ray.audit.synthetic_run import release_all
 from sapf_ray.audit.white_box import parts, plan_attacks
 from sapf_ray.privacy.keyed_rng import NoiseKey
 
-M = 3000
+M = 5000
 CAUGHT_BY = {
     "honest": set(),
     "no noise": {"one run, f-DP", "noise of the releases"},

@@ -110,7 +110,7 @@ def test_what_cannot_be_audited_is_refused_in_one_line(tmp_path, capsys):
 
 def test_an_audit_changes_what_it_must_and_nothing_that_was_given():
     config = config_of_audit(RunConfig(), set())
-    assert config.audit.canaries == 5000 and config.audit.images == 100
+    assert config.audit.canaries == 8000 and config.audit.images == 100
     assert not config.evaluation.enabled and config.synthesis.n_images == 500
     given = config_of_audit(RunConfig(), {"audit.canaries", "synthesis.n_images"})
     assert given.audit.canaries == 0
