@@ -139,6 +139,7 @@ def evolution(run: RunContext) -> None:
         releaser=run.releaser,
         directory=run.directory.generations,
         private_directory=run.directory.private / "records",
+        units=run.units_file,
         seed=config.seed,
     )
     last = evolution.run(run.report(Stage.EVOLUTION))

@@ -87,6 +87,21 @@ class UnitBatch:
             n=len(units),
         )
 
+    def with_a_row_per_draw(self) -> UnitBatch:
+        """The same batch in a group's form: each draw with a row of its own."""
+        n, k = self.draws.timesteps.shape
+        return UnitBatch(
+            moments=self.moments.repeat_interleave(k, dim=0),
+            conditions=self.conditions.repeat_interleave(k),
+            labels=self.labels.repeat_interleave(k),
+            draws=Draws(
+                posterior=self.draws.posterior.repeat_interleave(k, dim=0),
+                noise=self.draws.noise.flatten(0, 1).unsqueeze(1),
+                timesteps=self.draws.timesteps.view(n * k, 1),
+            ),
+            n=n,
+        )
+
     def losses(
         self, denoiser: nn.Module, process: Process, *, scale: LatentScale, conditions: Conditions
     ) -> Tensor:

@@ -75,12 +75,6 @@ class RunConfig:
             "must be 0 where evolution.enabled is true: an evolution trains nothing",
         )
         require(
-            not self.evolution.enabled or self.data.groups is None,
-            "data.groups",
-            self.data.groups,
-            "must be left out where evolution.enabled is true: its votes count images, not groups",
-        )
-        require(
             self.audit.images == 0 or self.data.groups is None,
             "audit.images",
             self.audit.images,

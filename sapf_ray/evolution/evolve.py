@@ -94,6 +94,7 @@ class Evolution:
         private_directory: Folder of the records' embeddings (mode 0600); the caller deletes it at
             the end.
         seed: Seed of all public randomness.
+        units: File of the groups that have one vote each; empty where each record has its own.
     """
 
     parts: Parts
@@ -105,6 +106,7 @@ class Evolution:
     directory: Path
     private_directory: Path
     seed: int
+    units: str = ""
 
     @property
     def stage(self) -> StagePlan:
@@ -187,7 +189,7 @@ class Evolution:
             config=self.config,
             on_shard=lambda: progress(1),
         )
-        noisy = release_histogram(votes, candidates.index, self.releaser)
+        noisy = release_histogram(votes, candidates.index, self.releaser, whole=records.whole)
         weights = threshold_votes(noisy, self.config.threshold * self.stage.noise_multiplier)
         return next_parents(
             weights,
@@ -212,6 +214,7 @@ class Evolution:
         return RecordEmbeddings(
             directory=str(self.private_directory.resolve()),
             n_records=self.source.n_train,
+            units=self.units,
             shard_size=self.sampling.shard_size,
         )
 

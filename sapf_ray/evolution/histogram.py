@@ -24,11 +24,12 @@ import torch
 from sapf_ray import cluster
 from sapf_ray.config import EvolutionConfig
 from sapf_ray.data.base import SKIPPED, ImageSource
+from sapf_ray.data.units import Units
 from sapf_ray.errors import DataError
 from sapf_ray.evolution.embedding import Embedding
 from sapf_ray.evolution.generation import task_options
 from sapf_ray.files import write_array
-from sapf_ray.privacy.fixed_point import ExactSum, grid_step
+from sapf_ray.privacy.fixed_point import ONE_VOTE, ExactSum
 from sapf_ray.privacy.release import Releaser
 from sapf_ray.runs import worktime
 
@@ -45,11 +46,23 @@ class RecordEmbeddings:
         directory: Private; visible to every node that runs a task.
         n_records: N.
         shard_size: Records per file and task.
+        units: File that says which records are one group's (:class:`Units`), which then has one
+            vote; empty where each record has its own.
     """
 
     directory: str
     n_records: int
     shard_size: int
+    units: str = ""
+
+    @property
+    def whole(self) -> int:
+        """What one vote is among the exact votes."""
+        return ONE_VOTE if self.units else 1
+
+    def parts(self, shard: int) -> np.ndarray | None:
+        """int64 (n,) of each record of a shard in its group's one vote."""
+        return Units.load(self.units).parts(ONE_VOTE)[self.shards[shard]] if self.units else None
 
     @property
     def shards(self) -> list[np.ndarray]:
@@ -109,7 +122,12 @@ def _embed_records(reading: Reading, records: RecordEmbeddings, shard: int) -> N
 
 
 def count_votes(
-    candidates: np.ndarray, n_classes: int, *, embeddings: np.ndarray, labels: np.ndarray
+    candidates: np.ndarray,
+    n_classes: int,
+    *,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    parts: np.ndarray | None = None,
 ) -> np.ndarray:
     """Votes of each candidate, by Euclidean distance; equal candidates' votes go to the first of
     them.
@@ -121,9 +139,10 @@ def count_votes(
         candidates: (m, d) float32; candidate i is of class i mod ``n_classes``.
         embeddings: (n, d) float32 of the records.
         labels: (n,) int64 in [0, n_classes), or ``SKIPPED``: that record has no vote.
+        parts: (n,) int64 of each record in its group's one vote; None where each has its own.
 
     Returns:
-        int64 (m,), summing to the number of records with a vote.
+        int64 (m,), summing to the number of records with a vote, or to their parts.
     """
     if len(labels) and not SKIPPED <= labels.min() <= labels.max() < n_classes:
         raise DataError(f"a record's label lies outside [0, {n_classes})")
@@ -142,7 +161,10 @@ def count_votes(
         for start in range(0, len(own), rows):
             x = torch.from_numpy(embeddings[own[start : start + rows]]).double() - centre
             nearest = torch.addmm(squares, x, of_class.T, alpha=-2).argmin(1)
-            votes[slots] += torch.bincount(nearest, minlength=len(slots)).numpy()
+            if parts is None:
+                votes[slots] += torch.bincount(nearest, minlength=len(slots)).numpy()
+            else:
+                np.add.at(votes, slots[nearest.numpy()], parts[own[start : start + rows]])
     return votes
 
 
@@ -159,7 +181,13 @@ class Ballot(NamedTuple):
 def _vote(ballot: Ballot, records: RecordEmbeddings, shard: int) -> np.ndarray:
     torch.set_num_threads(max(1, int(ballot.cpus)))
     embeddings, labels = records.read(shard)
-    return count_votes(ballot.candidates, ballot.n_classes, embeddings=embeddings, labels=labels)
+    return count_votes(
+        ballot.candidates,
+        ballot.n_classes,
+        embeddings=embeddings,
+        labels=labels,
+        parts=records.parts(shard),
+    )
 
 
 def all_votes(
@@ -180,7 +208,7 @@ def all_votes(
         on_shard: Called after each shard.
 
     Returns:
-        int64 (m,), summing to N.
+        int64 (m,), summing to N, or where groups vote to at most ``records.whole`` times it.
     """
     shared = ray.put(Ballot(candidates, n_classes, config.cpus_per_task))
     task = _vote.options(
@@ -198,7 +226,9 @@ def all_votes(
     return total
 
 
-def release_histogram(votes: np.ndarray, iteration: int, releaser: Releaser) -> np.ndarray:
+def release_histogram(
+    votes: np.ndarray, iteration: int, releaser: Releaser, *, whole: int = 1
+) -> np.ndarray:
     """The votes with noise: the only way from exact votes to anything else.
 
     Votes are integers, so they lie on the grid of an exact sum. The same votes again are an exact
@@ -209,6 +239,7 @@ def release_histogram(votes: np.ndarray, iteration: int, releaser: Releaser) -> 
         votes: int64 (m,), exact.
         iteration: Number of the histogram, in [0, stage.count).
         releaser: Pays and draws; its plan's ``evolution`` fixes the noise.
+        whole: What one vote is among the exact votes, a power of two.
 
     Returns:
         float32 (m,).
@@ -216,7 +247,7 @@ def release_histogram(votes: np.ndarray, iteration: int, releaser: Releaser) -> 
     Raises:
         BudgetError: The release would pass the planned epsilon; nothing has been released.
     """
-    votes_on_grid = torch.from_numpy(votes) * round(1 / grid_step(SENSITIVITY))
+    votes_on_grid = torch.from_numpy(votes) * (ONE_VOTE // whole)
     total = ExactSum.of([votes_on_grid], SENSITIVITY)
     (noisy,) = releaser.gaussian(f"{STAGE}/histogram/{iteration}", total, stage=STAGE)
     return noisy.float().numpy()

@@ -197,7 +197,9 @@ def train(
     )
     if objective.tokens is not None:
         assert isinstance(gradients, LoraGradients), "class tokens are trained with LoRA factors"
-        gradients = JointGradients(gradients, objective.tokens)
+        grouped = job.cache.groups is not None
+        rows = config.draws_per_record if grouped else 1
+        gradients = JointGradients(gradients, objective.tokens, rows_per_unit=rows)
         factors[TOKENS] = objective.tokens.values
     micro_batches = _micro_batches(objective, gradients, factors=factors)
     releaser = job.releaser()

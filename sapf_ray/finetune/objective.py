@@ -82,20 +82,18 @@ class Objective:
             (n, k + 3, channels, height, width), dtype=np.float32
         )
         normal = torch.from_numpy(numbers)
-        draws = Draws(
-            posterior=normal[:, 0],
-            noise=normal[:, 3:],
-            timesteps=torch.full((n, k), self.process.length // 2),
+        batch = UnitBatch(
+            moments=normal[:, 1:3].flatten(1, 2),
+            conditions=job.cache.any_conditions(n),
+            labels=torch.zeros(n, dtype=torch.int64),
+            draws=Draws(
+                posterior=normal[:, 0],
+                noise=normal[:, 3:],
+                timesteps=torch.full((n, k), self.process.length // 2),
+            ),
+            n=n,
         )
-        return self._losses(
-            UnitBatch(
-                moments=normal[:, 1:3].flatten(1, 2),
-                conditions=job.cache.any_conditions(n),
-                labels=torch.zeros(n, dtype=torch.int64),
-                draws=draws,
-                n=n,
-            )
-        )
+        return self._losses(batch if job.cache.groups is None else batch.with_a_row_per_draw())
 
     def _losses(self, batch: UnitBatch) -> Tensor:
         dtype: torch.dtype = self.denoiser.dtype  # type: ignore[assignment]

@@ -31,7 +31,7 @@ from sapf_ray.data.base import SKIPPED
 from sapf_ray.errors import DataError
 from sapf_ray.models.class_head import ClassHead, Noise, Projection, head_of
 from sapf_ray.privacy.clipping import Clip
-from sapf_ray.privacy.fixed_point import ExactSum
+from sapf_ray.privacy.fixed_point import ONE_VOTE, ExactSum
 from sapf_ray.privacy.release import Releaser
 from sapf_ray.stages import Stage
 
@@ -58,15 +58,23 @@ class Weights:
 
 
 def exact_sum(
-    records: Iterable[tuple[np.ndarray, np.ndarray]], projection: Projection, *, n_classes: int
+    records: Iterable[tuple[np.ndarray, np.ndarray]],
+    projection: Projection,
+    *,
+    n_classes: int,
+    parts: np.ndarray | None = None,
 ) -> ExactSum:
     """The exact sum over the records of their contributions: sensitive.
+
+    A group's contribution is the mean of its images', whatever their classes.
 
     Args:
         records: Blocks of features float32 (n, d) and labels int64 (n,) in [0, n_classes); a label
             ``SKIPPED`` or features that are not numbers contribute nothing.
         projection: Public.
         n_classes: C.
+        parts: int64 of each record in its group's one contribution (:meth:`Units.parts` of
+            ``ONE_VOTE``), in the records' order; None where each has its own.
 
     Returns:
         Tensors (C, k), (C,) and (1,) of sensitivity 1.
@@ -77,17 +85,23 @@ def exact_sum(
     weights = Weights.of(projection.size)
     clip = Clip(bound=SENSITIVITY, mode="flat")
     total = ExactSum.zeros([(n_classes, projection.size), (n_classes,), (1,)], SENSITIVITY)
+    first = 0
     for features, labels in records:
+        mine = slice(first, first + len(labels))
+        first += len(labels)
         if len(labels) and not SKIPPED <= labels.min() <= labels.max() < n_classes:
             raise DataError(f"a record's label lies outside [0, {n_classes})")
         rows = projection(features) / projection.radius
         scaled = torch.from_numpy(rows)
         energy = torch.from_numpy(np.square(rows).sum(1, keepdims=True))
         ones = torch.ones_like(energy)
-        parts = [weights.sums * scaled, weights.count * ones, weights.energy * energy]
+        rows_of = [weights.sums * scaled, weights.count * ones, weights.energy * energy]
+        shares = None if parts is None else torch.from_numpy(parts[mine] / ONE_VOTE)
         for label in range(n_classes):
             own = torch.from_numpy(labels == label)
-            sums, count, squares = clip.sum([part[own] for part in parts]).units
+            sums, count, squares = clip.sum(
+                [part[own] for part in rows_of], shares=None if shares is None else shares[own]
+            ).units
             total.units[0][label] += sums
             total.units[1][label] += count[0]
             total.units[2][:] += squares
@@ -100,6 +114,7 @@ def release_head(
     *,
     n_classes: int,
     releaser: Releaser,
+    parts: np.ndarray | None = None,
 ) -> ClassHead:
     """Pays and draws the release, and makes the head of it.
 
@@ -108,11 +123,12 @@ def release_head(
         projection: Public.
         n_classes: C.
         releaser: Its plan's ``head`` fixes the noise.
+        parts: See :func:`exact_sum`.
 
     Raises:
         BudgetError: The release would pass the planned epsilon; nothing has been drawn.
     """
-    total = exact_sum(records, projection, n_classes=n_classes)
+    total = exact_sum(records, projection, n_classes=n_classes, parts=parts)
     noisy = releaser.gaussian(RELEASE, total, stage=Stage.HEAD)
     stage = releaser.plan.head
     assert stage is not None

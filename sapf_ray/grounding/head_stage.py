@@ -36,6 +36,7 @@ def make_head(run: RunContext) -> dict[str, Any]:
         projection,
         n_classes=n_classes,
         releaser=run.releaser,
+        parts=run.vote_parts,
     )
     head.save(run.directory.head)
     settings = run.config.grounding

@@ -18,7 +18,7 @@ from sapf_ray.data.base import SKIPPED
 from sapf_ray.errors import ConfigError, DataError
 from sapf_ray.latents import LatentCache
 from sapf_ray.models.class_head import ClassHead
-from sapf_ray.privacy.fixed_point import ExactSum, grid_step
+from sapf_ray.privacy.fixed_point import ONE_VOTE, ExactSum
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.privacy.release import Releaser
 from sapf_ray.runs.context import RunContext
@@ -33,28 +33,36 @@ def find_proportions(run: RunContext) -> dict[str, Any]:
     if run.plan.head is not None:
         noisy = ClassHead.load(run.directory.head).shares
     else:
-        labels = LatentCache(str(run.latents)).labels(np.arange(run.plan.n_records)).numpy()
-        noisy = release_counts(labels, len(run.source.class_names), releaser=run.releaser)
+        labels = LatentCache(str(run.latents)).labels(np.arange(run.source.n_train)).numpy()
+        noisy = release_counts(
+            labels, len(run.source.class_names), releaser=run.releaser, parts=run.vote_parts
+        )
     return {RELEASE: proportions(noisy)}
 
 
-def release_counts(labels: np.ndarray, n_classes: int, *, releaser: Releaser) -> np.ndarray:
+def release_counts(
+    labels: np.ndarray, n_classes: int, *, releaser: Releaser, parts: np.ndarray | None = None
+) -> np.ndarray:
     """Counts with noise, float64 (n_classes,): the only way from exact ones on.
 
     Args:
         labels: int64 (n,) in [0, n_classes); a record with the label ``SKIPPED`` does not count.
         n_classes: Number of classes.
         releaser: Its plan's ``proportions`` fixes the noise.
+        parts: int64 (n,) of each record in its group's one count (:meth:`Units.parts` of
+            ``ONE_VOTE``); None where each counts by itself.
 
     Raises:
         BudgetError: The release would pass the planned epsilon; nothing has been released.
         DataError: A label outside the range.
     """
-    counted = labels[labels != SKIPPED]
+    counts_here = labels != SKIPPED
+    counted = labels[counts_here]
     if len(counted) and not 0 <= counted.min() <= counted.max() < n_classes:
         raise DataError(f"a record's label lies outside [0, {n_classes})")
-    counts = torch.from_numpy(np.bincount(counted, minlength=n_classes).astype(np.int64))
-    total = ExactSum.of([counts * round(1 / grid_step(SENSITIVITY))], SENSITIVITY)
+    counts = np.zeros(n_classes, np.int64)
+    np.add.at(counts, counted, ONE_VOTE if parts is None else parts[counts_here])
+    total = ExactSum.of([torch.from_numpy(counts)], SENSITIVITY)
     (noisy,) = releaser.gaussian(RELEASE, total, stage=Stage.PROPORTIONS)
     return noisy.numpy()
 

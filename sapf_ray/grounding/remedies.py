@@ -43,7 +43,8 @@ class Remedy:
             ``grounding.NAME_noise_multiplier`` gives none; None where it releases nothing of its
             own.
         told_by: Remedy whose release tells this one's, too: beside it there is nothing to pay.
-        groups: Whether it counts a group of images once (``data.groups``).
+        groups: Whether it counts a group of images once (``data.groups``); a row of another
+            package's that does not say so is refused there.
         ground: Its part of the stage ``grounding``: makes the release, and returns what
             ``grounding.json`` is to hold; None where it has no part there.
     """
@@ -136,6 +137,7 @@ REMEDIES: Registry[Remedy] = Registry(
             title="each class gets a prompt that the model knows, by a noisy vote of the records",
             reads="public features of every record: one vote for the nearest candidate",
             source="Lin et al. 2024, for prompts",
+            groups=True,
             suits=_words_unknown,
             noise=_vote_noise,
             ground=_vote,
@@ -144,12 +146,14 @@ REMEDIES: Registry[Remedy] = Registry(
             title="learned class tokens, in fine-tuning's own steps",
             reads="what fine-tuning reads: one joint clip with the adapter's gradient",
             source="Gal et al. 2023 (textual inversion), under DP-SGD",
+            groups=True,
             suits=_tokens_help,
         ),
         "head": Remedy(
             title="labels by a private classifier of public features",
             reads="public features of every record: one noisy sum of them and count a class",
             source="Tramèr, Boneh 2021 (features of public networks)",
+            groups=True,
             suits=_head_suits,
             noise=_head_noise,
             ground=_head,
@@ -158,6 +162,7 @@ REMEDIES: Registry[Remedy] = Registry(
             title="classes as frequent among the synthetic images as among the records",
             reads="one noisy count a class; nothing beside a head, which has the counts",
             source="Dwork et al. 2006 (noisy histogram)",
+            groups=True,
             suits=_named_only,
             noise=_proportions_noise,
             told_by="head",

@@ -21,26 +21,27 @@ def arithmetic(plan: PrivacyPlan, config: RunConfig, *, spent: float) -> str:
         return ""
     items = [
         _sums(stage, getattr(plan, name), bound=bound)
-        for name, (stage, bound) in _bounds(config).items()
+        for name, (stage, bound) in _bounds(config, plan.unit).items()
         if getattr(plan, name) is not None
     ]
     if not plan.non_private:
         items.append(_sampler(plan, spent))
     return (
         "## How sums and noise are computed\n\n"
-        "Each image's contribution is clipped, rounded towards zero onto a grid, and added as "
-        "integers. So a sum depends on the images alone, not on their order or on how the work is "
-        "spread, and one image changes it by no more than the bound, to the last bit.\n\n"
+        f"Each {plan.unit}'s contribution is clipped, rounded towards zero onto a grid, and added "
+        "as integers. So a sum depends on the images alone, not on their order or on how the work "
+        f"is spread, and one {plan.unit} changes it by no more than the bound, to the last bit.\n\n"
         + "\n".join(items)
     )
 
 
-def _bounds(config: RunConfig) -> dict[str, tuple[str, float]]:
-    """Stage of the plan to its name for people and to the bound on one image's contribution."""
+def _bounds(config: RunConfig, unit: str) -> dict[str, tuple[str, float]]:
+    """Stage of the plan to its name for people and to the bound on one unit's contribution."""
+    each = f"{'an' if unit == 'image' else 'a'} {unit}"
     return {
-        Stage.VOTE: ("grounding, vote (one vote an image)", 1.0),
+        Stage.VOTE: (f"grounding, vote (one vote {each})", 1.0),
         Stage.HEAD: ("grounding, head (features clipped)", 1.0),
-        Stage.PROPORTIONS: ("grounding, class proportions (one count an image)", 1.0),
+        Stage.PROPORTIONS: (f"grounding, class proportions (one count {each})", 1.0),
         Stage.SELECTION: (
             f"selection ({config.saliency.clipping} clipping)",
             config.saliency.clipping_norm,
@@ -49,7 +50,7 @@ def _bounds(config: RunConfig) -> dict[str, tuple[str, float]]:
             f"fine-tuning ({config.finetune.clipping} clipping)",
             config.finetune.clipping_norm,
         ),
-        Stage.EVOLUTION: ("evolution (one vote an image)", 1.0),
+        Stage.EVOLUTION: (f"evolution (one vote {each})", 1.0),
     }
 
 

@@ -34,6 +34,9 @@ import torch
 from torch import Tensor
 
 GRID_BITS = 20
+ONE_VOTE = 2**GRID_BITS
+"""What one vote is on the grid of sums of sensitivity 1."""
+
 MAX_UNITS = 2**52
 """Largest magnitude of a sum in grid steps: float64 holds it exactly, with noise on top."""
 

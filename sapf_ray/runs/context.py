@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from sapf_ray.config import RunConfig
 from sapf_ray.data.base import ImageSource
+from sapf_ray.data.units import Units
 from sapf_ray.files import short_hash
 from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.canaries import Canaries
 from sapf_ray.privacy.card import privacy_note, verdict
+from sapf_ray.privacy.fixed_point import ONE_VOTE
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
@@ -32,6 +34,8 @@ from sapf_ray.runs.tracking import Tracker
 from sapf_ray.stages import Stage
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from sapf_ray.models.public_features import Features
 
 CHANGED_PARTS = {
@@ -183,6 +187,11 @@ class RunContext:
         self.directory.prepare_private()
         units.save(path)
         return str(path.resolve())
+
+    @property
+    def vote_parts(self) -> np.ndarray | None:
+        """Each image's part of its group's one vote; None where each image has its own."""
+        return Units.load(self.units_file).parts(ONE_VOTE) if self.units_file else None
 
     @functools.cached_property
     def key(self) -> NoiseKey:

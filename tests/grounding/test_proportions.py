@@ -81,7 +81,8 @@ def test_images_are_made_in_them_unless_others_are_given(tmp_path):
     run = SimpleNamespace(
         plan=dataclasses.replace(releaser.plan, n_records=4000),
         latents=tmp_path,
-        source=SimpleNamespace(class_names=("a", "b")),
+        source=SimpleNamespace(class_names=("a", "b"), n_train=4000),
+        vote_parts=None,
         releaser=releaser,
         config=config(),
         directory=SimpleNamespace(
