@@ -21,6 +21,7 @@ from sapf_ray.audit.scores import Observed
 from sapf_ray.audit.white_box import Claim, white_box
 from sapf_ray.config import RunConfig, flatten, from_dict, nest, to_dict
 from sapf_ray.config.audit import AuditConfig
+from sapf_ray.config.section import require
 from sapf_ray.data.base import open_source
 from sapf_ray.data.canary_images import CanaryImages
 from sapf_ray.errors import ConfigError, RunDirectoryError
@@ -32,7 +33,7 @@ OF_AN_AUDIT: dict[str, Any] = {
     "audit.canaries": 8000,
     "audit.images": 100,
     "evaluation.enabled": False,
-    "synthesis.n_images": 500,
+    "synthesis.n_images": 200,
 }
 """What ``sapf audit`` sets where it makes the run, unless it is given."""
 
@@ -43,7 +44,16 @@ def config_of_audit(config: RunConfig, given: set[str]) -> RunConfig:
     Args:
         config: What the user asked for.
         given: Keys that the user set.
+
+    Raises:
+        ConfigError: The run would claim nothing.
     """
+    require(
+        not config.privacy.non_private,
+        "privacy.non_private",
+        config.privacy.non_private,
+        "must be false in an audit: without noise nothing is claimed",
+    )
     flat = flatten(to_dict(config))
     unset = {key: value for key, value in OF_AN_AUDIT.items() if key not in given}
     return from_dict(nest(flat | unset))
@@ -110,6 +120,8 @@ def check_audited(directory: RunDirectory, config: RunConfig) -> None:
             f"{directory.root}: has no canaries, and its key is gone; `sapf audit --out NEW` with "
             "the same settings makes a run that can be audited"
         )
+    if config.privacy.non_private:
+        raise RunDirectoryError(f"{directory.root}: is not private and claims nothing to audit")
     if not (directory.card.exists() and directory.audit.exists()):
         raise RunDirectoryError(
             f"{directory.root}: is not finished; the same `sapf run` or `sapf audit --out` goes on"

@@ -101,6 +101,10 @@ def test_what_cannot_be_audited_is_refused_in_one_line(tmp_path, capsys):
     directory = finished(tmp_path / "plain", without)
     error = refused(capsys, str(directory.root))
     assert "has no canaries" in error and "key is gone" in error
+    assert "privacy.non_private = True" in refused(
+        capsys, "--out", str(tmp_path / "new"), "--privacy.non_private", "true"
+    )
+    assert not (tmp_path / "new").exists()
     directory = finished(tmp_path / "run")
     error = refused(capsys, str(directory.root), "--privacy.epsilon", "3")
     assert "privacy.epsilon = 3" in error
@@ -111,7 +115,7 @@ def test_what_cannot_be_audited_is_refused_in_one_line(tmp_path, capsys):
 def test_an_audit_changes_what_it_must_and_nothing_that_was_given():
     config = config_of_audit(RunConfig(), set())
     assert config.audit.canaries == 8000 and config.audit.images == 100
-    assert not config.evaluation.enabled and config.synthesis.n_images == 500
+    assert not config.evaluation.enabled and config.synthesis.n_images == 200
     given = config_of_audit(RunConfig(), {"audit.canaries", "synthesis.n_images"})
     assert given.audit.canaries == 0
     assert given.synthesis.n_images == RunConfig().synthesis.n_images
