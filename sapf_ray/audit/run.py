@@ -56,6 +56,8 @@ def config_of_audit(config: RunConfig, given: set[str]) -> RunConfig:
     )
     flat = flatten(to_dict(config))
     unset = {key: value for key, value in OF_AN_AUDIT.items() if key not in given}
+    if config.data.groups is not None:
+        unset.pop("audit.images", None)  # a crafted image has no group
     return from_dict(nest(flat | unset))
 
 

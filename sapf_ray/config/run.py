@@ -55,6 +55,12 @@ class RunConfig:
             "must be 1 where finetune.adapter is full: all weights are trained, none is selected",
         )
         require(
+            self.audit.images == 0 or self.data.groups is None,
+            "audit.images",
+            self.audit.images,
+            "must be 0 where data.groups is given: a crafted image has no group",
+        )
+        require(
             not self.evolution.enabled or self.grounding.remedies in ("auto", "none"),
             "grounding.remedies",
             self.grounding.remedies,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import yaml
 from jobs.audit_faults import less_noise
 from sapf_ray.audit.run import audit_directory, config_of_audit, settings_of
 from sapf_ray.cli import main
-from sapf_ray.config import FinetuneConfig, PrivacyConfig, RunConfig, to_dict
+from sapf_ray.config import DataConfig, FinetuneConfig, PrivacyConfig, RunConfig, to_dict
 from sapf_ray.config.audit import AuditConfig
 from sapf_ray.errors import ConfigError, RunDirectoryError
 from sapf_ray.privacy.canaries import Canaries
@@ -119,6 +120,10 @@ def test_an_audit_changes_what_it_must_and_nothing_that_was_given():
     given = config_of_audit(RunConfig(), {"audit.canaries", "synthesis.n_images"})
     assert given.audit.canaries == 0
     assert given.synthesis.n_images == RunConfig().synthesis.n_images
+    people = RunConfig(data=DataConfig(source="image_folder", path="x", groups="folder:1"))
+    assert config_of_audit(people, set()).audit.images == 0
+    with pytest.raises(ConfigError, match=r"audit\.images = 5"):
+        config_of_audit(dataclasses.replace(people, audit=AuditConfig(images=5)), {"audit.images"})
 
 
 def test_settings_of_a_run_of_before_are_those_without_an_audit(tmp_path):
