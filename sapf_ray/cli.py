@@ -166,7 +166,7 @@ def _plan(namespace: argparse.Namespace, console: Console) -> None:
     from sapf_ray.estimate.cluster import estimate_run, open_cluster
     from sapf_ray.models.facts import find_facts
     from sapf_ray.privacy.planner import make_plan
-    from sapf_ray.report.tables import estimate_table, plan_table
+    from sapf_ray.report.tables import estimate_table, person_line, plan_table
 
     cluster = open_cluster(
         namespace.cluster_devices,
@@ -185,13 +185,21 @@ def _plan(namespace: argparse.Namespace, console: Console) -> None:
             raise
     plan = make_plan(config, n_records, facts=None if found is None else found.facts)
     times = None if cluster is None else estimate_run(config, plan, cluster=cluster)
+    person = {}
+    if namespace.images_per_person is not None:
+        from sapf_ray.privacy.group_privacy import person_report
+
+        person = person_report(plan, namespace.images_per_person)
     if namespace.json:
-        print(json.dumps(plan.to_dict() | ({} if times is None else {"cluster": times.to_dict()})))
+        found_times = {} if times is None else {"cluster": times.to_dict()}
+        print(json.dumps(plan.to_dict() | found_times | person))
     else:
         warning = None if found is None else found.words.line(plan.remedies)
         if warning is not None:
             _note(console, warning, secret=False)
         console.print(plan_table(plan))
+        if person:
+            console.print(person_line(person["person"]))
         if times is not None:
             console.print(estimate_table(times))
 

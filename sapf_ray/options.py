@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from sapf_ray import __version__
 from sapf_ray.config import RunConfig, flatten, from_dict, nest
 from sapf_ray.config.fields import fields, section_titles
-from sapf_ray.config.kinds import AUTO, Kind
+from sapf_ray.config.kinds import AUTO, Count, Kind, kind_of
 from sapf_ray.config.later import check_later, later_keys
 from sapf_ray.config.section import unknown_key
 from sapf_ray.config.yaml_text import read_yaml
@@ -278,6 +278,13 @@ def _plan_options(parser: Parser) -> None:
         "--cluster_price",
         kind=_NUMBER,
         help="Price of a device for an hour: adds costs to it.",
+    )
+    _add(
+        parser,
+        "--images_per_person",
+        kind=kind_of(Count),
+        help="Also say what the plan, made for images, promises a person with so many "
+        "(docs/person-level.md); takes seconds.",
     )
     _add_config_sources(parser)
     _add_config_keys(parser)

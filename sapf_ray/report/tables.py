@@ -6,7 +6,8 @@ Light to import, for ``sapf methods`` and its like print tables too.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -121,6 +122,17 @@ def plan_table(plan: PrivacyPlan) -> Table:
         cells = ["0", "-", "-", nothing] if stage is None else _stage_cells(stage)
         table.add_row(name, *cells)
     return table
+
+
+def person_line(person: Mapping[str, Any]) -> str:
+    """What an image-level plan promises a person, from
+    :func:`sapf_ray.privacy.group_privacy.person_report`.
+    """
+    epsilon = float(person["epsilon"])
+    return (
+        f"a person with {person['images']:,} images: ε = {epsilon:.4g} at the same δ, by group "
+        "privacy of these releases; data.groups plans for persons (docs/person-level.md)"
+    )
 
 
 def _stage_cells(stage: StagePlan) -> list[str]:
