@@ -54,7 +54,8 @@ class Total:
     """What all cells on one data set spend together.
 
     Attributes:
-        data: ``data.source``, with the path where there is one.
+        data: ``data.source``, with the path and the grouping where there is one.
+        unit: Whom the epsilons are for: one ``image``, or one ``group``.
         runs: Number of cells that read its images, with noise.
         selecting: Number of those of them with a private selection.
         selections: Number of selections that they make; fewer where cells share one.
@@ -69,6 +70,7 @@ class Total:
     """
 
     data: str
+    unit: str
     runs: int
     selecting: int
     selections: int
@@ -186,7 +188,10 @@ def selection_names(item: PlannedCell, out: Path) -> set[str]:
 
 
 def totals(planned: Iterable[PlannedCell], out: Path) -> list[Total]:
-    """One line per data set whose images some cell reads.
+    """One line per data set whose images some cell reads, and per unit of privacy.
+
+    Runs for one image and runs for one group do not add up: of either, the other's epsilon says
+    nothing of this kind of neighbour.
 
     Args:
         planned: The cells.
@@ -197,6 +202,8 @@ def totals(planned: Iterable[PlannedCell], out: Path) -> list[Total]:
         if item.plan.reads_images:
             data = item.cell.config.data
             name = f"{data.source} ({data.path})" if data.path else data.source
+            if data.groups is not None:
+                name += f" by {data.groups}"
             groups.setdefault(name, []).append(item)
     return [_total(name, items, out=out) for name, items in groups.items()]
 
@@ -223,6 +230,7 @@ def _total(
     seeds = [item.cell.config.privacy.reproducible_seed for item in private]
     return Total(
         data=name,
+        unit=items[0].plan.unit,
         runs=len(private),
         selecting=sum(item.plan.selection is not None for item in private),
         selections=len(selections),
@@ -238,7 +246,7 @@ def _total(
 def total_text(total: Total) -> str:
     """The total in words."""
     text = (
-        f"{total.data}: all {total.runs} private runs together cost each training image "
+        f"{total.data}: all {total.runs} private runs together cost each training {total.unit} "
         f"ε = {total.epsilon:.4g} at δ = {total.delta:.3g} "
         f"(PLD; basic composition: {total.summed:.4g} at {total.summed_delta:.3g})"
     )

@@ -127,6 +127,17 @@ def test_total_composes_all_runs_on_a_data_set_and_no_other(tmp_path):
     assert "4 of them share 2 selection releases, counted once" in total_text(digits)
 
 
+def test_runs_for_groups_and_for_images_do_not_add_up(tmp_path):
+    groups = {"column:writer": {"data.groups": "column:writer"}, "none": {}}
+    base = {"data.source": "parquet", "data.n_records": 50_000, **RDP}
+    cells = cells_of(tmp_path, base=base, axes={"setting": groups, "seed": [0, 1]})
+    by_group, by_image = totals(plan_cells(cells), tmp_path)
+    assert (by_group.unit, by_image.unit) == ("group", "image")
+    assert by_group.data == "parquet by column:writer" and by_image.data == "parquet"
+    assert by_group.runs == by_image.runs == 2
+    assert "together cost each training group ε" in total_text(by_group)
+
+
 def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp_path):
     """Before a start by what cells will share, then by what their ledgers say they did."""
     base = {
