@@ -160,7 +160,8 @@ def work(config: RunConfig, plan: PrivacyPlan) -> dict[str, float]:
     if plan.finetune is not None:
         if plan.selection is not None:
             scored = plan.n_records * plan.selection.sample_rate
-            found[Stage.SELECTION] = scored * plan.selection.count
+            passes_each = plan.selection.count * config.saliency.draws_per_record
+            found[Stage.SELECTION] = scored * passes_each
         found[Stage.FINETUNE] = plan.batch_size * plan.steps * config.finetune.draws_per_record
     if plan.evolution is not None:
         found[Stage.EVOLUTION] = _evolved_images(config) * passes

@@ -258,13 +258,14 @@ def _events(events: list[LedgerEvent]) -> str:
 
 def _public(config: RunConfig) -> str:
     networks = "the public model and its weights"
+    units = "images, N" if config.data.groups is None else "groups, N, and of images"
     if config.evolution.enabled:
         networks += (
             f", and those of the network that compares images ({config.evolution.embedding})"
         )
     return (
         "## Assumed to be public\n\n"
-        "- the number of training images, N, which the sample rate and δ are made from;\n"
+        f"- the number of training {units}, which the sample rate and δ are made from;\n"
         "- the names of the classes and the prompts made from them, and that synthetic classes are "
         "equally frequent;\n"
         f"- the image size, {networks}, which must not have been trained on these images;\n"

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from sapf_ray.config.groups import grouping_of
 from sapf_ray.data import files, image_files
 from sapf_ray.data.sources import camelyon
 from tests.data.sources.published import (
@@ -122,3 +123,11 @@ def test_missing_files(root):
     assert "no patches" in refusal("camelyon", root)
     (root / "metadata.csv").unlink()
     assert "no metadata.csv" in refusal("camelyon", root)
+
+
+def test_patients_and_slides_are_groups(root):
+    source = open_named("camelyon", root)
+    patients = [PATCHES[i][0] for i in TRAIN_PATCHES]
+    slides = [f"patient_{PATCHES[i][0]}_node_{PATCHES[i][1]}" for i in TRAIN_PATCHES]
+    assert list(source.group_names(grouping_of("published"))) == patients
+    assert list(source.group_names(grouping_of("folder:1"))) == slides

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sapf_ray.config.groups import grouping_of
 from sapf_ray.data import image_files, record_source
 from sapf_ray.data.sources import celeba
-from sapf_ray.errors import DataError
+from sapf_ray.errors import ConfigError, DataError
 from tests.data.sources.published import (
     MALE,
     PARTITION,
@@ -174,3 +175,17 @@ def test_lists_that_change_under_an_open_source(root):
     edit(root / EVAL, "000012.jpg 0", "000012.jpg 1")
     with pytest.raises(DataError, match="changed since"):
         source.read("train", np.array([0]), resolution=8)
+
+
+def test_published_identities_are_groups(root):
+    source = open_named("celeba", root)
+    with pytest.raises(DataError, match="identity_CelebA"):
+        source.group_names(grouping_of("published"))
+    lines = [f"{i + 1:06d}.jpg {2000 + i // 2}" for i in range(len(PARTITION))]
+    (root / "identity_CelebA.txt").write_text("\n".join(lines[::-1]))
+    assert source.group_names(grouping_of("published")) == [f"{2000 + i // 2}" for i in TRAIN]
+    (root / "identity_CelebA.txt").write_text("\n".join(lines[2:]))
+    with pytest.raises(DataError, match="lacks training images"):
+        source.group_names(grouping_of("published"))
+    with pytest.raises(ConfigError, match=r"column is not for data\.source = celeba"):
+        source.group_names(grouping_of("column:identity"))
