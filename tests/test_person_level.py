@@ -35,6 +35,7 @@ from sapf_ray.models.loading import load_pipeline
 from sapf_ray.privacy.clipping import clip_factors
 from sapf_ray.privacy.fixed_point import ONE_VOTE, grid_step
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
+from sapf_ray.reuse.finished import Finished
 from sapf_ray.saliency.scores import SCORES
 from sapf_ray.saliency.selection import Pass, score_records
 from tests.data.test_units import N_WRITERS, writers_folder
@@ -333,14 +334,29 @@ def test_class_tokens_of_a_group_are_clipped_with_its_factors(k, groups, tiny_pi
     assert bits == gradients.probe(objective.random_losses(3))
 
 
+def test_a_later_score_on_other_images_asks_for_no_groups():
+    own = group_config(synthesis={"n_images": 20})
+    finished = Finished.__new__(Finished)
+    object.__setattr__(finished, "config", own)
+    assert finished.changed("evaluate", {"data.source": "digits"}).data.groups is None
+    assert finished.changed("evaluate", {"evaluation.epochs": 3}).data.groups == "folder:1"
+    with pytest.raises(ConfigError, match="cannot be changed when a run is over"):
+        finished.changed("evaluate", {"data.groups": None})
+
+
+EVOLUTION = {"enabled": "true", "iterations": "2", "population": "3", "lookahead": "1"}
+EVOLVES = ("--finetune.steps=0", *(f"--evolution.{name}={v}" for name, v in EVOLUTION.items()))
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("flags", [(), ("--grounding.remedies", "vote,tokens,proportions")])
+@pytest.mark.parametrize("flags", [(), EVOLVES, ("--grounding.remedies", "tokens,proportions")])
 def test_a_whole_run_over_groups(flags, tiny_pipeline, tmp_path):
     folder = tmp_path / "images"
     writers_folder(folder)
     run = command(folder, tiny_pipeline, tmp_path / "run", *BARE, *ONE_CORE)
     run += ["--data.groups", "pattern:^(w[0-9]+)_", "--data.max_images_per_group", "2"]
     run += ["--finetune.batch_size", "6", "--finetune.draws_per_record", "2", *flags]
+    evolves = flags == EVOLVES
     finish(run)
     out = tmp_path / "run"
     plan = json.loads((out / "plan.json").read_text())
@@ -348,5 +364,6 @@ def test_a_whole_run_over_groups(flags, tiny_pipeline, tmp_path):
     assert plan["delta"] == pytest.approx(1 / (N_WRITERS * np.log(N_WRITERS)))
     card = (out / "privacy_card.md").read_text()
     assert "adding or removing one group" in card and "one group added or removed" in card
-    assert len(releases(out / "ledger.jsonl")) > STEPS
+    n = len([name for name in releases(out / "ledger.jsonl") if name])
+    assert n == 2 if evolves else n > STEPS
     assert not (out / "private").exists()

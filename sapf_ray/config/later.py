@@ -26,7 +26,8 @@ _ALWAYS = (
     "plugins",
 )
 _SECTIONS = {"synthesize": ("synthesis", "model.dtype"), "evaluate": ("evaluation", "data", "seed")}
-_NEVER = ("evaluation.enabled", "data.n_records")
+_UNITS = ("data.groups", "data.max_images_per_group")  # matter to what is paid for alone
+_NEVER = ("evaluation.enabled", "data.n_records", *_UNITS)
 _LONGEST = 60  # characters of a name
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 
@@ -40,6 +41,16 @@ def later_keys(command: str) -> tuple[str, ...]:
         if key in _ALWAYS
         or (key not in _NEVER and (key in parts or key.partition(".")[0] in parts))
     )
+
+
+def without_units(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes, and no groups where the images are others: a score does not ask whose they are.
+
+    >>> without_units({"data.source": "digits"})["data.groups"] is None
+    True
+    """
+    others = any(key.startswith("data.") for key in changes)
+    return {**changes, **(dict.fromkeys(_UNITS) if others else {})}
 
 
 def check_later(command: str, changes: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sapf_ray.config import RunConfig, flatten, from_dict, nest, to_dict
-from sapf_ray.config.later import check_later
+from sapf_ray.config.later import check_later, without_units
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.data.recorded import RecordedClasses
 from sapf_ray.data.whole import WholeSource
@@ -96,6 +96,7 @@ class Finished:
         """
         flat = flatten(dict(changes))
         check_later(command, flat)
+        flat = without_units(flat)
         if scored:
             flat["evaluation.enabled"] = True
         return from_dict(nest(flatten(to_dict(self.config)) | flat))
