@@ -9,6 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
+from sapf_ray.evolution.histogram import release_histogram
+from sapf_ray.grounding.proportions import release_counts
+from sapf_ray.grounding.vote import release_table
 from sapf_ray.privacy.canaries import Canaries
 from sapf_ray.privacy.card import privacy_note, verdict
 from sapf_ray.privacy.fixed_point import ExactSum
@@ -111,3 +114,42 @@ def test_an_audited_run_is_never_called_private(tmp_path):
         privacy_note(plan, 1.0, reproducible=False),
     ):
         assert "not for release" in text.lower() and "Differentially private" not in text
+
+
+@pytest.mark.parametrize(
+    ("stage", "release", "file"),
+    [
+        ("evolution", lambda r: release_histogram(np.arange(40), 0, r), "evolution-histogram-0"),
+        ("vote", lambda r: release_table(np.zeros((4, 10), np.int64), r), "vote"),
+        ("proportions", lambda r: release_counts(np.arange(40), 40, releaser=r), "proportions"),
+    ],
+)
+def test_every_release_of_values_has_canaries(tmp_path, stage, release, file):
+    canaries = canaries_of(tmp_path, count=10)
+    releaser = dataclasses.replace(releaser_of(stage, tmp_path, noise=0.01), canaries=canaries)
+    release(releaser)
+    observed = np.load(tmp_path / "audit" / f"{file}.npy")
+    np.testing.assert_allclose(observed["seen"], canaries.coins(), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "method"),
+    [("exponential", "exponential"), ("propose_test_release", "propose_test")],
+)
+def test_canaries_join_utilities_whose_release_shows_no_values(tmp_path, mechanism, method):
+    canaries = canaries_of(tmp_path, count=10)
+    releaser = releaser_of("selection", tmp_path)
+    plan = releaser.plan
+    stage = dataclasses.replace(
+        plan.selection, mechanism=mechanism, delta=1e-6, noise_multiplier=0.5
+    )
+    releaser = dataclasses.replace(
+        releaser, plan=dataclasses.replace(plan, selection=stage), canaries=canaries
+    )
+    total = ExactSum.zeros([(10,)], BOUND)
+    getattr(releaser, method)("selection", total, stage="selection", n=3)
+    (event,) = releaser.ledger.events()
+    joined = releaser.joined("selection", total, stage="selection")
+    assert event.noise_id == releaser.noise_id("selection", joined)
+    assert joined.values()[0].sum() == pytest.approx(BOUND * canaries.coins().sum(), rel=1e-4)
+    assert not (tmp_path / "audit" / "selection.npy").exists()
