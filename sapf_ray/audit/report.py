@@ -88,8 +88,9 @@ class Report:
             "claim; more canaries could. The *ceiling* is what the audit would show if every guess "
             "were right; the next column what it would show with 2, 5 or 10 times less noise.",
             "",
-            "This run had canaries and is not for release. This folder tells which of them were "
-            "in: keep it, or delete it.",
+            "This run had canaries and is not for release. This folder holds the noise of its "
+            "releases on the canaries' coordinates, without which they show exact sums of the "
+            "images: it is as sensitive as these; delete it when it is no longer needed.",
         ]
         return "\n".join(lines) + "\n"
 
