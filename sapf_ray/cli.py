@@ -15,10 +15,9 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
-from rich.table import Table
 
 from sapf_ray import plain_text
 from sapf_ray.errors import ConfigError, SapfError, is_environments, remedy
@@ -213,36 +212,18 @@ def _ledger(namespace: argparse.Namespace, console: Console) -> None:
 
 
 def _audit(namespace: argparse.Namespace, console: Console) -> int:
-    from sapf_ray.audit.run import audit_directory, config_of_audit
+    from sapf_ray.audit.command import Request, Show, audit
+    from sapf_ray.report.terminal import show_progress
 
-    notes = Console(stderr=True) if namespace.json else console
-    if namespace.directory is None:
-        if namespace.out is None:
-            raise SapfError("audit: wants a run directory, or --out DIRECTORY of a run to make")
-        from sapf_ray.pipeline import run
-        from sapf_ray.report.terminal import show_progress
-        from sapf_ray.runs import worktime
-
-        config = config_of_audit(config_of(namespace), all_given_keys(namespace))
-        with show_progress(notes) as on_progress:
-            run(
-                config,
-                namespace.out,
-                on_progress=on_progress,
-                on_note=lambda line, secret: _note(notes, line, secret=secret),
-                since=worktime.process_start(),
-            )
-    report = audit_directory(
-        namespace.directory or namespace.out,
+    request = Request(
+        run=namespace.directory,
+        out=namespace.out,
+        config=None if namespace.directory else config_of(namespace),
         given=given_keys(namespace),
-        on_audit=lambda name: _say(notes, f"audit: {name}"),
+        wanted=all_given_keys(namespace),
+        as_json=namespace.json,
     )
-    if namespace.json:
-        print(report.to_json())
-    else:
-        console.print(report.table())
-        _say(console, report.verdict)
-    return int(bool(report.falsified))
+    return audit(request, console, show=Show(progress=show_progress, note=_note))
 
 
 def _open_grid(name: str, namespace: argparse.Namespace) -> Grid:
@@ -331,34 +312,11 @@ def _submit(namespace: argparse.Namespace, console: Console) -> None:
     )
 
 
-def _datasets(namespace: argparse.Namespace, console: Console) -> None:
-    from sapf_ray.data.catalog import datasets_json
-    from sapf_ray.report.tables import datasets_table
+def _list(namespace: argparse.Namespace, console: Console) -> None:
+    from sapf_ray.report.tables import LISTS
 
-    _show(namespace.json, datasets_json, datasets_table, console)
-
-
-def _methods(namespace: argparse.Namespace, console: Console) -> None:
-    from sapf_ray.methods import methods_json
-    from sapf_ray.report.tables import methods_table
-
-    _show(namespace.json, methods_json, methods_table, console)
-
-
-def _models(namespace: argparse.Namespace, console: Console) -> None:
-    from sapf_ray.models.catalog import models_json
-    from sapf_ray.report.tables import models_table
-
-    _show(namespace.json, models_json, models_table, console)
-
-
-def _show(
-    as_json: bool,
-    rows: Callable[[], list[dict[str, Any]]],
-    table: Callable[[], Table],
-    console: Console,
-) -> None:
-    if as_json:
+    rows, table = LISTS[namespace.command]
+    if namespace.json:
         print(json.dumps(rows(), indent=2))
     else:
         console.print(table())
@@ -378,9 +336,9 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int | None]] = {
     "tune": _tune,
     "reproduce": _reproduce,
     "submit": _submit,
-    "datasets": _datasets,
-    "methods": _methods,
-    "models": _models,
+    "datasets": _list,
+    "methods": _list,
+    "models": _list,
 }
 
 

@@ -7,21 +7,20 @@ Every key of :mod:`sapf_ray.config` is an option of the same name. A later sourc
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Callable, Collection
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 from sapf_ray import __version__
 from sapf_ray.config import RunConfig, flatten, from_dict, nest
-from sapf_ray.config.fields import fields, section_titles
-from sapf_ray.config.kinds import AUTO, Count, Kind, kind_of
+from sapf_ray.config.fields import fields
+from sapf_ray.config.kinds import Count, Kind, kind_of
 from sapf_ray.config.later import check_later, later_keys
 from sapf_ray.config.section import unknown_key
 from sapf_ray.config.yaml_text import read_yaml
 from sapf_ray.errors import ConfigError, SapfError
 from sapf_ray.methods import find_method
-from sapf_ray.presets import load_preset, presets
+from sapf_ray.option_parts import Parser, add_config_keys, add_config_sources
+from sapf_ray.presets import load_preset
 from sapf_ray.registry import load_plugins
 
 FORMATS = ("text", "markdown", "csv", "latex")
@@ -29,17 +28,6 @@ _INTEGER = Kind(base=int)
 _NUMBER = Kind(base=float)
 _SWITCH = Kind(base=bool)
 _FORMAT = Kind(base=str, choices=lambda: FORMATS)
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are one line on stderr and exit code 2."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write("sapf: error: " + " ".join(message.split()) + "\n")
-        sys.exit(2)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -135,52 +123,6 @@ def _add(
     parser.add_argument(*names, type=read, default=default, help=help, **switch)  # type: ignore[arg-type]
 
 
-def _add_config_keys(
-    parser: argparse.ArgumentParser, keys: Collection[str] | None = None, *, of_run: bool = False
-) -> None:
-    """Options for the keys, all of them unless given; where they are a run's, so are defaults."""
-    chosen = {key: field for key, field in fields().items() if keys is None or key in keys}
-    sections = {field.section for field in chosen.values()}
-    groups = {
-        section: parser.add_argument_group(section or "run", _escaped(title))
-        for section, title in section_titles().items()
-        if section in sections
-    }
-    for key, field in chosen.items():
-        names = [f"--{key}"] + ["--address"] * (key == "cluster.address")
-        default = json.dumps(field.default) if field.default != "" else '""'
-        if field.default is None and field.kind.auto:
-            default = AUTO
-        shown = "the run's" if of_run else default.strip(chr(34))
-        groups[field.section].add_argument(
-            *names,
-            dest=key,
-            type=field.kind.read,
-            default=argparse.SUPPRESS,
-            metavar=field.name.upper(),
-            help=_escaped(f"({field.kind.hint()}) {field.help} (default: {shown})"),
-        )
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%%")
-
-
-def _add_config_sources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--preset", default=None, help="Start from a preset: " + ", ".join(presets())
-    )
-    parser.add_argument(
-        "--method", default=None, help="A row of `sapf methods`; files and flags override it."
-    )
-    parser.add_argument(
-        "--config",
-        action="append",
-        default=[],
-        help="YAML file with the keys below; flags override it.",
-    )
-
-
 def _run_options(parser: Parser) -> None:
     parser.usage = "sapf run --out DIRECTORY [OPTIONS]"
     parser.add_argument(
@@ -193,8 +135,8 @@ def _run_options(parser: Parser) -> None:
         default=False,
         help="Show the lines of run.log.jsonl on stderr as well.",
     )
-    _add_config_sources(parser)
-    _add_config_keys(parser)
+    add_config_sources(parser)
+    add_config_keys(parser)
 
 
 def _synthesize_options(parser: Parser) -> None:
@@ -228,7 +170,7 @@ def _later_options(parser: Parser, command: str) -> None:
         default=False,
         help="Show the lines of run.log.jsonl on stderr as well.",
     )
-    _add_config_keys(parser, later_keys(command), of_run=True)
+    add_config_keys(parser, later_keys(command), of_run=True)
 
 
 def _init_options(parser: Parser) -> None:
@@ -242,7 +184,7 @@ def _init_options(parser: Parser) -> None:
         kind=_NUMBER,
         help="Time that the run may take (default: 10; 120 with a model for GPUs).",
     )
-    _add_config_keys(parser)
+    add_config_keys(parser)
 
 
 def _doctor_options(parser: Parser) -> None:
@@ -254,8 +196,8 @@ def _doctor_options(parser: Parser) -> None:
         "--out", default="runs", help="Where run directories will be (default: runs)."
     )
     _json_option(parser, "Print one JSON list.")
-    _add_config_sources(parser)
-    _add_config_keys(parser)
+    add_config_sources(parser)
+    add_config_keys(parser)
 
 
 def _plan_options(parser: Parser) -> None:
@@ -286,8 +228,8 @@ def _plan_options(parser: Parser) -> None:
         help="Also say what the plan, made for images, promises a person with so many "
         "(docs/person-level.md); takes seconds.",
     )
-    _add_config_sources(parser)
-    _add_config_keys(parser)
+    add_config_sources(parser)
+    add_config_keys(parser)
 
 
 def _ledger_options(parser: Parser) -> None:
@@ -304,8 +246,8 @@ def _audit_options(parser: Parser) -> None:
     )
     parser.add_argument("--out", help="Run directory to make; the same command continues it.")
     _json_option(parser, "Print one JSON object.")
-    _add_config_sources(parser)
-    _add_config_keys(parser)
+    add_config_sources(parser)
+    add_config_keys(parser)
 
 
 def _grid_options(parser: Parser) -> None:
@@ -333,7 +275,7 @@ def _grid_options(parser: Parser) -> None:
     )
     _add(parser, "--retries", kind=_INTEGER, default=2, help="Retries of a cell that broke off.")
     parser.add_argument("--only", help="Cells with these labels, e.g. method=DP-SAPF,seed=0.")
-    _add_config_keys(parser)
+    add_config_keys(parser)
 
 
 def _tune_options(parser: Parser) -> None:

@@ -6,16 +6,16 @@ Light to import, for ``sapf methods`` and its like print tables too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 
-from sapf_ray.data.catalog import DATA_SETS
+from sapf_ray.data.catalog import DATA_SETS, datasets_json
 from sapf_ray.data.known_set import KnownSet
-from sapf_ray.methods import METHODS
-from sapf_ray.models.catalog import PUBLIC_MODELS
+from sapf_ray.methods import METHODS, methods_json
+from sapf_ray.models.catalog import PUBLIC_MODELS, models_json
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 
 if TYPE_CHECKING:
@@ -229,3 +229,11 @@ def _time(hours: float) -> str:
     if hours >= 1 / 60:
         return f"{60 * hours:.1f} min"
     return f"{3600 * hours:.0f} s"
+
+
+LISTS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[], Table]]] = {
+    "datasets": (datasets_json, datasets_table),
+    "methods": (methods_json, methods_table),
+    "models": (models_json, models_table),
+}
+"""Command to the rows that it lists, as JSON and as a table."""

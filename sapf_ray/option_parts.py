@@ -1,0 +1,71 @@
+"""What the options of ``sapf`` are built of: a parser with one-line errors, config keys."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Collection
+from typing import Any, NoReturn
+
+from sapf_ray.config.fields import fields, section_titles
+from sapf_ray.config.kinds import AUTO
+from sapf_ray.presets import presets
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line on stderr and exit code 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write("sapf: error: " + " ".join(message.split()) + "\n")
+        sys.exit(2)
+
+
+def add_config_keys(
+    parser: argparse.ArgumentParser, keys: Collection[str] | None = None, *, of_run: bool = False
+) -> None:
+    """Options for the keys, all of them unless given; where they are a run's, so are defaults."""
+    chosen = {key: field for key, field in fields().items() if keys is None or key in keys}
+    sections = {field.section for field in chosen.values()}
+    groups = {
+        section: parser.add_argument_group(section or "run", _escaped(title))
+        for section, title in section_titles().items()
+        if section in sections
+    }
+    for key, field in chosen.items():
+        names = [f"--{key}"] + ["--address"] * (key == "cluster.address")
+        default = json.dumps(field.default) if field.default != "" else '""'
+        if field.default is None and field.kind.auto:
+            default = AUTO
+        shown = "the run's" if of_run else default.strip(chr(34))
+        groups[field.section].add_argument(
+            *names,
+            dest=key,
+            type=field.kind.read,
+            default=argparse.SUPPRESS,
+            metavar=field.name.upper(),
+            help=_escaped(f"({field.kind.hint()}) {field.help} (default: {shown})"),
+        )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def add_config_sources(parser: argparse.ArgumentParser) -> None:
+    """Options for whole configs: presets, methods, files."""
+    parser.add_argument(
+        "--preset", default=None, help="Start from a preset: " + ", ".join(presets())
+    )
+    parser.add_argument(
+        "--method", default=None, help="A row of `sapf methods`; files and flags override it."
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        help="YAML file with the keys below; flags override it.",
+    )
