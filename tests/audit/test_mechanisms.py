@@ -21,6 +21,7 @@ def test_honest_releases_are_below_their_claim_and_not_far(name):
     assert found.shown > 0.25 * found.claim, "the pair is a bad case, not an easy one"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gaussian", "vote", "histogram", "proportions", "head"])
 def test_too_little_gaussian_noise_is_falsified(name):
     with less_noise(5)():
@@ -38,6 +39,7 @@ def test_no_clipping_is_falsified():
         assert audit_mechanism("gaussian", runs=1000, confidence=0.99, key=KEY).falsified
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["exponential", "propose_test_release"])
 def test_too_little_noise_of_an_order_or_a_test_is_falsified(name, monkeypatch):
     gumbel, laplace = noise.add_gumbel, noise.add_laplace
