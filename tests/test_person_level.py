@@ -363,7 +363,10 @@ def test_a_whole_run_over_groups(flags, tiny_pipeline, tmp_path):
     assert plan["n_records"] == N_WRITERS and plan["adjacency"] == "add_or_remove_one_group"
     assert plan["delta"] == pytest.approx(1 / (N_WRITERS * np.log(N_WRITERS)))
     card = (out / "privacy_card.md").read_text()
-    assert "adding or removing one group" in card and "one group added or removed" in card
+    assert "each image, independently" not in card and "vote an image" not in card
+    assert (
+        "Taking any one group, with all its images" in card and "one group added or removed" in card
+    )
     n = len([name for name in releases(out / "ledger.jsonl") if name])
     assert n == 2 if evolves else n > STEPS
     assert not (out / "private").exists()

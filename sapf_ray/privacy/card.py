@@ -69,7 +69,7 @@ def privacy_card(
         "> " + verdict(plan, spent, reproducible=reproducible),
         _guarantee(plan, spent, private=private),
         _numbers(plan, ledger, spent=spent),
-        _events(ledger.events()),
+        _events(ledger.events(), plan.unit),
         classes_section(plan, grounding or {}),
         arithmetic(plan, config, spent=spent),
         _public(config),
@@ -212,7 +212,8 @@ def _numbers(plan: PrivacyPlan, ledger: Ledger, *, spent: float) -> str:
     if plan.finetune is not None:
         rows.append(("Expected batch size, steps", f"{plan.batch_size:,}, {plan.steps:,}"))
     if plan.evolution is not None:
-        rows.append(("Noisy histograms, one vote an image", f"{plan.evolution.count:,}"))
+        each = "an image" if plan.unit == "image" else "a group"
+        rows.append((f"Noisy histograms, one vote {each}", f"{plan.evolution.count:,}"))
     return "## Numbers\n\n| | |\n|---|---|\n" + "\n".join(
         f"| {name} | {value} |" for name, value in rows
     )
@@ -231,7 +232,7 @@ def _other_epsilons(plan: PrivacyPlan, ledger: Ledger) -> list[tuple[str, str]]:
     return rows
 
 
-def _events(events: list[LedgerEvent]) -> str:
+def _events(events: list[LedgerEvent], unit: str) -> str:
     text = "## Every use of the sensitive images\n\n"
     if not events:
         return text + "None."
@@ -247,12 +248,12 @@ def _events(events: list[LedgerEvent]) -> str:
         f"{text}| stage | mechanism | charged | replays |\n|---|---|---|---|\n"
         + "\n".join(lines)
         + "\n\n*Noise* is the standard deviation of the Gaussian noise over the most that one "
-        "image can contribute; *Poisson sample* is the probability with which each image, "
-        "independently, "
-        "takes part in one release (all images take part where it is absent). A *replay* repeats, "
-        "after an interruption, the release of exactly the same sum with exactly the same noise, "
-        "and reveals nothing new: the noise is derived from the sum, so any other sum would have "
-        "had other noise and would have been charged. The full list is in `ledger.jsonl`."
+        f"{unit} can contribute; *Poisson sample* is the probability with which each {unit}, "
+        f"independently, takes part in one release (all {unit}s take part where it is absent). A "
+        "*replay* repeats, after an interruption, the release of exactly the same sum with exactly "
+        "the same noise, and reveals nothing new: the noise is derived from the sum, so any "
+        "other sum would have had other noise and would have been charged. The full "
+        "list is in `ledger.jsonl`."
     )
 
 
