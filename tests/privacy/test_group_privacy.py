@@ -14,6 +14,7 @@ from scipy.stats import binom, norm
 from sapf_ray.cli import main
 from sapf_ray.config import from_dict
 from sapf_ray.errors import ConfigError
+from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.group_privacy import person_epsilon, person_report
 from sapf_ray.privacy.planner import make_plan
 
@@ -28,8 +29,10 @@ def plan_of(batch_size: int, steps: int, **sections):
 
 
 def test_a_person_of_one_image_has_the_plans_own_epsilon():
-    plan = plan_of(100, 5, privacy={"epsilon": 4.0})
-    assert person_epsilon(plan, 1) == pytest.approx(plan.composed_epsilon, rel=0.01)
+    plan = plan_of(100, 5)
+    assert plan.finetune is not None
+    own = compose_epsilon(plan.finetune.charges(), plan.delta, accountant="pld")
+    assert person_epsilon(plan, 1) == pytest.approx(own, rel=0.01)
 
 
 def test_full_passes_are_gaussian_releases_of_k_times_the_sensitivity():
