@@ -281,6 +281,15 @@ def _grid_options(parser: Parser) -> None:
 def _tune_options(parser: Parser) -> None:
     parser.usage = "sapf tune SPACE [OPTIONS]"
     parser.add_argument("space", help="YAML file, or the name of one in tune_spaces/.")
+    _add(
+        parser,
+        "--public_twin",
+        "--public-twin",
+        kind=_SWITCH,
+        default=False,
+        help="Run the cells on images that the public model draws, as many as the sensitive ones, "
+        "of the same classes: choosing settings by their scores costs no privacy.",
+    )
     _grid_options(parser)
 
 

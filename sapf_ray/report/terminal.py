@@ -146,7 +146,7 @@ def result_table(result: Result) -> Table:
     planned = _epsilon(metrics["epsilon_planned"])
     table.add_row(
         "ε spent / planned",
-        f"{spent} / {planned}  (δ = {metrics['delta']:.3g}, add/remove one image)",
+        f"{spent} / {planned}  (δ = {metrics['delta']:.3g}, add/remove one {result.plan.unit})",
     )
     if result.plan.non_private and result.plan.reads_images:
         table.add_row("", "[bold red]NOT PRIVATE: sensitive images were used without noise[/]")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from sapf_ray.tune.resources import CellTime, cell_times, check_disk
 from sapf_ray.tune.run import RETRIES, Outcome, run_cells, unfinished_runs
 from sapf_ray.tune.space import Overrides, Space, load_space, make_cells
 from sapf_ray.tune.summary import grid_report, privacy_notes, write_report
+from sapf_ray.tune.twin import on_twins
 
 REAL = "real training images"
 
@@ -61,22 +62,27 @@ def open_grid(
     overrides: Overrides | None = None,
     only: Mapping[str, str] | None = None,
     strict: bool = False,
+    make_twin: Callable[[RunConfig, str], object] | None = None,
 ) -> Grid:
     """Reads a space and plans its cells; reads no image and writes nothing.
 
     Args:
         name: Name of the space, or its path.
-        out: Directory of the runs; ``runs/<space>`` unless given.
+        out: Directory of the runs; ``runs/<space>`` unless given, with ``-twin`` where cells run
+            on twins.
         smoke: Apply the space's smoke block.
         overrides: Dotted config keys.
         only: Axis to label: these cells only.
         strict: Data sets and models must be there.
+        make_twin: Runs a config in a directory. Where it is given, the cells run on public twins
+            of their images (:mod:`sapf_ray.tune.twin`), which it makes now.
 
     Raises:
         SapfError: One line that names the file, or the cell and the field.
     """
     space = load_space(name, smoke)
-    directory = Path(out or f"runs/{space.name}").expanduser()
+    usual = f"runs/{space.name}" if make_twin is None else f"runs/{space.name}-twin"
+    directory = Path(out or usual).expanduser()
     if directory.exists() and not directory.is_dir():
         raise RunDirectoryError(f"--out {directory}: is a file, must be a directory")
     if RunDirectory(directory).config.exists():
@@ -84,6 +90,8 @@ def open_grid(
             f"--out {directory}: is the directory of a single run; use another one"
         )
     cells = make_cells(space, overrides, only=only)
+    if make_twin is not None:
+        cells = on_twins(cells, directory, make_twin)
     planned = plan_cells(cells, strict=strict)
     for item in planned:
         is_finished(item.cell, directory)  # raises where another config's run is there

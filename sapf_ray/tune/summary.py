@@ -18,6 +18,7 @@ from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.stages import Stage
 from sapf_ray.tune.budget import WHO_PAYS, PlannedCell, is_finished, total_text, totals
 from sapf_ray.tune.trial import Failure
+from sapf_ray.tune.twin import ON_TWINS, is_on_twin
 
 SEED = "seed"
 SELECT = "select"
@@ -180,7 +181,10 @@ def score_columns(rows: Iterable[Mapping[str, Any]], paper: bool = False) -> lis
 
 def privacy_notes(planned: Sequence[PlannedCell], out: Path) -> list[str]:
     """The totals per data set (design rule 7)."""
-    found = [total_text(total) for total in totals(planned, out)]
+    sensitive = [item for item in planned if not is_on_twin(item.cell)]
+    found = [total_text(total) for total in totals(sensitive, out)]
+    if len(sensitive) < len(planned):
+        return [*found, ON_TWINS]
     if not found:
         return ["No cell reads a sensitive image."]
     return [*found, WHO_PAYS]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sapf_ray.cli import _note
+from sapf_ray.commands.say import note
 from sapf_ray.config import from_dict
 from sapf_ray.data import open_source
 from sapf_ray.errors import DataError
@@ -80,7 +80,7 @@ def test_a_fault_that_stops_leaves_the_class_of_the_error_only(tmp_path):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_line_for_the_terminal_is_not_printed_elsewhere(terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
-    _note(console, "/photos/erika.png: cannot be read", secret=True)
-    _note(console, "3 files are no images", secret=False)
+    note(console, "/photos/erika.png: cannot be read", secret=True)
+    note(console, "3 files are no images", secret=False)
     text = console.file.getvalue()
     assert ("erika" in text) == terminal and "3 files are no images" in text

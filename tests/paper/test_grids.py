@@ -19,6 +19,7 @@ from sapf_ray.tune.grid import Grid
 from sapf_ray.tune.resources import guessed_seconds
 from sapf_ray.tune.space import load_space, make_cells
 from sapf_ray.tune.summary import over_seeds
+from sapf_ray.tune.trial import Failure
 from tests.tune.test_budget import finish, plan_without_search
 
 METRICS = {
@@ -62,9 +63,10 @@ def test_what_reproduce_takes():
 @pytest.mark.parametrize("name", sorted(PAPER_GRIDS))
 def test_every_printed_row_has_a_place_and_missing_ones_are_marked(name, tmp_path):
     grid = grid_of(name, tmp_path, done=1)
-    report = paper_report(name, grid, failed={grid.planned[-1].cell.name: "out of memory"})
+    failure = Failure(kind="OutOfMemoryError", message="a worker was killed")
+    report = paper_report(name, grid, failed={grid.planned[-1].cell.name: failure})
     text = report.render("markdown")
-    assert "failed: out of memory" in text and "missing" in text
+    assert "failed: OutOfMemoryError" in text and "missing" in text
     if name not in ("table7", "table12"):
         ours = [row for row in report.rows if row.get("accuracy") is not None]
         assert [row["accuracy"] for row in ours] == [75.0]

@@ -1,0 +1,1 @@
+"""The commands of ``sapf``: parse, call, print; what one needs is imported inside its function."""
