@@ -32,7 +32,8 @@ from sapf_ray.audit.bounds import (
     fdp_epsilon,
     one_run_epsilon,
 )
-from sapf_ray.audit.tradeoff import Family, gaussian_epsilon
+from sapf_ray.audit.families import Family
+from sapf_ray.privacy.tradeoff import gaussian_epsilon
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ import torch
 
 from sapf_ray.audit.auditor import CanaryScoreAuditor
 from sapf_ray.audit.bounds import Guesses, fdp_epsilon
+from sapf_ray.audit.families import events_family
 from sapf_ray.audit.findings import Finding
-from sapf_ray.audit.tradeoff import events_family
 from sapf_ray.audit.white_box import Claim
 from sapf_ray.config import FinetuneConfig, ModelConfig
 from sapf_ray.data.canary_images import CanaryImages

@@ -31,7 +31,8 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import beta, binom
 
-from sapf_ray.audit.tradeoff import Curve, Family
+from sapf_ray.audit.families import Family
+from sapf_ray.privacy.tradeoff import Curve
 
 SMALLEST_FACTOR = 2.0**-10
 LARGEST_FACTOR = 2.0**6

@@ -24,7 +24,6 @@ from sapf_ray.audit.auditor import CanaryScoreAuditor
 from sapf_ray.audit.bounds import clopper_pearson
 from sapf_ray.audit.findings import Finding
 from sapf_ray.audit.synthetic_run import MemoryLedger
-from sapf_ray.audit.tradeoff import gaussian_epsilon
 from sapf_ray.evolution.histogram import count_votes, release_histogram
 from sapf_ray.grounding.head import Weights, exact_sum
 from sapf_ray.grounding.proportions import release_counts
@@ -37,6 +36,7 @@ from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.privacy.release import Releaser, draw_epsilon
 from sapf_ray.privacy.stage_plan import StagePlan
+from sapf_ray.privacy.tradeoff import gaussian_epsilon
 from sapf_ray.stages import Stage
 
 DELTA = 1e-3  # at which Gaussian releases are compared: 10,000 runs cannot resolve less

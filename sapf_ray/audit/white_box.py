@@ -23,9 +23,9 @@ from scipy.stats import chi2, norm
 
 from sapf_ray.audit.auditor import CanaryScoreAuditor, Estimate
 from sapf_ray.audit.bounds import Guesses, fdp_epsilon, one_run_epsilon
+from sapf_ray.audit.families import events_family
 from sapf_ray.audit.findings import Finding
 from sapf_ray.audit.scores import Observed, Scored, score, simulate
-from sapf_ray.audit.tradeoff import events_family
 from sapf_ray.privacy.canaries import RAW_NORM
 from sapf_ray.privacy.events import DpEvent
 

@@ -101,6 +101,10 @@ class SapfPldAccountant(PLDAccountant):
             self._pld = self._pld.compose(loss.self_compose(count))  # type: ignore[has-type]
         return None
 
+    def deltas(self, epsilons: Sequence[float]) -> list[float]:
+        """Delta at each of the epsilons (ascending), for adding and removing alike."""
+        return [float(delta) for delta in self._pld.get_delta_for_epsilon(list(epsilons))]
+
 
 class SapfRdpAccountant(RdpAccountant):
     """dp-accounting's RDP accountant, which supports the events of this module too, and is quiet.

@@ -18,7 +18,7 @@ from sapf_ray.audit.bounds import (
     one_run_epsilon,
     one_run_p_value,
 )
-from sapf_ray.audit.tradeoff import gaussian_family
+from sapf_ray.audit.families import gaussian_family
 
 
 def guesses(m: int, made: int, right: int) -> Guesses:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
-from sapf_ray.audit.tradeoff import (
+from sapf_ray.privacy.tradeoff import (
     curve_of,
-    events_family,
     gaussian_curve,
     gaussian_delta,
     gaussian_epsilon,
-    gaussian_family,
+    gdp_parameter,
+    true_positive_rate,
 )
-from sapf_ray.privacy.accountants import compose_epsilon
-from sapf_ray.privacy.events import gaussian_event
 
 POINTS = np.linspace(1e-4, 1 - 1e-4, 200)
 
@@ -36,27 +35,29 @@ def test_pure_dp_has_the_curve_of_randomized_response():
     assert curve(0.0) == 0.0 and curve(1.0) == 1.0
 
 
-def test_family_of_one_gaussian_release_is_that_of_its_mu():
-    ours = events_family([(gaussian_event(0.8), 1)], 1e-5)
-    exact = gaussian_family(1 / 0.8, 1e-5)
-    for k in (0.5, 1.0, 3.0):
-        assert ours.epsilon(k) == pytest.approx(exact.epsilon(k), rel=0.01)
-        gap = np.array([exact.curve(k)(x) - ours.curve(k)(x) for x in POINTS])
-        assert gap.min() > -1e-6 and gap.max() < 0.02
-
-
-def test_family_of_a_plan_composes_to_its_epsilon():
-    charges = [(gaussian_event(25.0), 1), (gaussian_event(1.8, 0.4), 60)]
-    family = events_family(charges, 1e-4)
-    assert family.epsilon(1.0) == pytest.approx(
-        compose_epsilon(charges, 1e-4, accountant="pld"), rel=1e-3
-    )
-    assert family.epsilon(0.5) < family.epsilon(1.0) < family.epsilon(2.0)
-
-
 def test_epsilon_and_delta_of_gdp_invert_each_other():
     for mu in (0.1, 1.0, 5.0):
         for delta in (1e-3, 1e-6):
             epsilon = gaussian_epsilon(mu, delta)
             assert gaussian_delta(epsilon, mu) == pytest.approx(delta, rel=1e-6)
     assert gaussian_epsilon(0.0, 1e-5) == 0.0
+
+
+@pytest.mark.parametrize("mu", [0.1, 1.3, 5.0])
+def test_an_attackers_true_positive_rate_is_the_gaussians_own(mu):
+    epsilons = np.linspace(0, 10 * mu + mu * mu, 1000).tolist()
+    deltas = [gaussian_delta(e, mu) for e in epsilons]
+    for rate in (1e-3, 1e-2, 0.5):
+        exact = norm.sf(norm.isf(rate) - mu)
+        found = true_positive_rate(epsilons, deltas, false_positive_rate=rate)
+        assert exact <= found * (1 + 1e-9), "an upper bound"
+        assert found == pytest.approx(exact, rel=2e-3)
+
+
+def test_mu_is_that_of_the_worst_pair():
+    epsilons = [0.0, 1.0, 4.0]
+    deltas = [gaussian_delta(e, 1.3) for e in epsilons]
+    assert gdp_parameter(epsilons, deltas) == pytest.approx(1.3, rel=1e-6)
+    worse = [deltas[0], gaussian_delta(1.0, 2.0), deltas[2]]
+    assert gdp_parameter(epsilons, worse) == pytest.approx(2.0, rel=1e-6)
+    assert gdp_parameter([1.0], [0.0]) == 0.0 and gdp_parameter([1.0], [1.0]) == np.inf
