@@ -19,6 +19,7 @@ from sapf_ray.files import write_json
 from sapf_ray.grounding.head_labels import labelling
 from sapf_ray.grounding.released import in_proportions
 from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.privacy.verdict import Verdict
 from sapf_ray.runs.context import RunContext
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.stages import Stage
@@ -184,14 +185,14 @@ class Result:
         plan: The privacy plan.
         metrics: Content of ``metrics.json``.
         tracking_uri: The MLflow store, None where there is none.
-        verdict: What the results may be called, where it was not the run itself that made them.
+        verdict: What the results may be called.
     """
 
     directory: RunDirectory
     plan: PrivacyPlan
     metrics: dict[str, Any]
     tracking_uri: str | None
-    verdict: str = ""
+    verdict: Verdict
 
 
 def summary(run: RunContext) -> dict[str, Any]:
@@ -202,6 +203,7 @@ def summary(run: RunContext) -> dict[str, Any]:
         "epsilon_spent": _finite(run.spent),
         "epsilon_planned": _finite(run.plan.epsilon if run.plan.reads_images else 0.0),
         "delta": run.plan.delta,
+        "release": run.verdict.answer,
         "seconds": run.clock.seconds,
         "orchestration": run.clock.cost(),
         **{key: values for key, values in run.clock.memory.items() if values},

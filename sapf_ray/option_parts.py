@@ -12,6 +12,12 @@ from sapf_ray.config.fields import fields, section_titles
 from sapf_ray.config.kinds import AUTO
 from sapf_ray.presets import presets
 
+_SHORT = {
+    "cluster.address": ("--address",),
+    "cluster.publish_not_private": ("--not_private", "--not-private"),
+}
+"""Config keys that have a shorter option, too."""
+
 
 class Parser(argparse.ArgumentParser):
     """Errors are one line on stderr and exit code 2."""
@@ -36,7 +42,10 @@ def add_config_keys(
         if section in sections
     }
     for key, field in chosen.items():
-        names = [f"--{key}"] + ["--address"] * (key == "cluster.address")
+        names = [f"--{key}", *_SHORT.get(key, ())]
+        alone: dict[str, Any] = {}
+        if key in _SHORT and field.kind.base is bool:
+            alone = {"nargs": "?", "const": True}
         default = json.dumps(field.default) if field.default != "" else '""'
         if field.default is None and field.kind.auto:
             default = AUTO
@@ -48,6 +57,7 @@ def add_config_keys(
             default=argparse.SUPPRESS,
             metavar=field.name.upper(),
             help=_escaped(f"({field.kind.hint()}) {field.help} (default: {shown})"),
+            **alone,
         )
 
 

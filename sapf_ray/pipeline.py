@@ -274,13 +274,19 @@ def conclude(run: RunContext) -> Result:
         grounding=grounding_stage.found(run),
     )
     write_atomic(directory.card, card)
-    if run.storage is not None:
-        run.storage.publish()
+    run.publish()
     run.tracker.finish(
         directory,
         run.plan,
+        run.verdict,
         metrics=metrics,
         grid=directory.sample_grid,
         not_private=from_real_images(metrics),
     )
-    return Result(directory=directory, plan=run.plan, metrics=metrics, tracking_uri=run.tracker.uri)
+    return Result(
+        directory=directory,
+        plan=run.plan,
+        metrics=metrics,
+        tracking_uri=run.tracker.uri,
+        verdict=run.verdict,
+    )

@@ -71,6 +71,16 @@ class Registry(Mapping[str, Row], Generic[Row]):
         load_plugins()
         if name not in self._rows:
             raise ConfigError(self.key, name, "must be one of " + ", ".join(self))
+        return self._resolved(name)
+
+    def entered(self) -> dict[str, Row]:
+        """The rows that are there by now; loads no plugin, for use while a module is imported.
+
+        A plugin that was loaded there would import a half-made module.
+        """
+        return {name: self._resolved(name) for name in self._rows}
+
+    def _resolved(self, name: str) -> Row:
         row = self._rows[name]
         if isinstance(row, str):
             module, _, attribute = row.partition(":")

@@ -107,6 +107,7 @@ def test_tracking_holds_spend_scores_and_pictures(plain_run):
         0 < run.data.metrics["orchestration/total_share"] < 1
         and "orchestration/finetune" in run.data.metrics
     )
+    assert run.data.tags["privacy.release"] == "no: a seeded run"
     assert run.data.tags["privacy.not_private"] == (
         "accuracy, accuracy_cnn, conditional_fidelity, fid_glyph, judge_accuracy"
     )

@@ -43,6 +43,7 @@ from sapf_ray.evaluation.fidelity import _Images, features_of
 from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.evaluation.pictures import InMemory, Pictures
 from sapf_ray.evaluation.protocols import quick_recipe
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.synthesis.sampling_plan import SamplingPlan
 from sapf_ray.synthesis.writer import copy_shard, write_manifest, write_shard
 
@@ -93,7 +94,7 @@ def write_images(directory: Path, n: int, side: int) -> None:
         class_names=source.class_names,
         prompts=source.prompts,
         spec="bench",
-        privacy_note="",
+        privacy_note=PrivacyNote(text=""),
     )
 
 

@@ -39,6 +39,7 @@ from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
 from sapf_ray.privacy.release import Releaser
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.saliency.scores import n_selected
 from sapf_ray.saliency.selection import select
 from sapf_ray.synthesis.launcher import synthesize
@@ -154,7 +155,7 @@ def synthesis(
         prompts=source.prompts,
         config=config,
         seed=0,
-        privacy_note="",
+        privacy_note=PrivacyNote(text=""),
         on_progress=report,
     )
 

@@ -25,6 +25,8 @@ class ClusterConfig:
             default each run makes its own. `sapf tune` sets it.
         storage: URI of a folder (s3://bucket/runs, gs://, hdfs://, file:///) for checkpoints and,
             at the end, what the run releases; by default both stay in the run directory.
+        publish_not_private: Publish to ``storage`` also what is not for release: results of a run
+            without noise, with a known seed, or with canaries (``--not_private`` is short for it).
     """
 
     address: str | None = None
@@ -33,3 +35,4 @@ class ClusterConfig:
     latents_dir: str | None = None
     selection_dir: str | None = None
     storage: str | None = None
+    publish_not_private: bool = False

@@ -23,6 +23,7 @@ _ALWAYS = (
     "cluster.address",
     "cluster.num_cpus",
     "cluster.storage",  # may be gone by now
+    "cluster.publish_not_private",
     "plugins",
 )
 _SECTIONS = {"synthesize": ("synthesis", "model.dtype"), "evaluate": ("evaluation", "data", "seed")}

@@ -52,3 +52,8 @@ class PrivacyConfig:
             f"must lie in [{low:g}, {high:g}]; accounting does not resolve smaller ones, and "
             "larger ones are no guarantee",
         )
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether noise comes from a seed that is written down."""
+        return self.reproducible_seed is not None

@@ -152,6 +152,7 @@ EXECUTION_ONLY = frozenset(
         "cluster.num_cpus",
         "cluster.keep_cache",
         "cluster.storage",
+        "cluster.publish_not_private",
         "cluster.latents_dir",
         "cluster.selection_dir",
         "audit.confidence",

@@ -132,7 +132,7 @@ def _rows(space: Space, asked: str, score: SetScore) -> dict[str, Metric]:
             # the row itself travels to the task: it need not be in the table there
             compute=None
             if number
-            else partial(_compute, score.compute, FEATURES[space.features], space.suffix),
+            else partial(_compute, score.compute, FEATURES.entered()[space.features], space.suffix),
             when=_wanted(space.features, asked),
             work="features",
             scale=score.scale,
@@ -149,7 +149,7 @@ def _header(title: str, space: Space) -> str:
 
 SET_METRICS: dict[str, Metric] = {
     name: row
-    for asked, score in (("", FID), *SCORES.items())
+    for asked, score in (("", FID), *SCORES.entered().items())
     for space in SPACES
     for name, row in _rows(space, asked, score).items()
 }

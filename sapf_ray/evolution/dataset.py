@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sapf_ray.evolution.generation import Generation
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.runs import worktime
 from sapf_ray.synthesis.sampling_plan import SamplingPlan
 from sapf_ray.synthesis.writer import (
@@ -48,7 +49,7 @@ def write_data_set(
     class_names: Sequence[str],
     prompts: Sequence[str],
     spec: str,
-    privacy_note: str,
+    privacy_note: PrivacyNote,
     seed: int,
     shard_size: int = 100,
     on_progress: Callable[[int, int], None] | None = None,
@@ -60,7 +61,7 @@ def write_data_set(
         final: From :func:`sapf_ray.evolution.evolve.evolve`; images uint8 (R, R, 3).
         spec: Hex digest over all that decides which images come out; a re-run with another spec
             starts afresh.
-        privacy_note: Markdown for the dataset card.
+        privacy_note: For the dataset card.
         seed: Of the run. The column ``seed`` names the seed of the slot's first image, its
             ancestor's place in the data set; an evolved image is not made from it alone.
         shard_size: Images per Parquet shard.

@@ -26,6 +26,7 @@ from sapf_ray.privacy.card_classes import classes_section
 from sapf_ray.privacy.events import DpEvent, describe_event
 from sapf_ray.privacy.ledger import Ledger, LedgerEvent
 from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.privacy.verdict import judge
 
 
 def privacy_card(
@@ -60,13 +61,13 @@ def privacy_card(
         grounding: Content of ``grounding.json``, where remedies left one.
     """
     if reproducible is None:
-        reproducible = config.privacy.reproducible_seed is not None
+        reproducible = config.privacy.is_seeded
     spent = ledger.epsilon_spent()
     private = not plan.non_private or not plan.reads_images
     sections = [
         f"# Privacy card\n\nSensitive data: **{data_name}** "
         f"({plan.n_records:,} training {plan.unit}s). Public model: **{model_name}**.",
-        "> " + verdict(plan, spent, reproducible=reproducible),
+        "> " + judge(plan, ledger, reproducible=reproducible, spent=spent).markdown,
         _guarantee(plan, spent, private=private),
         _numbers(plan, ledger, spent=spent),
         _events(ledger.events(), plan.unit),
@@ -92,69 +93,6 @@ def _skipped(skipped: Mapping[str, int], plan: PrivacyPlan) -> str:
         f"N = {plan.n_records:,} is the number listed, damaged records among them. The counts are "
         "exact and depend on the data: ε does not cover them. Delete this section before the card "
         "is published if they must stay secret."
-    )
-
-
-def privacy_note(plan: PrivacyPlan, spent: float, *, reproducible: bool) -> str:
-    """The data set card's paragraph; the run's privacy card has the whole story.
-
-    Args:
-        plan: What was planned.
-        spent: Epsilon of all releases.
-        reproducible: Whether noise came from a known seed.
-    """
-    if not plan.reads_images:
-        return "The model was not fine-tuned: no sensitive image was read."
-    if plan.non_private:
-        return (
-            "**Not private**: sensitive images were used without noise. Do not share these images."
-        )
-    if plan.canaries:
-        return "**Not for release**: this run was an audit, which canaries took part in."
-    known = ""
-    if reproducible:
-        known = (
-            "**Not for release**: noise and sampling came from a seed written in the "
-            "configuration, and what follows holds only against those who do not know it. "
-        )
-    return (
-        f"{known}Differentially private with ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding "
-        f"or removing one of {plan.n_records:,} training {plan.unit}s "
-        f"({ACCOUNTANTS[plan.accountant].title} accountant). The run's `privacy_card.md` lists "
-        "every use of the sensitive images."
-    )
-
-
-def verdict(plan: PrivacyPlan, spent: float, *, reproducible: bool) -> str:
-    """What a run's results may be called, in a few sentences.
-
-    Args:
-        plan: What was planned.
-        spent: Epsilon of all releases.
-        reproducible: Whether noise came from a known seed.
-    """
-    if plan.non_private and plan.reads_images:
-        return (
-            "**NOT PRIVATE.** This run added no noise. What it made may reveal training images. "
-            "It is a ceiling for research comparisons and must not be released."
-        )
-    if plan.canaries:
-        return (
-            f"**NOT FOR RELEASE.** This run was an audit: {plan.canaries:,} canaries took part, "
-            "and what they tell is kept beside it. Repeat it without audit.canaries and "
-            "audit.images."
-        )
-    if reproducible:
-        return (
-            "**NOT FOR RELEASE.** Noise and sampling came from a seed written in the "
-            "configuration. Whoever knows the seed can remove the noise. The numbers below hold "
-            "only against those who do not."
-        )
-    if not plan.reads_images:
-        return "No sensitive image was used: the images come from the public model alone."
-    return (
-        f"Differentially private: ε = {spent:.4g} at δ = {plan.delta:.3g}, "
-        f"adding or removing one {plan.unit}."
     )
 
 

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from sapf_ray.evaluation.metrics import headline, shown
 from sapf_ray.runs import stores
+from sapf_ray.runs.directory import ResultDirectory
 
 if TYPE_CHECKING:
     from sapf_ray.pipeline import Result
@@ -140,7 +141,7 @@ def result_table(result: Result) -> Table:
     """Epsilon spent against planned, scores, times, and where things are."""
     metrics = result.metrics
     table = _two_columns(f"sapf run {result.directory.home}")
-    if result.verdict:
+    if isinstance(result.directory, ResultDirectory):
         table.title = f"{result.directory.home}, made from the finished run"
     spent = _epsilon(metrics["epsilon_spent"])
     planned = _epsilon(metrics["epsilon_planned"])
@@ -148,8 +149,8 @@ def result_table(result: Result) -> Table:
         "ε spent / planned",
         f"{spent} / {planned}  (δ = {metrics['delta']:.3g}, add/remove one {result.plan.unit})",
     )
-    if result.plan.non_private and result.plan.reads_images:
-        table.add_row("", "[bold red]NOT PRIVATE: sensitive images were used without noise[/]")
+    answer = result.verdict.answer
+    table.add_row("release", answer if result.verdict.release else f"[bold red]{answer}[/]")
     _add_scores(table, metrics)
     table.add_row("seconds", _seconds(metrics["seconds"]))
     table.add_row("orchestration", _orchestration(metrics["orchestration"]))

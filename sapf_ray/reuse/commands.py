@@ -16,7 +16,8 @@ from sapf_ray.config.section import require
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.errors import ConfigError, RunDirectoryError
 from sapf_ray.models.public_model import PublicModel
-from sapf_ray.reuse.conclusion import conclude, plain
+from sapf_ray.privacy.verdict import check_release
+from sapf_ray.reuse.conclusion import conclude
 from sapf_ray.reuse.finished import Finished, is_finished, test_source
 from sapf_ray.runs import runlog
 from sapf_ray.runs.context import Progress
@@ -236,9 +237,10 @@ def _make(
         on_progress=show.on_progress,
         since=began,
     ) as context:
-        _ = context.storage  # fails now rather than at the end
+        if context.storage is not None:  # fails now rather than at the end
+            check_release(context.verdict, config.cluster)
         if show.on_note is not None:
-            show.on_note(plain(context.verdict), False)
+            show.on_note(context.verdict.plain, False)
         with cluster.session(config.cluster, spills=directory.spilled):
             gpus = placement.cluster_gpus()
             config = placement.placed(config, gpus, model_gb=model.sampling_gb)

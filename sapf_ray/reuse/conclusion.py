@@ -26,14 +26,13 @@ def conclude(run: FinishedRun, directory: ResultDirectory) -> Result:
     metrics = summary(run)
     write_json(directory.metrics, metrics)
     write_atomic(directory.card, _card(run, directory, metrics))
-    if run.storage is not None:
-        run.storage.publish()
+    run.publish()
     return Result(
         directory=directory,
         plan=run.plan,
         metrics=metrics,
         tracking_uri=_track(run, directory, metrics),
-        verdict=plain(run.verdict),
+        verdict=run.verdict,
     )
 
 
@@ -44,7 +43,7 @@ def _card(run: FinishedRun, directory: ResultDirectory, metrics: Mapping[str, An
     planned = run.plan.epsilon if run.plan.reads_images else 0.0
     sections = [
         f"# {directory.name}",
-        f"> {run.verdict}",
+        f"> {run.verdict.markdown}",
         f"Made by `sapf-ray` {__version__} from the finished run `{of}`: post-processing of what "
         f"it released. Its ledger was not touched, its ε ({run.spent:.4g} spent of {planned:.4g} "
         f"planned, δ = {run.plan.delta:.3g}) is unchanged and covers these results too; "
@@ -75,10 +74,7 @@ def _track(run: FinishedRun, directory: ResultDirectory, metrics: dict[str, Any]
     except TrackingError as error:
         logging.getLogger(__name__).warning("sapf: warning: not logged to MLflow: %s", error)
         return None
-    tracker.finish_result(directory, metrics=metrics, not_private=from_real_images(metrics))
+    tracker.finish_result(
+        directory, run.verdict, metrics=metrics, not_private=from_real_images(metrics)
+    )
     return tracker.uri
-
-
-def plain(markdown: str) -> str:
-    """Without Markdown's emphasis, for the terminal."""
-    return markdown.replace("**", "")

@@ -17,13 +17,13 @@ from sapf_ray.files import short_hash
 from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.canaries import Canaries
-from sapf_ray.privacy.card import privacy_note, verdict
 from sapf_ray.privacy.fixed_point import ONE_VOTE
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.privacy.release import Releaser
 from sapf_ray.privacy.session import changed_parts, keep_fingerprint, open_key, open_ledger
+from sapf_ray.privacy.verdict import PrivacyNote, Verdict, check_release, foreseen, judge
 from sapf_ray.runs import runlog
 from sapf_ray.runs.clock import Clock
 from sapf_ray.runs.directory import RunDirectory
@@ -135,19 +135,30 @@ class RunContext:
         return self.ledger.epsilon_spent()
 
     @property
-    def privacy_note(self) -> str:
-        """What the card of a data set says of its privacy, in Markdown."""
-        return privacy_note(self.plan, self.spent, reproducible=self._reproducible)
+    def privacy_note(self) -> PrivacyNote:
+        """What the README of a data set says of its privacy."""
+        return self.verdict.note
 
-    @property
-    def verdict(self) -> str:
-        """What the results may be called, in Markdown."""
-        return verdict(self.plan, self.spent, reproducible=self._reproducible)
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """What the results may be called; asked for once the stages that release are over."""
+        return judge(self.plan, self.ledger, reproducible=self._reproducible, spent=self.spent)
+
+    def publish(self) -> None:
+        """Copies what may leave the run directory to ``cluster.storage``, where there is one.
+
+        Raises:
+            BudgetError: The results are not for release.
+            RunDirectoryError: The storage failed.
+        """
+        if self.storage is not None:
+            check_release(self.verdict, self.config.cluster)
+            self.storage.publish()
 
     @property
     def _reproducible(self) -> bool:
         """Whether noise comes from a known seed."""
-        return self.config.privacy.reproducible_seed is not None
+        return self.config.privacy.is_seeded
 
     @functools.cached_property
     def data_fingerprint(self) -> str:
@@ -315,6 +326,7 @@ def open_run(
     resumed = directory.claim(config)
     try:
         if config.cluster.storage:
+            check_release(foreseen(plan, reproducible=config.privacy.is_seeded), config.cluster)
             Storage(config.cluster.storage, directory)  # fails now rather than at the end
         tracker = Tracker.open(config, directory)
         place = runlog.Place(path=str(directory.log.resolve()), run=directory.run_id())

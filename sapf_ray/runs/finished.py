@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sapf_ray.config import RunConfig
@@ -16,6 +16,7 @@ from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan
 from sapf_ray.privacy.release import Releaser
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.runs import runlog
 from sapf_ray.runs.clock import Clock
 from sapf_ray.runs.context import Progress, RunContext
@@ -41,15 +42,17 @@ class FinishedRun(RunContext):
         return Ledger.open(self.directory.ledger)
 
     @property
-    def privacy_note(self) -> str:
+    def privacy_note(self) -> PrivacyNote:
         """As the run's, and where these images come from."""
+        note = super().privacy_note
         run = self.directory.root.resolve().name
         changes = ", ".join(f"`{key}: {new}`" for key, (_, new) in self.changed.items())
-        return (
-            f"{super().privacy_note}\n\nMade after the run `{run}` had ended, from what it "
+        text = (
+            f"{note.text}\n\nMade after the run `{run}` had ended, from what it "
             f"released, with {changes or 'unchanged settings'}. That is post-processing: ε and δ "
             "are the run's, for its images and these together."
         )
+        return replace(note, text=text)
 
     @functools.cached_property
     def data_fingerprint(self) -> str:

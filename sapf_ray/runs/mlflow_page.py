@@ -56,6 +56,10 @@ def view() -> str:
     return json.dumps(made)
 
 
+RELEASE = "privacy.release"
+"""Tag: whether a run's results may be given away, and why not."""
+
+
 def tags(flat: Mapping[str, Any], *, grid: str | None) -> dict[str, str]:
     """Tags of a run: its method, and the grid that it belongs to.
 
@@ -63,7 +67,7 @@ def tags(flat: Mapping[str, Any], *, grid: str | None) -> dict[str, str]:
         flat: Its config, dotted keys.
         grid: ``tracking.parent_run_id``.
     """
-    found = {"method": method_of(flat)}
+    found = {"method": method_of(flat), RELEASE: "no: not finished"}
     # not mlflow.parentRunId: MLflow's page folds children away
     return found if grid is None else {**found, GRID: grid}
 

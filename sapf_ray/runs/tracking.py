@@ -17,6 +17,7 @@ from sapf_ray.config import RunConfig, flatten, to_dict
 from sapf_ray.errors import RunDirectoryError, SapfError, TrackingError
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PRIVATE_STAGES, PrivacyPlan
+from sapf_ray.privacy.verdict import Verdict
 from sapf_ray.runs import mlflow_page, runlog, stores
 from sapf_ray.runs.directory import ResultDirectory, RunDirectory
 from sapf_ray.stages import Stage
@@ -297,6 +298,7 @@ class Tracker:
         self,
         directory: RunDirectory,
         plan: PrivacyPlan,
+        verdict: Verdict,
         *,
         metrics: Mapping[str, Any],
         grid: Path,
@@ -307,6 +309,7 @@ class Tracker:
         Args:
             directory: Where the artifacts are.
             plan: The run's plan, for the tags.
+            verdict: What the results may be called.
             metrics: Content of ``metrics.json``; every number in it is logged, nested ones as
                 ``stage/name``.
             grid: The picture.
@@ -319,6 +322,7 @@ class Tracker:
         if SPENT not in self.client.get_run(self.run_id).data.metrics:
             self._log_spend(Ledger.open(directory.ledger))
         self._log_metrics(metrics, not_private)
+        self.client.set_tag(self.run_id, mlflow_page.RELEASE, verdict.answer)
         self.client.set_tag(self.run_id, "privacy.adjacency", plan.adjacency)
         self.client.set_tag(self.run_id, "privacy.accountant", plan.accountant)
         self.client.log_artifact(self.run_id, str(grid), "pictures")
@@ -329,6 +333,7 @@ class Tracker:
     def finish_result(
         self,
         directory: ResultDirectory,
+        verdict: Verdict,
         *,
         metrics: Mapping[str, Any],
         not_private: Sequence[str] = (),
@@ -337,10 +342,12 @@ class Tracker:
 
         Args:
             directory: Where it is.
+            verdict: What the run's results may be called.
             metrics: As :meth:`finish`.
             not_private: As :meth:`finish`.
         """
         self._log_metrics(metrics, not_private)
+        self.client.set_tag(self.run_id, mlflow_page.RELEASE, verdict.answer)
         self.client.set_tag(self.run_id, "sapf.result_of", directory.root.resolve().name)
         for path in (directory.config, directory.metrics, directory.card):
             self.client.log_artifact(self.run_id, str(path))

@@ -19,6 +19,7 @@ from sapf_ray import cluster
 from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.runs import runlog, worktime
 from sapf_ray.synthesis.labelling import Labelling
 from sapf_ray.synthesis.recipe import Recipe, adopt
@@ -87,7 +88,7 @@ def synthesize(
     prompts: Sequence[str],
     config: SynthesisConfig,
     seed: int,
-    privacy_note: str,
+    privacy_note: PrivacyNote,
     donors: Iterable[Path] = (),
     labelling: Labelling | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -108,7 +109,7 @@ def synthesize(
         prompts: One per class.
         config: Sampling options.
         seed: Seed of the data set.
-        privacy_note: Markdown for the dataset card.
+        privacy_note: For the dataset card.
         donors: Directories of other data sets, to copy images from where they are the very same.
         labelling: How a private head labels images; by default labels are those of the prompts.
         on_progress: Called with (images done, images in all), first before any image is made.

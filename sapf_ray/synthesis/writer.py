@@ -23,6 +23,7 @@ from PIL import Image
 
 from sapf_ray.errors import DataError, reason
 from sapf_ray.files import write_atomic, write_json
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
 
 MANIFEST = "manifest.json"
@@ -157,7 +158,7 @@ def write_manifest(
     class_names: Sequence[str],
     prompts: Sequence[str],
     spec: str,
-    privacy_note: str,
+    privacy_note: PrivacyNote,
     label_note: str | None = None,
 ) -> dict[str, Any]:
     """Writes the manifest and the dataset card.
@@ -168,7 +169,7 @@ def write_manifest(
         class_names: One per class.
         prompts: One per class.
         spec: Hex digest over all that decides which images come out.
-        privacy_note: Markdown for the dataset card.
+        privacy_note: For the dataset card.
         label_note: Where labels come from, for the dataset card, where it is not from the prompts;
             they are then counted in the shards.
 
@@ -297,7 +298,7 @@ def _labels(directory: Path, plan: SamplingPlan) -> np.ndarray:
     return np.concatenate([table.column("label").to_numpy() for table in tables])
 
 
-def _card(manifest: dict[str, Any], privacy_note: str, label_note: str | None) -> str:
+def _card(manifest: dict[str, Any], privacy_note: PrivacyNote, label_note: str | None) -> str:
     label_text = "" if label_note is None else f"\n## Labels\n\n{label_note}\n"
     rows = "\n".join(
         f"| {label} | {name} | {prompt} | {count} |"
@@ -314,12 +315,12 @@ def _card(manifest: dict[str, Any], privacy_note: str, label_note: str | None) -
             "Labels follow the\nweights that the user gave as public knowledge "
             f"({', '.join(f'{weight:g}' for weight in manifest['class_weights'])})."
         )
+    tags = "\n".join(f"- {tag}" for tag in ("synthetic", *privacy_note.tags))
     return f"""---
 task_categories:
 - image-classification
 tags:
-- synthetic
-- differential-privacy
+{tags}
 configs:
 - config_name: default
   data_files:
@@ -333,7 +334,7 @@ configs:
 
 ## Privacy
 
-{privacy_note}
+{privacy_note.text}
 {label_text}
 ## Contents
 

@@ -72,6 +72,7 @@ def _results(run: RunDirectory) -> dict[str, Any]:
         if name in metrics:
             results[name] = metrics[name] * metric.scale
     results["epsilon_spent"] = float(metrics["epsilon_spent"])
+    results["release"] = metrics.get("release")  # none in runs of earlier versions
     results["seconds"] = metrics["seconds"]
     memory = metrics.get("peak_gpu_memory_mb") or metrics.get("peak_memory_mb", {})
     results["peak_memory_mb"] = memory
@@ -113,6 +114,7 @@ def _merged(labels: dict[str, Any], cells: list[Mapping[str, Any]]) -> dict[str,
             merged[f"{key}_sd"] = float(values.std(ddof=1))
     if done:
         seconds = [sum(cell["seconds"].values()) for cell in done]
+        merged["release"] = "; ".join(dict.fromkeys(filter(None, (c["release"] for c in done))))
         merged["minutes"] = float(np.mean(seconds)) / 60
         merged["matrices"] = done[0]["matrices"]
         for stage, parts in TABLE12_STAGES.items():
@@ -221,6 +223,8 @@ def grid_report(
         Column(key="epsilon_spent", header="ε spent", format=".4g"),
         Column(key="minutes", header="minutes a run", format=".1f"),
     ]
+    if any(row.get("release") for row in rows):
+        columns.append(Column(key="release", header="release"))
     if any(row.get("missing") for row in rows):
         columns.append(Column(key="missing", header="not done"))
     return Report(

@@ -9,6 +9,7 @@ from sapf_ray.errors import DataError
 from sapf_ray.evaluation.inputs import Inputs, resize
 from sapf_ray.evaluation.launcher import evaluate_on_cluster
 from sapf_ray.evaluation.protocol import evaluate
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.synthesis.sampling_plan import SamplingPlan
 from sapf_ray.synthesis.writer import write_manifest, write_shard
 
@@ -37,7 +38,12 @@ def write_digits(directory, source, names, side):
             spec="spec",
         )
     write_manifest(
-        directory, plan, class_names=names, prompts=source.prompts, spec="spec", privacy_note=""
+        directory,
+        plan,
+        class_names=names,
+        prompts=source.prompts,
+        spec="spec",
+        privacy_note=PrivacyNote(text=""),
     )
 
 

@@ -14,6 +14,7 @@ from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import evolution_stage
 from sapf_ray.privacy.release import Releaser
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.synthesis.writer import read_synthetic
 from tests.evolution.toy import DELTA, plan_of
 
@@ -46,7 +47,7 @@ def test_digits_to_parquet(ray_cluster, tiny_pipeline, tmp_path):
         class_names=source.class_names,
         prompts=source.prompts,
         spec="spec",
-        privacy_note="epsilon = 10",
+        privacy_note=PrivacyNote(text="epsilon = 10"),
         seed=0,
         shard_size=10,
     )
@@ -67,7 +68,7 @@ def test_digits_to_parquet(ray_cluster, tiny_pipeline, tmp_path):
         class_names=source.class_names,
         prompts=source.prompts,
         spec="spec",
-        privacy_note="",
+        privacy_note=PrivacyNote(text=""),
         seed=0,
         shard_size=10,
     )
@@ -78,7 +79,7 @@ def test_digits_to_parquet(ray_cluster, tiny_pipeline, tmp_path):
         class_names=source.class_names,
         prompts=source.prompts,
         spec="other",
-        privacy_note="",
+        privacy_note=PrivacyNote(text=""),
         seed=0,
         shard_size=10,
     )

@@ -13,10 +13,10 @@ from sapf_ray.evolution.histogram import release_histogram
 from sapf_ray.grounding.proportions import release_counts
 from sapf_ray.grounding.vote import release_table
 from sapf_ray.privacy.canaries import Canaries
-from sapf_ray.privacy.card import privacy_note, verdict
 from sapf_ray.privacy.fixed_point import ExactSum
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.privacy.verdict import Kind, foreseen
 from tests.mechanisms import KEY, releaser_of
 
 BOUND = 0.5
@@ -109,11 +109,8 @@ def test_an_audited_run_is_never_called_private(tmp_path):
     plan = dataclasses.replace(releaser_of("head", tmp_path).plan, canaries=7)
     assert PrivacyPlan.from_dict(plan.to_dict()) == plan
     assert "canaries" not in dataclasses.replace(plan, canaries=0).to_dict()
-    for text in (
-        verdict(plan, 1.0, reproducible=False),
-        privacy_note(plan, 1.0, reproducible=False),
-    ):
-        assert "not for release" in text.lower() and "Differentially private" not in text
+    verdict = foreseen(plan, reproducible=False)
+    assert verdict is not None and verdict.kind is Kind.AUDITED and not verdict.release
 
 
 @pytest.mark.parametrize(

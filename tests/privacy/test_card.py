@@ -131,7 +131,7 @@ def test_evolution_is_a_use_of_the_images(tmp_path):
     plan = make_plan(config, DIGITS)
     text = card(tmp_path, config)
     for words in (
-        f"> Differentially private: ε = {plan.composed_epsilon:.4g} at",
+        f"> **Differentially private:** ε = {plan.composed_epsilon:.4g} at",
         "It covers the synthetic images and all",
         f"| evolution | Gaussian, noise {plan.evolution.noise_multiplier:g} | 3 | 0 |",
         "| Noisy histograms, one vote an image | 3 |",

@@ -24,6 +24,7 @@ from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.card import privacy_card
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.runs import context
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.synthesis import launcher
@@ -110,7 +111,7 @@ def make_images(out: Path, directory: RunDirectory, config: RunConfig) -> list[t
         prompts=PROMPTS,
         config=config.synthesis,
         seed=config.image_seed,
-        privacy_note="",
+        privacy_note=PrivacyNote(text=""),
         on_progress=lambda *step: progress.append(step),
     )
     return progress

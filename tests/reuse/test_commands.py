@@ -20,6 +20,7 @@ from sapf_ray.evaluation.inputs import Inputs
 from sapf_ray.evaluation.protocol import evaluate as evaluate_here
 from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
+from sapf_ray.privacy.verdict import Kind
 from sapf_ray.reuse.commands import asks_for_more, evaluate, make_more, synthesize
 from sapf_ray.runs.tracking import Tracker
 from sapf_ray.synthesis.writer import read_manifest, read_synthetic
@@ -97,7 +98,7 @@ def test_cards_name_run_epsilon_and_claim(finished):
     for card in (own, of_images):
         assert "`moved`" in card and f"ε = {epsilon} at δ" in card and "post-processing" in card
     assert "| `synthesis.guidance_scale` | 2.0 | 3.0 |" in own
-    assert "`synthesis.seed: 7`" in of_images and result.verdict.startswith("Differentially priv")
+    assert "`synthesis.seed: 7`" in of_images and result.verdict.kind is Kind.PRIVATE
     theirs, ours = read_synthetic(finished / "synthetic"), read_synthetic(home / "synthetic")
     assert (theirs[0] != ours[0]).any() and np.array_equal(theirs[1], ours[1])
 
@@ -170,9 +171,9 @@ def test_a_changed_model_is_refused(finished, tiny_pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "verdict", "of_images"),
     [
-        ({"privacy__reproducible_seed": 5}, "NOT FOR RELEASE", "**Not for release**"),
-        ({"method": "dp-sapf-no-dp"}, "NOT PRIVATE", "**Not private**"),
-        ({"finetune__steps": 0}, "No sensitive image was used", "no sensitive image was read"),
+        ({"privacy__reproducible_seed": 5}, "NOT FOR RELEASE", "**NOT FOR RELEASE.**"),
+        ({"method": "dp-sapf-no-dp"}, "NOT PRIVATE", "**NOT PRIVATE.**"),
+        ({"finetune__steps": 0}, "No sensitive image was used", "**No sensitive image was used:**"),
     ],
 )
 def test_what_a_result_may_be_called(tiny_pipeline, tmp_path, changes, verdict, of_images):
@@ -183,9 +184,10 @@ def test_what_a_result_may_be_called(tiny_pipeline, tmp_path, changes, verdict, 
     result = synthesize(
         directory.root, {"synthesis.n_images": 25}, on_note=lambda line, _: notes.append(line)
     )
-    assert notes == [result.verdict] and result.verdict.startswith(verdict)
+    assert notes == [result.verdict.plain] and notes[0].startswith(verdict)
     assert verdict in (result.directory.home / "README.md").read_text()
-    assert of_images in (result.directory.synthetic / "README.md").read_text()
+    of_data_set = (result.directory.synthetic / "README.md").read_text()
+    assert of_images in of_data_set and "\n- differential-privacy\n" not in of_data_set
 
 
 def test_an_unfinished_run_and_an_evolution_are_refused(finished, tiny_pipeline, tmp_path):

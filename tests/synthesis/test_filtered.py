@@ -12,6 +12,7 @@ from sapf_ray.config import ModelConfig
 from sapf_ray.models.class_head import ClassHead, Spread
 from sapf_ray.models.feature_table import make_features
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.synthesis import launcher
 from sapf_ray.synthesis.labelling import RELABEL, Labelling
 from sapf_ray.synthesis.launcher import synthesize
@@ -63,7 +64,7 @@ def make(out, model, labelling, config=CONFIG):
         prompts=PROMPTS,
         config=config,
         seed=5,
-        privacy_note="epsilon = 1",
+        privacy_note=PrivacyNote(text="epsilon = 1"),
         labelling=labelling,
         on_progress=lambda *step: progress.append(step),
     )

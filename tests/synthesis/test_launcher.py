@@ -16,6 +16,7 @@ from sapf_ray.config import ModelConfig, SynthesisConfig
 from sapf_ray.errors import ClusterError, DataError
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.synthesis import launcher
 from sapf_ray.synthesis.launcher import synthesize
 from sapf_ray.synthesis.recipe import Recipe
@@ -44,7 +45,7 @@ def make(out, model, config=CONFIG, adapter=None):
         prompts=PROMPTS,
         config=config,
         seed=5,
-        privacy_note="epsilon = 1",
+        privacy_note=PrivacyNote(text="epsilon = 1"),
         on_progress=lambda *step: progress.append(step),
     )
     return progress
@@ -188,7 +189,7 @@ def test_a_killed_actor_process_is_restarted_and_the_shard_redone(by_two_actors,
         prompts=PROMPTS,
         config=config,
         seed=5,
-        privacy_note="",
+        privacy_note=PrivacyNote(text=""),
         on_progress=kill_one,
     )
     assert killed and digests(tmp_path) == digests(by_two_actors)

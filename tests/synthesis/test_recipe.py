@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.synthesis.recipe import Recipe, adopt
 from sapf_ray.synthesis.sampling_plan import SamplingPlan
 from sapf_ray.synthesis.writer import is_complete, write_manifest, write_shard
@@ -32,7 +33,7 @@ def donor(tmp_path):
         for shard in plan.shards:
             rows = images[shard.start : shard.stop]
             write_shard(tmp_path / "donor", plan, shard=shard, images=rows, **described)
-        write_manifest(tmp_path / "donor", plan, privacy_note="", **described)
+        write_manifest(tmp_path / "donor", plan, privacy_note=PrivacyNote(text=""), **described)
         return tmp_path / "donor"
 
     return make

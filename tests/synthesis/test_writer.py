@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sapf_ray.errors import DataError
+from sapf_ray.privacy.verdict import PrivacyNote
 from sapf_ray.synthesis.sampling_plan import SamplingPlan
 from sapf_ray.synthesis.writer import (
     is_complete,
@@ -36,7 +37,12 @@ def data_set(tmp_path):
             spec="spec",
         )
     write_manifest(
-        tmp_path, PLAN, class_names=NAMES, prompts=PROMPTS, spec="spec", privacy_note="epsilon = 1"
+        tmp_path,
+        PLAN,
+        class_names=NAMES,
+        prompts=PROMPTS,
+        spec="spec",
+        privacy_note=PrivacyNote(text="epsilon = 1"),
     )
     return tmp_path
 
