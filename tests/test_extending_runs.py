@@ -56,7 +56,7 @@ def test_a_run_of_additions_only(tmp_path, tiny_pipeline):
         },
     )
     assert {"f_score", "fid_glyph", "accuracy_logistic"} <= metrics.keys()
-    assert "kernel inception distance" in metrics["printed"]
+    assert "harmonic mean of precision and recall" in metrics["printed"]
     assert 0 < metrics["epsilon_spent"] <= 8
     selection = json.loads((tmp_path / "run" / "selection.json").read_text())
     assert selection["score"] == "fisher" and len(selection["scores"]) == 24

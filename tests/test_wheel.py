@@ -106,6 +106,7 @@ def test_the_installed_command_knows_its_version_and_its_grids(sapf: Path, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long  # the program is that of tests/test_pipeline.py
 def test_a_tiny_run_of_the_installed_command(sapf: Path, tmp_path: Path) -> None:
     options = [f"--{name}={value}" for name, value in TINY.items()]
     output([str(sapf), "run", "--preset=digits", f"--out={tmp_path / 'run'}", *options], tmp_path)
