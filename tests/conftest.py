@@ -14,6 +14,8 @@ os.environ.setdefault(
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# no test leaves a secret in the home of whoever runs it
+os.environ["SAPF_IMAGES_SECRET"] = os.path.join(tempfile.mkdtemp(prefix="sapf"), "images_secret")
 
 import numpy as np
 import pytest

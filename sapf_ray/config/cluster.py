@@ -23,6 +23,10 @@ class ClusterConfig:
             (same data, model, seed and scoring; any epsilon, and any ratio where scores are
             released): each such run pays the release in its own epsilon, their total once. By
             default each run makes its own. `sapf tune` sets it.
+        images_secret: File of the secret under which the ledger's fingerprint of the images is
+            made (mode 0600; made where it is not there), by default $SAPF_IMAGES_SECRET, else
+            ~/.config/sapf-ray/images_secret. `sapf ledger` adds up runs on the same images under
+            one secret.
         storage: URI of a folder (s3://bucket/runs, gs://, hdfs://, file:///) for checkpoints and,
             at the end, what the run releases; by default both stay in the run directory.
         publish_not_private: Publish to ``storage`` also what is not for release: results of a run
@@ -34,5 +38,6 @@ class ClusterConfig:
     keep_cache: bool = False
     latents_dir: str | None = None
     selection_dir: str | None = None
+    images_secret: str | None = None
     storage: str | None = None
     publish_not_private: bool = False

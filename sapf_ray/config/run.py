@@ -154,6 +154,7 @@ EXECUTION_ONLY = frozenset(
         "cluster.storage",
         "cluster.publish_not_private",
         "cluster.latents_dir",
+        "cluster.images_secret",
         "cluster.selection_dir",
         "audit.confidence",
         "audit.mechanism_runs",

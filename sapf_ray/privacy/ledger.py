@@ -1,6 +1,7 @@
 """The write-ahead ledger: what was paid, line by line, before it was released.
 
-``ledger.jsonl`` starts with the plan; every further line is one privacy event.
+``ledger.jsonl`` starts with the plan and what the run is bound to; every further line is one
+privacy event, chained to the line before it (:mod:`sapf_ray.privacy.ledger_lines`).
 :meth:`Ledger.record` returns only after the line is on disk, and only then may the noisy value be
 drawn. So a crash after the record costs budget, a crash before it costs nothing, and no order of
 crashes spends budget that is not written down.
@@ -34,11 +35,9 @@ References:
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,67 +48,22 @@ from sapf_ray.privacy.accountants import (
     PLD_INTERVAL,
     compose_epsilon,
 )
-from sapf_ray.privacy.events import DpEvent, event_from_json, event_to_json
+from sapf_ray.privacy.events import DpEvent
+from sapf_ray.privacy.ledger_lines import (
+    CHAINED,
+    SCHEMA,
+    BrokenChain,
+    Header,
+    LedgerEvent,
+    UnknownSchema,
+)
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
 from sapf_ray.stages import Stage
 
-SCHEMA = 2
-_READABLE = {1: "stream", SCHEMA: "noise_id"}  # schema to its name of the noise's fingerprint
+__all__ = ["SCHEMA", "Ledger", "LedgerEvent"]
+
 _TOLERANCE = 1e-6
 _CURVE_INTERVAL = 10 * PLD_INTERVAL
-_FIELDS = {"release", "stage", "event", "noise_id", "replay"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LedgerEvent:
-    """One line: ``event`` was paid for the release named ``release``.
-
-    Args:
-        release: Name of the release, e.g. ``finetune/step/17``.
-        stage: The plan's stage that it belongs to.
-        event: The privacy event that was charged.
-        noise_id: Keyed fingerprint of run, release and exact sum.
-        replay: Whether it repeats an earlier line and so costs nothing.
-    """
-
-    release: str
-    stage: str
-    event: DpEvent
-    noise_id: str
-    replay: bool
-
-    @property
-    def drawn_by(self) -> str:
-        """Fingerprint of the bound key that drew it: the same for all releases of one run."""
-        return self.noise_id.rpartition("-")[0] or self.noise_id
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "release": self.release,
-            "stage": self.stage,
-            "event": event_to_json(self.event),
-            "noise_id": self.noise_id,
-            "replay": self.replay,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Any, schema: int = SCHEMA) -> LedgerEvent:
-        """Inverse of :meth:`to_dict`; reads lines of older schemas as well.
-
-        Raises:
-            ValueError: Not a ledger's event.
-        """
-        if not isinstance(data, dict):
-            raise ValueError("not a ledger event")
-        old_name = _READABLE[schema]
-        fields = {"noise_id" if name == old_name else name: value for name, value in data.items()}
-        if old_name not in data or set(fields) != _FIELDS:
-            raise ValueError("not a ledger event")
-        if not isinstance(fields["replay"], bool) or any(
-            not isinstance(fields[name], str) for name in ("release", "stage", "noise_id")
-        ):
-            raise ValueError("not a ledger event")
-        return cls(**{**fields, "event": event_from_json(fields["event"])})
 
 
 class Ledger:
@@ -119,8 +73,8 @@ class Ledger:
         self.path = path
         self._offset = 0  # of the first byte not yet taken in
         self._lines = 0
-        self._plan: PrivacyPlan | None = None
-        self.schema = SCHEMA
+        self._last = b""  # the last line taken in, which the next one must follow
+        self._header: Header | None = None
         self._events: list[LedgerEvent] = []
         self._torn: LedgerEvent | None = None
         self._paid: set[tuple[str, str, DpEvent]] = set()
@@ -128,14 +82,21 @@ class Ledger:
         self._charged: Counter[DpEvent] = Counter()
 
     @classmethod
-    def create(cls, path: str | Path, plan: PrivacyPlan) -> Ledger:
+    def create(
+        cls, path: str | Path, plan: PrivacyPlan, *, origin: Mapping[str, Any] | None = None
+    ) -> Ledger:
         """Writes the header; the file appears whole or not at all.
+
+        Args:
+            path: Where.
+            plan: What may be released.
+            origin: What else the run is bound to, from :func:`sapf_ray.runs.origin.origin`.
 
         Raises:
             RunDirectoryError: There is a ledger already, or the place cannot be written.
         """
         path = Path(path)
-        header = json.dumps({"schema": SCHEMA, "plan": plan.to_dict()}, allow_nan=False) + "\n"
+        header = Header(plan=plan, origin=origin or {}).line() + b"\n"
         try:
             # not replaced: another process may have begun one
             write_atomic(path, header, mode=0o600, replace=False)
@@ -161,8 +122,29 @@ class Ledger:
     @property
     def plan(self) -> PrivacyPlan:
         """The plan in the header."""
-        assert self._plan is not None
-        return self._plan
+        return self.header.plan
+
+    @property
+    def header(self) -> Header:
+        """The first line: the plan, and what the run is bound to."""
+        assert self._header is not None
+        return self._header
+
+    @property
+    def schema(self) -> int:
+        """Version of the format."""
+        return self.header.schema
+
+    @property
+    def chained(self) -> bool:
+        """Whether its lines are chained; those of earlier versions are not."""
+        return self.schema >= CHAINED
+
+    @property
+    def torn(self) -> bool:
+        """Whether the last line has no end, which a crash inside a write leaves."""
+        self._refresh()
+        return self.path.stat().st_size > self._offset
 
     def check_continuable(self) -> None:
         """Raises where the ledger can be read, but not written on.
@@ -192,7 +174,7 @@ class Ledger:
             stage: The plan's stage: ``selection``, ``finetune`` or ``evolution``.
 
         Returns:
-            The line as written.
+            The event as written.
 
         Raises:
             BudgetError: The release would pass the planned epsilon; nothing was written.
@@ -208,9 +190,8 @@ class Ledger:
             )
             if not replay:
                 self._check_budget(entry)
-            line = json.dumps(entry.to_dict(), allow_nan=False).encode() + b"\n"
             f.seek(self._offset)
-            f.write(line)
+            f.write(entry.line(self._last) + b"\n")
             f.flush()
             os.fsync(f.fileno())
             self._take_in(f)
@@ -317,18 +298,19 @@ class Ledger:
         f.seek(self._offset)
         *lines, rest = f.read().split(b"\n")
         for line in lines:
-            if self._plan is None:
-                self._plan = self._parse_header(line)
+            if self._header is None:
+                self._header = self._parse_header(line)
             else:
                 self._take(self._parse(line))
             self._lines += 1
+            self._last = line
             self._offset += len(line) + 1
-        if self._plan is None:
+        if self._header is None:
             raise RunDirectoryError(f"{self.path}, line 1: damaged (no plan in it)")
         self._torn = None
         if rest:
-            with contextlib.suppress(RunDirectoryError):
-                self._torn = self._parse(rest)
+            with contextlib.suppress(ValueError):
+                self._torn = self._parse_event(rest)
 
     def _repair(self, f: IO[bytes]) -> None:
         """Ends a torn last line that parses, cuts off one that does not."""
@@ -347,23 +329,35 @@ class Ledger:
             self._paid.add((entry.release, entry.noise_id, entry.event))
             self._noise_ids.setdefault(entry.release, set()).add(entry.noise_id)
 
-    def _parse_header(self, line: bytes) -> PrivacyPlan:
+    def _parse_header(self, line: bytes) -> Header:
         try:
-            header = json.loads(line)
-            if header["schema"] not in _READABLE:
-                raise RunDirectoryError(
-                    f"{self.path}: schema {header['schema']!r}, this version reads up to {SCHEMA}"
-                )
-            self.schema = header["schema"]
-            return PrivacyPlan.from_dict(header["plan"])
-        except (ValueError, KeyError, TypeError) as error:
+            return Header.parse(line)
+        except UnknownSchema as error:
+            raise RunDirectoryError(f"{self.path}: {error}") from error
+        except (ValueError, TypeError) as error:
             raise RunDirectoryError(f"{self.path}, line 1: damaged (no plan in it)") from error
 
     def _parse(self, line: bytes) -> LedgerEvent:
         try:
-            return LedgerEvent.from_dict(json.loads(line), self.schema)
+            return self._parse_event(line)
         except (ValueError, TypeError) as error:
-            raise RunDirectoryError(
-                f"{self.path}, line {self._lines + 1}: damaged; spent budget may be hidden, "
-                "restore the file"
-            ) from error
+            raise self._damaged("damaged") from error
+
+    def _parse_event(self, line: bytes) -> LedgerEvent:
+        """One event.
+
+        Raises:
+            RunDirectoryError: It is one, but not the one behind the lines before it: no crash of
+                ours leaves that, even at the end of the file.
+            ValueError: Not an event.
+        """
+        try:
+            return LedgerEvent.parse(line, before=self._last, schema=self.schema)
+        except BrokenChain as error:
+            raise self._damaged("does not follow the line before it: one was changed") from error
+
+    def _damaged(self, how: str) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"{self.path}, line {self._lines + 1}: {how}; spent budget may be hidden, restore the "
+            "file"
+        )

@@ -5,7 +5,7 @@ sensitive data are still the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ from sapf_ray.privacy.planner import PrivacyPlan
 
 
 def open_ledger(
-    path: Path, plan: PrivacyPlan, *, plan_file: Path, paid_for: Sequence[Path]
+    path: Path,
+    plan: PrivacyPlan,
+    *,
+    plan_file: Path,
+    paid_for: Sequence[Path],
+    origin: Callable[[], Mapping[str, Any]],
 ) -> Ledger:
     """The run's ledger: begun now, or the one that an earlier start of the same plan began.
 
@@ -26,6 +31,7 @@ def open_ledger(
         plan: What this start plans.
         plan_file: Where the plan is written for readers, when the ledger is begun.
         paid_for: Results that exist only if a ledger paid for them.
+        origin: What else the header says of the run; asked for when the ledger is begun.
 
     Raises:
         RunDirectoryError: The ledger is of another plan or an earlier version, or it is gone while
@@ -46,8 +52,9 @@ def open_ledger(
             f"{path}: gone, but {made[0].name} was made from what it paid for; restore it, or "
             "start a new run in another directory"
         )
+    facts = origin()
     write_json(plan_file, plan.to_dict())
-    return Ledger.create(path, plan)
+    return Ledger.create(path, plan, origin=facts)
 
 
 def open_key(path: Path, ledger: Ledger, *, reproducible_seed: int | None) -> NoiseKey:

@@ -29,6 +29,7 @@ from sapf_ray.runs.clock import Clock
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.runs.fingerprint import run_fingerprint
 from sapf_ray.runs.gauges import Meter
+from sapf_ray.runs.origin import origin
 from sapf_ray.runs.storage import Storage
 from sapf_ray.runs.tracking import Tracker
 from sapf_ray.stages import Stage
@@ -126,6 +127,9 @@ class RunContext:
                 directory.checkpoints,
                 directory.adapter,
                 directory.generations,
+            ),
+            origin=lambda: origin(
+                self.config, directory, source=self.source if self.plan.reads_images else None
             ),
         )
 

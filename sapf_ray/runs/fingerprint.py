@@ -37,8 +37,13 @@ def run_fingerprint(
         "config": config_hash(config, *_releasing_sections(plan)),
         "weights": weights,
         "dtype": config.model.dtype,
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": library_versions(),
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Package to version of all that may change what is summed or how it is paid."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _releasing_sections(plan: PrivacyPlan) -> list[str]:

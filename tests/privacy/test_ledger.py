@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -41,7 +43,7 @@ def spend_all(ledger: Ledger, stream: str = "s") -> None:
 
 def test_header_carries_the_plan(ledger, plan):
     header = json.loads(ledger.path.read_text())
-    assert header["schema"] == 2 and header["plan"] == json.loads(json.dumps(plan.to_dict()))
+    assert header["schema"] == 3 and header["plan"] == json.loads(json.dumps(plan.to_dict()))
     assert Ledger.open(ledger.path).plan == plan
     assert [p.name for p in ledger.path.parent.iterdir()] == ["ledger.jsonl"]
 
@@ -81,7 +83,8 @@ def test_the_line_is_on_disk_before_record_returns(ledger, plan, monkeypatch):
     monkeypatch.setattr(ledger_module.os, "fsync", watched)
     returned = ledger.record("finetune/step/0", plan.finetune.event(), "s", "finetune")
     assert order == ["finetune/step/0"]
-    assert returned == json.loads(ledger.path.read_text().splitlines()[-1])
+    written = json.loads(ledger.path.read_text().splitlines()[-1])
+    assert returned == {key: value for key, value in written.items() if key != "prev"}
 
 
 def test_a_failed_write_is_not_a_record(ledger, plan, monkeypatch):
@@ -222,20 +225,17 @@ def test_damaged_header(tmp_path, header):
         Ledger.open(path)
 
 
-def test_ledgers_of_the_earlier_version_are_read_and_not_continued(ledger, plan):
+@pytest.mark.parametrize("schema", [1, 2])
+def test_ledgers_of_earlier_versions_are_read_and_not_continued(ledger, plan, schema):
     spend_all(ledger)
     ledger.record("finetune/step/1", plan.finetune.event(), "s", "finetune")  # a replay
     text = ledger.path.read_text()
-    plan_of_then = json.loads(text.splitlines()[0])["plan"]
-    for stage in ("selection", "finetune"):
-        del plan_of_then[stage]["slack"]  # came with schema 2
-    header = json.dumps({"schema": 1, "plan": plan_of_then})
-    lines = [line.replace('"noise_id"', '"stream"') for line in text.splitlines()[1:]]
-    ledger.path.write_text("\n".join([header, *lines]) + "\n")
+    ledger.path.write_text(earlier_version(text, schema=schema))
     old = Ledger.open(ledger.path)
-    assert old.plan == plan
-    assert old.events() == ledger.__class__.open(ledger.path).events()
-    assert old.epsilon_spent() == pytest.approx(ledger_spent(text, ledger.path.parent))
+    assert old.plan == plan and not old.chained
+    spent = ledger_spent(text, ledger.path.parent)
+    assert old.events() == Ledger.open(ledger.path.parent / "new.jsonl").events()
+    assert old.epsilon_spent() == pytest.approx(spent)
     assert "s" in {event.noise_id for event in old.events()}
     assert ledger_table(old).row_count > 0
     before = ledger.path.read_bytes()
@@ -247,9 +247,90 @@ def test_ledgers_of_the_earlier_version_are_read_and_not_continued(ledger, plan)
             refused()
         assert "\n" not in str(error.value)
     assert ledger.path.read_bytes() == before
-    ledger.path.write_text(header + "\n" + text.splitlines()[1] + "\n")  # a line of schema 2
+    header = before.split(b"\n")[0].decode()
+    ledger.path.write_text(header + "\n" + text.splitlines()[1] + "\n")  # a line of this version
     with pytest.raises(RunDirectoryError, match="line 2: damaged"):
         Ledger.open(ledger.path)
+
+
+def earlier_version(text: str, *, schema: int) -> str:
+    """A ledger as an earlier version wrote it: without a chain, in schema 1 with other names."""
+    header, *lines = [json.loads(line) for line in text.splitlines()]
+    plan_of_then = header["plan"]
+    if schema == 1:
+        for stage in ("selection", "finetune"):
+            del plan_of_then[stage]["slack"]  # came with schema 2
+    old = [json.dumps({"schema": schema, "plan": plan_of_then})]
+    for line in lines:
+        del line["prev"]
+        if schema == 1:
+            line["stream"] = line.pop("noise_id")
+        old.append(json.dumps(line))
+    return "\n".join(old) + "\n"
+
+
+# The chain -----------------------------------------------------------------------------------
+
+
+def test_each_line_carries_the_digest_of_the_line_before(ledger):
+    spend_all(ledger)
+    lines = ledger.path.read_bytes().splitlines()
+    for before, line in itertools.pairwise(lines):
+        assert json.loads(line)["prev"] == hashlib.sha256(before).hexdigest()
+    assert "prev" not in json.loads(lines[0])
+
+
+def remove(lines, at):
+    return lines[:at] + lines[at + 1 :]
+
+
+def swap(lines, at):
+    return [*lines[:at], lines[at + 1], lines[at], *lines[at + 2 :]]
+
+
+def repeat(lines, at):
+    return [*lines[: at + 1], *lines[at:]]
+
+
+def reword(lines, at):
+    """Another line that is a ledger's event all the same: half of what was paid."""
+    data = json.loads(lines[at])
+    data["replay"] = True
+    return [*lines[:at], json.dumps(data).encode(), *lines[at + 1 :]]
+
+
+@pytest.mark.parametrize("edit", [remove, swap, repeat, reword])
+def test_what_was_changed_in_the_middle_is_refused_in_one_line(ledger, edit):
+    spend_all(ledger)
+    lines = ledger.path.read_bytes().splitlines()
+    ledger.path.write_bytes(b"\n".join(edit(lines, 2)) + b"\n")
+    with pytest.raises(RunDirectoryError, match=r"ledger\.jsonl, line \d: does not foll") as error:
+        Ledger.open(ledger.path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_header_of_another_plan_breaks_the_chain(ledger):
+    spend_all(ledger)
+    text = ledger.path.read_text()
+    ledger.path.write_text(text.replace('"epsilon": 2.0', '"epsilon": 9.0', 1))
+    with pytest.raises(RunDirectoryError, match=r"line 2: does not follow"):
+        Ledger.open(ledger.path)
+
+
+def test_an_unended_last_line_of_another_chain_is_no_crash_of_ours(ledger, plan):
+    spend_all(ledger)
+    lines = ledger.path.read_bytes().splitlines()
+    ledger.path.write_bytes(b"\n".join([*lines[:-2], lines[-1]]))
+    with pytest.raises(RunDirectoryError, match="does not follow"):
+        Ledger.open(ledger.path)
+
+
+def test_the_header_carries_what_the_run_is_bound_to(tmp_path, plan):
+    origin = {"config": "c0ffee", "versions": {"torch": "2"}}
+    ledger = Ledger.create(tmp_path / "bound.jsonl", plan, origin=origin)
+    spend_all(ledger)
+    assert Ledger.open(ledger.path).header.origin == origin
+    assert Ledger.open(ledger.path).plan == plan
 
 
 def ledger_spent(text: str, folder: Path) -> float:
@@ -259,8 +340,8 @@ def ledger_spent(text: str, folder: Path) -> float:
 
 
 def test_other_schema(ledger):
-    ledger.path.write_text(ledger.path.read_text().replace('"schema": 2', '"schema": 3'))
-    with pytest.raises(RunDirectoryError, match="schema 3"):
+    ledger.path.write_text(ledger.path.read_text().replace('"schema": 3', '"schema": 4'))
+    with pytest.raises(RunDirectoryError, match="schema 4"):
         Ledger.open(ledger.path)
 
 
