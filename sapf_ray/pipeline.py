@@ -148,6 +148,12 @@ def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: P
     Raises:
         SapfError: In one line, naming the field.
     """
+    require(
+        plan.repeat is None or config.tuning.split is not None,
+        "tuning.private",
+        config.tuning.private,
+        "is set by `sapf tune --private`, which draws the number of such runs",
+    )
     model.check_classes(source.prompts)
     expected = placement.expected_gpus(config)
     check_precision(placement.placed(config, expected, model_gb=0.0), plan)

@@ -25,5 +25,6 @@ class Stage(StrEnum):
     FINETUNE = "finetune"
     EVOLUTION = "evolution"
     SYNTHESIS = "synthesis"
+    SCORE = "score"
     PICTURES = "pictures"
     EVALUATION = "evaluation"

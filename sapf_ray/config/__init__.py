@@ -32,6 +32,7 @@ from sapf_ray.config.saliency import (
 )
 from sapf_ray.config.synthesis import SynthesisConfig
 from sapf_ray.config.tracking import TrackingConfig
+from sapf_ray.config.tuning import TuningConfig
 
 __all__ = [
     "AFTERWARDS",
@@ -49,6 +50,7 @@ __all__ = [
     "SaliencyConfig",
     "SynthesisConfig",
     "TrackingConfig",
+    "TuningConfig",
     "config_hash",
     "flatten",
     "from_dict",

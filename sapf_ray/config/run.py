@@ -20,6 +20,7 @@ from sapf_ray.config.saliency import SaliencyConfig
 from sapf_ray.config.section import require, section
 from sapf_ray.config.synthesis import SynthesisConfig
 from sapf_ray.config.tracking import TrackingConfig
+from sapf_ray.config.tuning import TuningConfig
 
 
 @section("")
@@ -44,6 +45,7 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     seed: CountOrZero = 0
     plugins: Annotated[tuple[str, ...], FromList] = ()
 
@@ -122,6 +124,12 @@ NOT_COUNTED_WHEN_UNSET: Mapping[str, Any] = {
     "model.variant": None,
     "privacy.allow_large_delta": False,
     "saliency.draws_per_record": 1,
+    "tuning.private": False,
+    "tuning.mean_trials": 10.0,
+    "tuning.distribution": "negative_binomial",
+    "tuning.shape": 1.0,
+    "tuning.held_out": 0.1,
+    "tuning.score_share": 0.2,
 }
 """Key to the value that asks for nothing new."""
 
@@ -158,6 +166,7 @@ EXECUTION_ONLY = frozenset(
         "cluster.selection_dir",
         "audit.confidence",
         "audit.mechanism_runs",
+        "tuning.split",
         "data.n_records",
         "plugins",
     }

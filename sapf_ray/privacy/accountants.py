@@ -124,6 +124,11 @@ class SapfRdpAccountant(RdpAccountant):
     def _maybe_compose(
         self, event: DpEvent, count: int, do_compose: bool
     ) -> PrivacyAccountant.CompositionErrorDetails | None:
+        if isinstance(event, dp_event.RepeatAndSelectDpEvent) and _may_reveal(event.event):
+            return self.CompositionErrorDetails(
+                invalid_event=event,
+                error_message="trials of a private choice must have finite Renyi divergences",
+            )
         if not isinstance(event, ApproximateDpEvent):
             with _without_notice():
                 return super()._maybe_compose(_as_gaussian(event), count, do_compose)
@@ -152,6 +157,11 @@ class SapfRdpAccountant(RdpAccountant):
         """Delta, at most 1, and the order that gives it."""
         delta, order = super().get_delta_and_optimal_order(target_epsilon)
         return min(1.0, delta + self._revealed), order
+
+
+def _may_reveal(event: DpEvent) -> bool:
+    """Whether the events are of those of which only (epsilon, delta)-DP is known."""
+    return any(isinstance(part, ApproximateDpEvent) for part in group_events(event))
 
 
 def _as_gaussian(event: DpEvent) -> DpEvent:

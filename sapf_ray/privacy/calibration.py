@@ -21,6 +21,7 @@ from scipy.optimize import brentq
 
 from sapf_ray.privacy.accountants import PLD_INTERVAL, compose_epsilon
 from sapf_ray.privacy.events import DpEvent
+from sapf_ray.privacy.repeat import Repeat
 
 MAX_NOISE_MULTIPLIER = 1e5
 _MIN_NOISE_MULTIPLIER = 1e-2
@@ -37,14 +38,19 @@ class Budget:
         epsilon: Above 0.
         delta: In (0, 1).
         accountant: A row of :data:`sapf_ray.privacy.accountant_table.ACCOUNTANTS`.
+        repeat: The budget is that of a private choice, whose trials make the charges; None where
+            they are made once.
     """
 
     epsilon: float
     delta: float
     accountant: str
+    repeat: Repeat | None = None
 
     def spent(self, charges: Charges, *, pld_interval: float = PLD_INTERVAL) -> float:
-        """Epsilon of the charges together."""
+        """Epsilon of the charges together; of a private choice, of all its trials."""
+        if self.repeat is not None and charges:
+            charges = ((self.repeat.event(charges), 1),)
         return compose_epsilon(
             charges, self.delta, accountant=self.accountant, pld_interval=pld_interval
         )

@@ -51,8 +51,10 @@ _EVENT_TYPES: dict[str, type[DpEvent]] = {
     "ApproximateDp": ApproximateDpEvent,
     "NonPrivate": dp_event.NonPrivateDpEvent,
     "NoOp": dp_event.NoOpDpEvent,
+    "RepeatAndSelect": dp_event.RepeatAndSelectDpEvent,
 }
 _EVENT_NAMES = {cls: name for name, cls in _EVENT_TYPES.items()}
+_POISSON = "poisson"  # shape of RepeatAndSelect that dp-accounting calls infinite; JSON has no such
 
 
 def gaussian_event(noise_multiplier: float, sample_rate: float = 1.0) -> DpEvent:
@@ -116,7 +118,7 @@ def event_to_json(event: DpEvent) -> dict[str, Any]:
             value = event_to_json(value)
         elif isinstance(value, (list, tuple)):
             value = [event_to_json(part) for part in value]
-        fields[name] = value
+        fields[name] = _POISSON if name == "shape" and value == math.inf else value
     return {"type": _EVENT_NAMES[type(event)], **fields}
 
 
@@ -141,7 +143,9 @@ def _field(kind: str, name: str, value: Any) -> Any:
     if name == "event":
         return event_from_json(value)
     if name == "events":
-        return [event_from_json(part) for part in value]
+        return tuple(event_from_json(part) for part in value)  # hashable
+    if name == "shape" and value == _POISSON:
+        return math.inf
     where = f"{kind}.{name} = {value!r}"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value < math.inf:
@@ -150,6 +154,8 @@ def _field(kind: str, name: str, value: Any) -> Any:
         raise ValueError(f"{where}: must be at most 1")
     if name == "count" and not isinstance(value, int):
         raise ValueError(f"{where}: must be an integer")
+    if name == "mean" and value < 1:
+        raise ValueError(f"{where}: must be at least 1")
     return value
 
 
@@ -174,4 +180,11 @@ def describe_event(event: DpEvent) -> str:
         )
     if kind == "ApproximateDp":
         return f"propose-test-release, ε = {data['epsilon']:g}, δ = {data['delta']:.4g}"
+    if kind == "RepeatAndSelect":
+        drawn = "Poisson" if data["shape"] == _POISSON else f"shape {data['shape']:g}"
+        trial = "; ".join(
+            f"{count:,} x {describe_event(part)}"
+            for part, count in group_events(event.event).items()
+        )
+        return f"the best of a random number of trials, mean {data['mean']:g}, {drawn}: {trial}"
     return json.dumps(data)

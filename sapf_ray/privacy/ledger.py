@@ -234,6 +234,17 @@ class Ledger:
             curve.append((step, epsilon))
         return curve
 
+    def whole(self, charged: Counter[DpEvent]) -> Counter[DpEvent]:
+        """What is paid where these events are: of a private choice's winner, all its trials."""
+        repeat = self.plan.repeat
+        return charged if repeat is None else repeat.whole(charged, self._planned())
+
+    def _planned(self) -> Counter[DpEvent]:
+        planned: Counter[DpEvent] = Counter()
+        for _, event, count in plan_events(self.plan):
+            planned[event] += count
+        return planned
+
     def _epsilon(
         self,
         charged: Counter[DpEvent],
@@ -243,7 +254,7 @@ class Ledger:
     ) -> float:
         plan = self.plan
         return compose_epsilon(
-            charged.items(),
+            self.whole(charged).items(),
             delta or plan.delta,
             accountant=accountant or plan.accountant,
             pld_interval=interval,
@@ -253,10 +264,7 @@ class Ledger:
         if self.plan.non_private:
             return
         charged = self._charged + Counter([entry.event])
-        planned: Counter[DpEvent] = Counter()
-        for _, event, count in plan_events(self.plan):
-            planned[event] += count
-        if charged <= planned:
+        if charged <= self._planned():
             return
         epsilon = self._epsilon(charged, None, None)
         if epsilon <= self.plan.epsilon * (1 + _TOLERANCE):

@@ -45,6 +45,8 @@ from sapf_ray.privacy.events import (
     gaussian_event,
 )
 from sapf_ray.privacy.facts import Facts
+from sapf_ray.privacy.private_choice import planned_repeat, score_stage
+from sapf_ray.privacy.repeat import Repeat
 from sapf_ray.privacy.stage_plan import StagePlan
 from sapf_ray.registry import row
 from sapf_ray.stages import Stage
@@ -52,7 +54,7 @@ from sapf_ray.stages import Stage
 ADD_OR_REMOVE_ONE = "add_or_remove_one"
 ADD_OR_REMOVE_GROUP = "add_or_remove_one_group"
 GROUNDING_STAGES = (Stage.VOTE, Stage.HEAD, Stage.PROPORTIONS)
-PRIVATE_STAGES = (*GROUNDING_STAGES, Stage.SELECTION, Stage.FINETUNE, Stage.EVOLUTION)
+PRIVATE_STAGES = (*GROUNDING_STAGES, Stage.SELECTION, Stage.FINETUNE, Stage.EVOLUTION, Stage.SCORE)
 GHOST_SLACK = 2.0**-9
 """Slack of fine-tuning whole matrices: see :mod:`sapf_ray.grad_sample.ghost`."""
 
@@ -68,6 +70,9 @@ class PrivacyPlan:
     Selection and fine-tuning are None when steps is 0. Then ``batch_size`` and
     ``sample_rate`` are 0, and either the images come from an ``evolution``, or remedies ground
     the public model, or no sensitive image is read and ``composed_epsilon`` is 0.
+    ``repeat`` is there where this run is one trial of a private choice: ``score`` is then what its
+    score releases, ``composed_epsilon`` that of all trials, and ``n_records`` leaves out the
+    records that are held out for the scores.
     ``canaries`` virtual records and crafted images join a run that is audited and never released.
     """
 
@@ -89,6 +94,8 @@ class PrivacyPlan:
     head: StagePlan | None = None
     proportions: StagePlan | None = None
     canaries: int = 0
+    score: StagePlan | None = None
+    repeat: Repeat | None = None
 
     @property
     def unit(self) -> str:
@@ -114,6 +121,8 @@ class PrivacyPlan:
             data["composed_epsilon"] = "inf"
         if self.canaries == 0:  # so that a run of an earlier version has the same plan
             del data["canaries"]
+        if self.repeat is None:
+            del data["repeat"], data["score"]
         return data
 
     @classmethod
@@ -125,11 +134,13 @@ class PrivacyPlan:
         """
         try:
             fields = dict(data)
-            for stage in (*GROUNDING_STAGES, Stage.EVOLUTION):
+            for stage in (*GROUNDING_STAGES, Stage.EVOLUTION, Stage.SCORE):
                 fields.setdefault(stage, None)  # plans of before these stages lack them
             fields["remedies"] = tuple(fields.get("remedies", ()))
             for stage in PRIVATE_STAGES:
                 fields[stage] = None if fields[stage] is None else StagePlan(**fields[stage])
+            if fields.get("repeat") is not None:
+                fields["repeat"] = Repeat.from_dict(fields["repeat"])
             fields["composed_epsilon"] = float(fields["composed_epsilon"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
@@ -155,8 +166,11 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
             is planned; names the field to change.
     """
     privacy = config.privacy
+    repeat = planned_repeat(config, n_records)
+    of_all = n_records
+    n_records -= 0 if repeat is None else repeat.held_out
     _check_size(config, n_records)
-    delta = default_delta(n_records) if privacy.delta is None else privacy.delta
+    delta = default_delta(of_all) if privacy.delta is None else privacy.delta
     require(
         delta < 1 / n_records or privacy.allow_large_delta,
         "privacy.delta",
@@ -164,20 +178,20 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
         f"must be below 1 / N = {1 / n_records:.3g}: publishing one image as it is satisfies a "
         "larger one (privacy.allow_large_delta lets it pass)",
     )
-    budget = Budget(epsilon=privacy.epsilon, delta=delta, accountant=privacy.accountant)
+    budget = Budget(
+        epsilon=privacy.epsilon, delta=delta, accountant=privacy.accountant, repeat=repeat
+    )
     steps = config.finetune.steps
     batch_size = config.finetune.batch_size if steps > 0 else 0
     if facts is not None:
         facts = dataclasses.replace(facts, n_records=n_records)
     remedies = choose(config, facts, budget=budget)
-    stages = _stages(
-        config,
-        budget,
-        sample_rate=batch_size / n_records,
-        grounding=grounding_stages(
-            config, facts or Facts(n_records=n_records), remedies=remedies, budget=budget
-        ),
+    before = grounding_stages(
+        config, facts or Facts(n_records=n_records), remedies=remedies, budget=budget
     )
+    if repeat is not None:
+        before[Stage.SCORE] = score_stage(budget, config.tuning.score_share)
+    stages = _stages(config, budget, sample_rate=batch_size / n_records, before=before)
     charges = tuple(charge for stage in stages.values() for charge in stage.charges())
     shares = stage_shares({name: stage.charges() for name, stage in stages.items()}, delta)
     if shares is not None:
@@ -203,6 +217,8 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
         head=stages.get(Stage.HEAD),
         proportions=stages.get(Stage.PROPORTIONS),
         canaries=config.audit.canaries + config.audit.images,
+        score=stages.get(Stage.SCORE),
+        repeat=repeat,
     )
 
 
@@ -260,9 +276,9 @@ def _check_size(config: RunConfig, n_records: int) -> None:
 
 
 def _stages(
-    config: RunConfig, budget: Budget, *, sample_rate: float, grounding: Mapping[str, StagePlan]
+    config: RunConfig, budget: Budget, *, sample_rate: float, before: Mapping[str, StagePlan]
 ) -> dict[str, StagePlan]:
-    """The stages that read sensitive images, in the order of the run, with their noise."""
+    """The stages that read sensitive images, with their noise; that of ``before`` is fixed."""
     non_private = config.privacy.non_private
     if config.evolution.enabled:
         _check_supported(budget, gaussian_event(1.0))
@@ -275,8 +291,8 @@ def _stages(
         )
         return {Stage.EVOLUTION: evolution}
     if config.finetune.steps == 0:
-        return dict(grounding)
-    stages = dict(grounding)
+        return dict(before)
+    stages = dict(before)
     score = row("saliency.score", config.saliency.score)
     if config.saliency.ratio < 1 and score.data_free is None:
         releases = config.saliency.rounds if score.iterative else 1
@@ -289,15 +305,15 @@ def _stages(
         slack=0.0 if config.finetune.adapter == "lora" else GHOST_SLACK,
     )
     if not non_private:
-        before = tuple(charge for stage in stages.values() for charge in stage.charges())
-        _check_supported(budget, *(event for event, _ in before), gaussian_event(1.0, sample_rate))
+        fixed = tuple(charge for stage in stages.values() for charge in stage.charges())
+        _check_supported(budget, *(event for event, _ in fixed), gaussian_event(1.0, sample_rate))
         for name, stage in stages.items():
             _check_fits(name, stage, budget=budget)
-        noise = smallest_noise(finetune, budget, before=before)
+        noise = smallest_noise(finetune, budget, before=fixed)
         if noise is None:
             raise _out_of_reach(
                 budget,
-                (*before, *finetune.charges(MAX_NOISE_MULTIPLIER)),
+                (*fixed, *finetune.charges(MAX_NOISE_MULTIPLIER)),
                 what=f"{finetune.count} steps",
                 advice="raise privacy.epsilon or saliency.noise_multiplier",
             )

@@ -168,7 +168,7 @@ def test_shares_have_no_meaning_without_noise():
         gaussian_event(1.5, 0.25),
         gaussian_event(0.0),
         dp_event.SelfComposedDpEvent(gaussian_event(2.0, 0.1), 7),
-        dp_event.ComposedDpEvent([gaussian_event(2.0), dp_event.NonPrivateDpEvent()]),
+        dp_event.ComposedDpEvent((gaussian_event(2.0), dp_event.NonPrivateDpEvent())),
         exponential_event(5.0),
         approximate_event(0.2, 1e-7),
     ],
