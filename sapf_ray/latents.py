@@ -78,6 +78,15 @@ class LatentCache:
         labels = np.load(Path(self.directory) / "labels.npy", mmap_mode="r")
         return torch.from_numpy(labels[records])
 
+    def counted_labels(self) -> np.ndarray:
+        """Classes int64 (n,) of all records; ``SKIPPED`` where an image could not be read: such a
+        record counts for nothing.
+        """
+        labels = np.load(Path(self.directory) / "labels.npy")
+        moments = np.load(Path(self.directory) / "moments.npy", mmap_mode="r")
+        first = moments.reshape(len(labels), -1)[:, 0]
+        return np.where(np.isnan(first), SKIPPED, labels)
+
     def all_conditions(self) -> Conditions:
         """The public condition of each class."""
         return Conditions.load(Path(self.directory) / self.conditions)

@@ -114,7 +114,7 @@ def test_features_come_from_the_same_decoding(ray_cluster, tmp_path):
     labels = np.concatenate([labels for _, labels in blocks])
     expected = np.arange(20) % 2
     expected[7] = SKIPPED
-    assert labels.tolist() == expected.tolist()
+    assert labels.tolist() == expected.tolist() == cache.counted_labels().tolist()
     rows = np.concatenate([rows for rows, _ in blocks])
     assert np.isnan(rows[7]).all()
     images, _ = source.read("test", np.arange(20), resolution=32)

@@ -33,7 +33,7 @@ def find_proportions(run: RunContext) -> dict[str, Any]:
     if run.plan.head is not None:
         noisy = ClassHead.load(run.directory.head).shares
     else:
-        labels = LatentCache(str(run.latents)).labels(np.arange(run.source.n_train)).numpy()
+        labels = LatentCache(str(run.latents)).counted_labels()
         noisy = release_counts(
             labels, len(run.source.class_names), releaser=run.releaser, parts=run.vote_parts
         )

@@ -76,7 +76,10 @@ def test_the_plan_pays_once_and_nothing_beside_a_head():
 
 
 def test_images_are_made_in_them_unless_others_are_given(tmp_path):
-    np.save(tmp_path / "labels.npy", np.repeat([0, 1], [3000, 1000]))
+    np.save(tmp_path / "labels.npy", np.repeat([0, 1], [5000, 1000]))
+    moments = np.zeros((6000, 2, 1, 1), np.float32)
+    moments[:2000] = np.nan  # could not be read: such a record counts for nothing
+    np.save(tmp_path / "moments.npy", moments)
     releaser = releaser_of("proportions", tmp_path)
     run = SimpleNamespace(
         plan=dataclasses.replace(releaser.plan, n_records=4000),
