@@ -43,7 +43,8 @@ from sapf_ray.grounding.proportions import check_proportions
 from sapf_ray.models.facts import find_facts
 from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
-from sapf_ray.privacy.card import privacy_card
+from sapf_ray.privacy.card import card_json, privacy_card
+from sapf_ray.privacy.card_gather import gather
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.runs import runlog
 from sapf_ray.runs.context import Progress, RunContext, open_run
@@ -268,7 +269,7 @@ def conclude(run: RunContext) -> Result:
     directory = run.directory
     metrics = summary(run)
     write_json(directory.metrics, metrics)
-    card = privacy_card(
+    facts = gather(
         run.plan,
         run.ledger,
         run.config,
@@ -279,7 +280,8 @@ def conclude(run: RunContext) -> Result:
         skipped=skipped_records(run),
         grounding=grounding_stage.found(run),
     )
-    write_atomic(directory.card, card)
+    write_atomic(directory.card_json, card_json(facts))
+    write_atomic(directory.card, privacy_card(facts))
     run.publish()
     run.tracker.finish(
         directory,

@@ -42,6 +42,7 @@ from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.card import privacy_card
+from sapf_ray.privacy.card_gather import gather
 from sapf_ray.privacy.events import exponential_event, gaussian_event
 from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.privacy.ledger import Ledger
@@ -167,7 +168,7 @@ def test_an_accountant(plugin, tmp_path):
     ledger = Ledger.create(tmp_path / "ledger.jsonl", plan)
     ledger.record("selection", plan.selection.event(), "id", "selection")
     assert "ε (PRV)" in printed(ledger) and "n/a" not in printed(ledger)
-    text = privacy_card(plan, ledger, config, model_name="m", data_name="d")
+    text = privacy_card(gather(plan, ledger, config, model_name="m", data_name="d"))
     assert "(PRV accountant)" in text and "by the PLD accountant" in text
 
 

@@ -250,10 +250,18 @@ def _compose_cached(
         return 0.0
     if any(isinstance(event, dp_event.NonPrivateDpEvent) for event, _ in grouped):
         return math.inf
+    return float(_composed(grouped, accountant, interval).get_epsilon(delta))
+
+
+@functools.lru_cache(maxsize=4)
+def _composed(
+    grouped: tuple[tuple[DpEvent, int], ...], accountant: str, interval: float
+) -> PrivacyAccountant:
+    """The last few compositions, kept: a second delta costs a lookup. Nobody may add to them."""
     total = make_accountant(accountant, interval)
     for event, count in grouped:
         total.compose(event, count)
-    return float(total.get_epsilon(delta))
+    return total
 
 
 def stage_shares(

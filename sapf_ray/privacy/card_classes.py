@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sapf_ray.privacy.planner import PrivacyPlan
+from sapf_ray.privacy.card_facts import CardFacts
 from sapf_ray.registry import row
 
 
-def classes_section(plan: PrivacyPlan, grounding: Mapping[str, Any]) -> str:
-    """What remedies did for classes whose words the public model does not know; empty without any.
-
-    Args:
-        plan: What was planned.
-        grounding: Content of ``grounding.json``.
+def classes_section(facts: CardFacts) -> str:
+    """What remedies did for classes whose words the public model does not know; empty without
+    any.
     """
-    if not plan.remedies:
+    grounding = facts.grounding
+    if not facts.remedies:
         return ""
-    titles = [f"- {name}: {row('grounding.remedies', name).title};" for name in plan.remedies]
+    titles = [f"- {name}: {row('grounding.remedies', name).title};" for name in facts.remedies]
     text = "## How classes are told to the model\n\n" + "\n".join(titles)[:-1] + "."
-    if "tokens" in plan.remedies:
+    if "tokens" in facts.remedies:
         text += (
             "\n\nClass tokens were trained in fine-tuning's own releases, their gradient clipped "
             "jointly with that of the adapter's factors: they cost nothing beside it. They lie in "

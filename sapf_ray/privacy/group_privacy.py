@@ -22,14 +22,19 @@ import math
 from typing import Any
 
 import numpy as np
-from dp_accounting import DpEvent, GaussianDpEvent
-from dp_accounting.dp_event import MixtureOfGaussiansDpEvent
+from dp_accounting.dp_event import (
+    DpEvent,
+    GaussianDpEvent,
+    MixtureOfGaussiansDpEvent,
+    NonPrivateDpEvent,
+    PoissonSampledDpEvent,
+)
 from dp_accounting.pld import PLDAccountant
 from scipy.stats import binom
 
 from sapf_ray.errors import ConfigError
-from sapf_ray.privacy.planner import PRIVATE_STAGES, PrivacyPlan
-from sapf_ray.privacy.stage_plan import StagePlan
+from sapf_ray.privacy.events import Events, describe_event, group_events
+from sapf_ray.privacy.planner import PrivacyPlan, plan_events
 
 INTERVAL = 1e-3
 """Width of the discretisation: pessimistic, by less than a percent where epsilon is above 1."""
@@ -51,17 +56,29 @@ def person_epsilon(plan: PrivacyPlan, k: int, *, delta: float | None = None) -> 
     """
     if plan.unit != "image":
         raise ValueError("data.groups is given, and the plan's own epsilon is for a group")
-    accountant = PLDAccountant(value_discretization_interval=INTERVAL)
-    for name in PRIVATE_STAGES:
-        stage: StagePlan | None = getattr(plan, name)
-        if stage is None:
-            continue
-        if stage.mechanism != "gaussian":
-            raise ValueError(f"{name} by {stage.mechanism} is no Gaussian release")
-        if stage.noise_multiplier == 0:
+    charges = [(event, count) for _, event, count in plan_events(plan)]
+    return group_epsilon(charges, k, delta=plan.delta if delta is None else delta)
+
+
+def group_epsilon(charges: Events, k: int, *, delta: float, interval: float = INTERVAL) -> float:
+    """Epsilon of k units together, of releases that are priced for one.
+
+    Args:
+        charges: Pairs of an event, Gaussian on all units or on a Poisson sample, and its count.
+        k: At least 1.
+        delta: In (0, 1).
+        interval: Width of the discretisation; any gives an upper bound, a coarse one a looser and
+            cheaper one.
+
+    Raises:
+        ValueError: An event of another mechanism.
+    """
+    accountant = PLDAccountant(value_discretization_interval=interval)
+    for event, count in group_events(charges).items():
+        if isinstance(event, NonPrivateDpEvent):
             return math.inf
-        accountant.compose(_event(stage, k), stage.count)
-    return float(accountant.get_epsilon(plan.delta if delta is None else delta))
+        accountant.compose(_of_several(event, k), count)
+    return float(accountant.get_epsilon(delta))
 
 
 def person_report(plan: PrivacyPlan, images: int) -> dict[str, dict[str, Any]]:
@@ -78,13 +95,16 @@ def person_report(plan: PrivacyPlan, images: int) -> dict[str, dict[str, Any]]:
     return {"person": {"images": images, "epsilon": shown}}
 
 
-def _event(stage: StagePlan, k: int) -> DpEvent:
-    """One release, for k records of one person."""
-    if stage.sample_rate == 1:
-        return GaussianDpEvent(stage.noise_multiplier / k)
+def _of_several(event: DpEvent, k: int) -> DpEvent:
+    """One release, for k units of one person."""
+    if isinstance(event, GaussianDpEvent):
+        return GaussianDpEvent(event.noise_multiplier / k)
+    sampled = isinstance(event, PoissonSampledDpEvent) and isinstance(event.event, GaussianDpEvent)
+    if not sampled:
+        raise ValueError(f"{describe_event(event)}: is no Gaussian release")
     present = np.arange(k + 1)
     return MixtureOfGaussiansDpEvent(
-        stage.noise_multiplier,
+        event.event.noise_multiplier,
         present.astype(float).tolist(),
-        binom.pmf(present, k, stage.sample_rate).tolist(),
+        binom.pmf(present, k, event.sampling_probability).tolist(),
     )

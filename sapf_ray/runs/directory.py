@@ -54,6 +54,7 @@ class RunDirectory:
         self.generations = self.root / "evolution"  # there while images evolve
         self.metrics = self.root / "metrics.json"
         self.card = self.root / "privacy_card.md"
+        self.card_json = self.root / "privacy_card.json"  # the same facts, for machines
         self.audit = self.root / "audit"  # there in a run with canaries, never released
         self.observations = self.audit / "observations"
         self.canary_coins = self.audit / "image_coins.npy"
@@ -179,6 +180,7 @@ class RunDirectory:
             self.head,
             self.selection,
             self.card,
+            self.card_json,
             self.adapter,
             self.synthetic,
         )

@@ -374,6 +374,7 @@ class Tracker:
             directory.selection,
             directory.metrics,
             directory.card,
+            directory.card_json,
         ):
             if path.exists():
                 self.client.log_artifact(self.run_id, str(path))

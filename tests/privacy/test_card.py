@@ -12,6 +12,7 @@ from sapf_ray.config import ClusterConfig, EvaluationConfig, EvolutionConfig, Ru
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS, Accountant
 from sapf_ray.privacy.accountants import ADJACENCY
 from sapf_ray.privacy.card import privacy_card
+from sapf_ray.privacy.card_gather import gather
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
 from sapf_ray.privacy.release import sampler_delta
@@ -31,7 +32,7 @@ def card(tmp_path, config: RunConfig, **kwargs) -> str:
         spend_all(ledger)
         ledger.record("finetune/step/0", plan.finetune.event(), "s", "finetune")
     return privacy_card(
-        plan, ledger, config, model_name="glyphs-tiny", data_name="digits", **kwargs
+        gather(plan, ledger, config, model_name="glyphs-tiny", data_name="digits", **kwargs)
     )
 
 
@@ -74,7 +75,7 @@ def test_what_separates_the_computation_from_the_proof_is_said(tmp_path):
     assert "floating-point numbers" not in text
     slack = dataclasses.replace(plan, finetune=dataclasses.replace(plan.finetune, slack=1e-3))
     ledger = Ledger.open(tmp_path / "ledger.jsonl")
-    text = privacy_card(slack, ledger, config, model_name="m", data_name="d")
+    text = privacy_card(gather(slack, ledger, config, model_name="m", data_name="d"))
     assert "can let one image count up to 1.001 C; the noise is larger by the same factor" in text
 
 

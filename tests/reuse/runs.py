@@ -22,6 +22,7 @@ from sapf_ray.config import RunConfig, from_dict, nest, to_dict
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.card import privacy_card
+from sapf_ray.privacy.card_gather import gather
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import make_plan
 from sapf_ray.privacy.verdict import PrivacyNote
@@ -95,7 +96,7 @@ def finished_run(root: Path, config: RunConfig) -> RunDirectory:
     }
     directory.public.write_text(json.dumps(public))
     make_images(directory.synthetic, directory, config)
-    card = privacy_card(plan, ledger, config, model_name="tiny", data_name="photos")
+    card = privacy_card(gather(plan, ledger, config, model_name="tiny", data_name="photos"))
     directory.card.write_text(card)
     return directory
 
