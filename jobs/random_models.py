@@ -26,6 +26,8 @@ from jobs.made_up_tokenizers import MAX_TOKENS, VOCABULARY, clip_tokenizer, word
 from jobs.published_families import (
     CLIP_BIG_G,
     DC_AE_F32,
+    FLUX_1_DEV,
+    FLUX_VAE,
     GEMMA_2_2B,
     PIXART_SIGMA,
     SANA_1600M,
@@ -238,6 +240,16 @@ def _further() -> dict[str, Row]:
         "tokenizer_3": words,
         "scheduler": _diffusers("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     }
+    flow = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    flux = {
+        "transformer": _diffusers("FluxTransformer2DModel", FLUX_1_DEV),
+        "vae": _diffusers("AutoencoderKL", {**VAE, **FLUX_VAE}),
+        "text_encoder": _transformers("CLIPTextModel", CLIP_L),
+        "tokenizer": _transformers("CLIPTokenizer"),
+        "text_encoder_2": t5,
+        "tokenizer_2": words,
+        "scheduler": _diffusers("FlowMatchEulerDiscreteScheduler", flow),
+    }
     pixart = {
         "transformer": _diffusers("PixArtTransformer2DModel", PIXART_SIGMA),
         "vae": _diffusers("AutoencoderKL", {**VAE, "sample_size": 1024, "scaling_factor": 0.13025}),
@@ -260,6 +272,7 @@ def _further() -> dict[str, Row]:
             index={**unused, "force_zeros_for_empty_prompt": True},
         ),
         "sd-3-5-medium": Row(pipeline="StableDiffusion3Pipeline", parts=sd3, index=unused),
+        "flux-1-dev": Row(pipeline="FluxPipeline", parts=flux, index=unused),
         "pixart-sigma-1024": Row(pipeline="PixArtSigmaPipeline", parts=pixart),
         "sana-1600m-1024": Row(pipeline="SanaPipeline", parts=sana),
     }

@@ -97,13 +97,15 @@ def watched(words: list[str], folder: Path) -> tuple[Peaks, str]:
 
 
 def save_images(root: Path, *, n: int, side: int) -> Path:
-    """Two classes of random PNGs, n together."""
+    """Two classes of random PNGs: n to train on, a quarter as many to test on."""
     generator = np.random.default_rng(0)
-    for label, name in enumerate(("cat", "dog")):
-        (root / name).mkdir(parents=True)
-        for number in range(n // 2):
-            pixels = generator.integers(0, 128, (side, side, 3)) + 127 * label
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number}.png")
+    for split, count in (("train", n), ("test", n // 4)):
+        for label, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count // 2):
+                pixels = generator.integers(0, 128, (side, side, 3)) + 127 * label
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(root / split / name / f"{number}.png")
     return root
 
 

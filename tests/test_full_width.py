@@ -24,7 +24,7 @@ TOTAL_GB = 12.0
 def test_a_whole_run_at_full_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write = [sys.executable, "-m", "jobs.random_models", "--models", "sd-v1-5"]
     subprocess.run([*write, "--out", str(tmp_path)], check=True, timeout=900)
-    images = save_images(tmp_path / "images", n=40, side=SIDE)
+    images = save_images(tmp_path / "images", n=32, side=SIDE)
     sized = {"model.resolution": SIDE, "model.dtype": "bfloat16"}
     words = command(tmp_path / "sd-v1-5", images, tmp_path / "run", **sized)
     peaks, printed = watched(words, tmp_path)

@@ -30,14 +30,18 @@ VIEW_NAME = "method × ε × scores"
 NOT_PRIVATE = "non_private/"
 """What names of scores begin with: measurements on real images, outside the mechanism."""
 
+RELEASE = "privacy.release"
+"""Tag: whether a run's results may be given away, and why not."""
+
 _COLUMNS = (
     "tags.`method`",
     "params.`privacy.epsilon`",
     "metrics.`privacy/epsilon_spent`",
+    f"tags.`{RELEASE}`",
     f"metrics.`{NOT_PRIVATE}accuracy`",
     f"metrics.`{NOT_PRIVATE}conditional_fidelity`",
     f"metrics.`{NOT_PRIVATE}fid_glyph`",
-    f"metrics.`{NOT_PRIVATE}fid_inception`",
+    f"metrics.`{NOT_PRIVATE}fid`",
     "params.`model.path`",
     "params.`data.source`",
     "params.`seed`",
@@ -54,10 +58,6 @@ def view() -> str:
     }
     made = {"name": VIEW_NAME, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
     return json.dumps(made)
-
-
-RELEASE = "privacy.release"
-"""Tag: whether a run's results may be given away, and why not."""
 
 
 def tags(flat: Mapping[str, Any], *, grid: str | None) -> dict[str, str]:

@@ -32,6 +32,7 @@ def millions(part: Part) -> float:
 FURTHER = {
     "sdxl-base": {"unet": 2567.46, "vae": 83.65, "text_encoder": 123.06, "text_encoder_2": 694.66},
     "sd-3-5-medium": {"transformer": 2243.17},
+    "flux-1-dev": {"transformer": 11901.41, "vae": 83.82},
     "pixart-sigma-1024": {"transformer": 610.86},
     "sana-1600m-1024": {"transformer": 1604.46},
 }
@@ -63,8 +64,14 @@ def test_full_width_denoisers_take_what_they_are_told(name):
     assert len(candidate_pool(denoiser)) == POOLS[name]
 
 
-POOLS = {"sdxl-base": 420, "sd-3-5-medium": 183, "pixart-sigma-1024": 168, "sana-1600m-1024": 120}
-"""Matrices of the pool qkv: 70 blocks x 2 x 3; 24 x 6 + 13 x 3; 28 x 2 x 3; 20 x 2 x 3."""
+POOLS = {
+    "sdxl-base": 70 * 2 * 3,
+    "sd-3-5-medium": 24 * 6 + 13 * 3,
+    "flux-1-dev": 19 * 6 + 38 * 3,
+    "pixart-sigma-1024": 28 * 2 * 3,
+    "sana-1600m-1024": 20 * 2 * 3,
+}
+"""Matrices of the pool qkv."""
 
 
 @pytest.mark.parametrize("name", sorted(ROWS.keys() - FURTHER.keys()))
