@@ -77,6 +77,7 @@ def test_a_group_writes_finite_figures_and_contenders_agree(tmp_path):
     assert (tmp_path / "ratios.png").stat().st_size > 0
 
 
+@pytest.mark.long
 def test_a_contender_that_fails_is_named_and_the_others_go_on():
     case = Case(size="tiny", batch=1)
     broken = Entry(

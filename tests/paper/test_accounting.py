@@ -59,11 +59,13 @@ def test_what_the_papers_noise_composes_to(dataset, noise, accountant, expected)
     assert found == pytest.approx(expected, rel=0.01)
 
 
+# half a minute; test_our_smallest_noise and the composed values above stay in `make test`
 @pytest.fixture(scope="module")
 def celeba():
     return accounting.table13(("celeba",), epsilons=(1.0,))
 
 
+@pytest.mark.long
 def test_table13_rows(celeba):
     assert [(row["reading"], row["sigma_s"]) for row in celeba] == [
         (FULL_PASS.name, 5.0),
@@ -82,6 +84,7 @@ def test_table13_rows(celeba):
             )
 
 
+@pytest.mark.long
 def test_table13_readings(celeba):
     full, subsample, by_epochs, ours = celeba
     assert (full["sample_rate"], ours["sample_rate"]) == (1.0, 1.0)
@@ -95,6 +98,7 @@ def test_table13_readings(celeba):
     assert SUBSAMPLE.selection_rate(paper_setting("cifar10")) == 1.0
 
 
+@pytest.mark.long
 def test_table13_fits_a_terminal_of_80_columns(celeba, monkeypatch):
     widest = {
         "dataset": "cifar10",
@@ -122,6 +126,7 @@ def test_table13_fits_a_terminal_of_80_columns(celeba, monkeypatch):
     assert all(shown.count(number) >= len(rows) for number in numbers)
 
 
+@pytest.mark.long
 def test_table13_notes_come_from_the_rows(celeba):
     # at epsilon 10, 0.8 costs 10.61 under RDP, but the 0.85 that would also print as 0.8 costs
     # less than 10
