@@ -283,7 +283,7 @@ def check_weights(subject: Subject) -> str:
 
 
 def check_data(subject: Subject) -> str:
-    """The images: their listing, and whether each can be read."""
+    """The images: their listing, whether groups fit, and whether each can be read."""
     from sapf_ray.data.base import SPLITS, open_source
 
     if not subject.has_data:
@@ -291,6 +291,8 @@ def check_data(subject: Subject) -> str:
     source = open_source(subject.config.data)
     classes = len(source.class_names)
     text = f"{source.n_train:,} + {source.n_test:,} images, {classes} classes"
+    if source.units is not None:
+        text += f", {len(source.units):,} groups"
     splits = SPLITS if subject.config.evaluation.enabled else SPLITS[:1]
     found = source.inspect(splits)
     if subject.config.data.on_error == "stop":

@@ -57,6 +57,7 @@ def write_first_config(
             n_classes=len(source.class_names),
             file_bytes=source.file_bytes(),
             words_known=facts.words.known,
+            n_groups=0 if source.units is None else len(source.units),
         ),
         machine,
         minutes=minutes,
@@ -117,7 +118,8 @@ def source_of(place: Path) -> str:
 def _words(source: ImageSource) -> str:
     names = list(source.class_names)
     shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    groups = "" if source.units is None else f" in {len(source.units):,} groups"
     return (
-        f"{source.n_train:,} to learn from, {source.n_test:,} to test with; {len(names)} classes "
-        f"({shown})"
+        f"{source.n_train:,} to learn from{groups}, {source.n_test:,} to test with; "
+        f"{len(names)} classes ({shown})"
     )

@@ -17,6 +17,7 @@ from sapf_ray.errors import DataError
 from sapf_ray.estimate.machine import Gpu
 from tests.commands import call
 from tests.data.folders import some
+from tests.data.test_units import writers_folder
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,24 @@ def test_images_that_cannot_be_read_are_found_before_the_run(tmp_path):
         doctor.check_data(subject(tmp_path, **keys))
     skipped = doctor.check_data(subject(tmp_path, **keys, **{"data.on_error": "skip"}))
     assert "1 cannot be read and are skipped" in skipped
+
+
+@pytest.mark.parametrize(
+    ("writer_of", "words"),
+    [
+        (lambda row: row[-3:], "12 groups"),
+        (lambda row: "" if row.startswith("train/a/w00_0") else row[-3:], "line 2: no writer"),
+        (lambda row: row[-3:] if "_0" in row else "w00", "no group of more than half"),
+    ],
+)
+def test_groups_that_do_not_fit_are_a_fault_in_one_line(writer_of, words, tmp_path):
+    header, *rows = writers_folder(tmp_path / "photos")
+    lines = [header.lower(), *(row[:-3] + writer_of(row) for row in rows)]
+    (tmp_path / "photos" / "metadata.csv").write_text("\n".join(lines))
+    keys = {"data.source": "image_folder", "data.path": str(tmp_path / "photos")}
+    finding = found("data", tmp_path, **keys, **{"data.groups": "column:writer"})
+    assert words in finding.text and len(finding.line().splitlines()) == 1
+    assert finding.state == ("OK" if words == "12 groups" else "FAULT")
 
 
 def test_old_and_missing_packages(tmp_path, monkeypatch):

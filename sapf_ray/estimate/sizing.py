@@ -37,6 +37,7 @@ _FEWEST_IMAGES = 2_000
 _MOST_IMAGES = 5_000
 _IMAGES_PER_CLASS = 50
 _MOST_WORKERS = 4
+_MOST_DRAWS = 8
 _SCORED = 20_000
 _SCORED_ON_GPU = 2_000
 
@@ -74,23 +75,31 @@ class Images:
     """What listing tells of the images.
 
     Attributes:
-        n_train: Number of training records.
+        n_train: Number of training images.
         n_classes: Number of classes.
         file_bytes: Size of all files; 0 where unknown.
         words_known: Whether the model knows the classes' words.
+        n_groups: Number of groups of training images where a group is the unit of privacy; 0 where
+            each image is.
     """
 
     n_train: int
     n_classes: int
     file_bytes: int = 0
     words_known: bool = True
+    n_groups: int = 0
+
+    @property
+    def n_units(self) -> int:
+        """N of the plan: groups, or images."""
+        return self.n_groups or self.n_train
 
     def plan(self, config: RunConfig) -> PrivacyPlan:
         """The plan of a run on them."""
         facts = Facts(
-            n_records=self.n_train, n_classes=self.n_classes, words_known=self.words_known
+            n_records=self.n_units, n_classes=self.n_classes, words_known=self.words_known
         )
-        return make_plan(config, self.n_train, facts=facts)
+        return make_plan(config, self.n_units, facts=facts)
 
 
 def choose(
@@ -174,11 +183,11 @@ class _Made:
         low, high = 8, 16
         each = (self._seconds(high) - self._seconds(low)) / (high - low)
         rest = self._seconds(low) - low * each
-        return batch_size(self.images.n_train, (seconds - rest) / max(each, 1e-9))
+        return batch_size(self.images.n_units, (seconds - rest) / max(each, 1e-9))
 
     def _seconds(self, batch: int) -> float:
         """Time of a run; without the seconds that finding its noise takes."""
-        config = _config(self._choices(min(batch, self.images.n_train)))
+        config = _config(self._choices(min(batch, self.images.n_units)))
         privacy = dataclasses.replace(config.privacy, non_private=True)
         config = dataclasses.replace(config, privacy=privacy)
         return self._forecast(config, self.images.plan(config)).total
@@ -193,17 +202,18 @@ class _Made:
         )
 
     def _choices(self, batch: int) -> dict[str, Choice]:
-        steps = step_count(self.images.n_train)
+        steps = step_count(self.images.n_units)
+        units = "groups" if self.images.n_groups else "images"
         chosen = [
             Choice(
                 key="finetune.steps",
                 value=steps,
-                why=f"more images bear more steps: {_STEPS} at {_RECORDS:,}",
+                why=f"more {units} bear more steps: {_STEPS} at {_RECORDS:,}",
             ),
             Choice(
                 key="finetune.batch_size",
                 value=batch,
-                why="expected images a step: as many as the time allows, at most half of them",
+                why=f"expected {units} a step: as many as time allows, at most half of them",
             ),
             Choice(
                 key="finetune.checkpoint_every",
@@ -223,24 +233,24 @@ def _config(choices: dict[str, Choice]) -> RunConfig:
     return from_dict(nest({key: choice.value for key, choice in choices.items()}))
 
 
-def step_count(n_train: int) -> int:
-    """Optimizer steps for N images: with more images each step's noise weighs less, and more steps
-    pay; with fewer, fewer.
+def step_count(n_units: int) -> int:
+    """Optimizer steps for N images, or groups: with more of them each step's noise weighs less,
+    and more steps pay; with fewer, fewer.
 
     >>> [step_count(n) for n in (160, 1_297, 16_000)]
     [30, 60, 139]
     """
-    steps = round(_STEPS * (n_train / _RECORDS) ** (1 / 3))
+    steps = round(_STEPS * (n_units / _RECORDS) ** (1 / 3))
     return min(150, max(20, steps))
 
 
-def batch_size(n_train: int, affordable: float) -> int:
-    """Expected batch size: what is affordable, at most half the images, at least 8.
+def batch_size(n_units: int, affordable: float) -> int:
+    """Expected batch size: what is affordable, at most half the images or groups, at least 8.
 
     >>> batch_size(160, 1e6), batch_size(16_000, 1_790)
     (80, 1776)
     """
-    size = max(8, min(n_train // 2, int(affordable)))
+    size = max(8, min(n_units // 2, int(affordable)))
     return size if size < 64 else size - size % 16
 
 
@@ -315,7 +325,7 @@ def _fixed(images: Images, machine: Machine, *, scored: int) -> dict[str, Choice
     chosen = [
         Choice(
             key="saliency.sample_rate",
-            value=float(f"{min(1.0, scored / images.n_train):.2g}"),
+            value=float(f"{min(1.0, scored / images.n_units):.2g}"),
             why="share of the images that choose the matrices",
         ),
         Choice(
@@ -329,6 +339,12 @@ def _fixed(images: Images, machine: Machine, *, scored: int) -> dict[str, Choice
             why="synthetic images; any number costs no privacy, only time",
         ),
     ]
+    if images.n_groups:
+        draws = min(_MOST_DRAWS, max(1, round(images.n_train / images.n_groups)))
+        chosen += [
+            Choice(key=key, value=draws, why="images of a group in a step: as many as it has")
+            for key in ("saliency.draws_per_record", "finetune.draws_per_record")
+        ]
     return {choice.key: choice for choice in chosen}
 
 
@@ -343,8 +359,8 @@ def _notes(sized: Sizing, machine: Machine, *, minutes: float) -> list[str]:
         noise = sized.plan.finetune.noise_multiplier / sized.plan.batch_size
         if noise > 0.02:
             notes.append(
-                f"{sized.plan.n_records:,} images at ε = {sized.plan.epsilon:g} are few: noise "
-                "will hide all but the coarse look of them"
+                f"{sized.plan.n_records:,} {sized.plan.unit}s at ε = {sized.plan.epsilon:g} "
+                "are few: noise will hide all but the coarse look of them"
             )
     if machine.gpus and sized.config.finetune.gpus == 0:
         hub_id = PUBLIC_MODELS["sd-v1-5"].hub_id

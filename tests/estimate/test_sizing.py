@@ -47,6 +47,17 @@ def test_more_minutes_and_more_cores_are_more_training():
     assert any("more than 1 minutes" in note for note in chosen(16_000, minutes=1).notes)
 
 
+def test_groups_are_planned_for_as_units_with_a_draw_for_each_image():
+    images = Images(n_train=1_300, n_classes=10, n_groups=260)
+    sizing = choose(images, LAPTOP, given={**FAST, "data.groups": "column:writer"})
+    finetune = sizing.config.finetune
+    assert sizing.plan.n_records == 260 and sizing.plan.unit == "group"
+    assert 1 <= finetune.batch_size <= 130
+    assert finetune.draws_per_record == sizing.config.saliency.draws_per_record == 5
+    assert "expected groups a step" in commented_yaml(sizing, LAPTOP, command="sapf run")
+    assert sizing.forecast.total <= 1.05 * 600
+
+
 def test_what_the_user_gives_is_kept_and_the_file_says_why():
     sizing = chosen(
         500, given={"privacy.epsilon": 3.0, "data.path": "/a b/ü#", "finetune.steps": 7}
