@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 
 from sapf_ray import cluster, placement
 from sapf_ray.afterwards import (
@@ -45,6 +46,7 @@ from sapf_ray.models.feature_table import record_features
 from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.card import card_json, privacy_card
 from sapf_ray.privacy.card_gather import gather
+from sapf_ray.privacy.card_registry import is_registrable, registry_yaml
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.runs import runlog
 from sapf_ray.runs.context import Progress, RunContext, open_run
@@ -282,6 +284,8 @@ def conclude(run: RunContext) -> Result:
     )
     write_atomic(directory.card_json, card_json(facts))
     write_atomic(directory.card, privacy_card(facts))
+    if is_registrable(facts):
+        write_atomic(directory.registry, registry_yaml(facts, published=date.today()))
     run.publish()
     run.tracker.finish(
         directory,

@@ -158,6 +158,10 @@ class SapfRdpAccountant(RdpAccountant):
         delta, order = super().get_delta_and_optimal_order(target_epsilon)
         return min(1.0, delta + self._revealed), order
 
+    def deltas(self, epsilons: Sequence[float]) -> list[float]:
+        """Delta at each of the epsilons."""
+        return [float(self.get_delta(epsilon)) for epsilon in epsilons]
+
 
 def _may_reveal(event: DpEvent) -> bool:
     """Whether the events are of those of which only (epsilon, delta)-DP is known."""

@@ -192,6 +192,7 @@ class CardFacts:
         persons: What it means for someone with several images; empty where the unit is a group, or
             where it is not known.
         stages: What was planned.
+        repeat: How the trials of a private choice were repeated; empty in any other run.
         uses: What the ledger holds.
         sampler_delta: What the noise's computation adds to delta, at most.
         remedies: How classes are told to the model.
@@ -218,6 +219,7 @@ class CardFacts:
     meaning: Meaning | None
     persons: tuple[Person, ...]
     stages: tuple[StageFacts, ...]
+    repeat: dict[str, Any]
     uses: tuple[Use, ...]
     sampler_delta: float
     remedies: tuple[str, ...]

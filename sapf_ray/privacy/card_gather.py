@@ -77,7 +77,7 @@ def gather(
     if reproducible is None:
         reproducible = config.privacy.is_seeded
     events = ledger.events()
-    charges = Counter(entry.event for entry in events if not entry.replay)
+    charges = ledger.whole(Counter(entry.event for entry in events if not entry.replay))
     spent = ledger.epsilon_spent()
     verdict = judge(plan, ledger, reproducible=reproducible, spent=spent)
     private = not plan.non_private or not plan.reads_images
@@ -104,6 +104,7 @@ def gather(
         meaning=meaning(charges.items(), plan.delta),
         persons=_persons(plan, charges, spent),
         stages=stages,
+        repeat={} if plan.repeat is None else plan.repeat.to_dict(),
         uses=_uses(events),
         sampler_delta=_sampler_delta(stages, spent, private=private),
         remedies=plan.remedies,
@@ -198,6 +199,7 @@ def _bounds(config: RunConfig, unit: str) -> dict[str, tuple[str, str, float]]:
         ),
         Stage.FINETUNE: ("fine-tuning", f"{finetune.clipping} clipping", finetune.clipping_norm),
         Stage.EVOLUTION: ("evolution", f"one vote {each}", 1.0),
+        Stage.SCORE: ("score of a private choice", f"one count {each}", 1.0),
     }
     return {name: bounds[name] for name in PRIVATE_STAGES}
 

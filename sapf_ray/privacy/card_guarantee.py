@@ -138,9 +138,10 @@ def _attacks(facts: CardFacts) -> str:
     return (
         f"Someone who tests which {unit}s took part, and knows everything but that, finds {rates}; "
         f"of a fair coin that decided on one {unit} they are right with a probability of at most "
-        f"{meaning.coin:.3g}. These bounds come from the privacy loss distribution of all releases "
-        f"together. The run is about as private as {meaning.mu:.4g}-GDP (μ, the smallest whose δ "
-        "is at least the run's at every ε from 0 to the one claimed).\n\n"
+        f"{meaning.coin:.3g}. These bounds come from what the {meaning.accountant} accountant "
+        "says of all releases together at every ε. The run is about as private as "
+        f"{meaning.mu:.4g}-GDP (μ, the smallest whose δ is at least the run's at every ε from 0 to "
+        "the one claimed).\n\n"
     )
 
 
@@ -211,6 +212,21 @@ MECHANISMS = {
     "exponential": "exponential (σ of the Gaussian release that costs as much)",
     "propose_test_release": "propose-test-release (σ: scale of its Laplace noise)",
 }
+
+
+def private_choice(facts: CardFacts) -> str:
+    """How this run was chosen among trials; empty in a run that was not."""
+    repeat = facts.repeat
+    if not repeat:
+        return ""
+    drawn = repeat["distribution"].replace("_", " ")
+    return (
+        "## A private choice\n\n"
+        f"This run is the best of a random, secret number of trials ({drawn}, mean "
+        f"{repeat['mean']:g}), which were scored on {repeat['held_out']:,} {facts.unit}s that none "
+        "was trained on. ε is that of all trials together, of which this one alone is released "
+        "(Papernot and Steinke, ICLR 2022); the tables show this trial's own releases."
+    )
 
 
 def uses(facts: CardFacts) -> str:

@@ -8,7 +8,7 @@ References:
 from __future__ import annotations
 
 from sapf_ray.privacy.card_facts import CardFacts
-from sapf_ray.privacy.card_guarantee import guarantees, number, stage_words, table, warnings
+from sapf_ray.privacy.card_guarantee import number, stage_words, table, warnings
 
 
 def label(facts: CardFacts) -> dict[str, str]:
@@ -67,8 +67,12 @@ def _hyperparameters(facts: CardFacts) -> str:
 
 def _interpretation(facts: CardFacts) -> str:
     meaning = facts.meaning
-    if meaning is None or not guarantees(facts):
-        return "nothing is promised" if not facts.private else "nothing can be learned"
+    if not facts.private:
+        return "nothing is promised"
+    if not facts.reads_images:
+        return "nothing can be learned of the sensitive images"
+    if meaning is None:
+        return "no accountant here tells what an attacker reaches against these mechanisms"
     attack = meaning.attacks[0]
     return (
         f"at {100 * attack.false_positive_rate:.3g} % false alarms an attacker finds at most "

@@ -54,22 +54,29 @@ def trust_model(facts: CardFacts) -> str:
 
 
 def side_channels(facts: CardFacts) -> str:
-    """What an observer of the run could learn beside its releases."""
+    """What an observer of the run could learn beside its releases; empty where none reads
+    sensitive images.
+    """
     if not facts.reads_images:
         return ""
+    items = ";\n".join(f"- {item}" for item in side_channel_items())
+    return f"## Side channels\n\n{items}."
+
+
+def side_channel_items() -> tuple[str, ...]:
+    """The channels, one in a few words or a sentence."""
     return (
-        "## Side channels\n\n"
-        "- time: how long a step takes tells of the number of records in it. The ledger has no "
-        "time stamps and the run directory is its owner's alone, but whoever watches the machines "
-        "or their network is not covered;\n"
-        "- floating point: sums and noise are integers (see above); what is computed from a "
-        "release after that needs no care;\n"
-        "- randomness: noise, samples and diffusion draws come from SHAKE-256 over the run's "
-        "secret key. Against those who cannot break it the guarantee holds;\n"
-        "- error messages: a run that stops at an image that it cannot read, or at a class without "
-        "images, tells so;\n"
-        "- memory: other processes of the same user, and copies of the run directory made while "
-        "the run was under way, can hold the key or latents."
+        "time: how long a step takes tells of the number of records in it. The ledger has no time "
+        "stamps and the run directory is its owner's alone, but whoever watches the machines or "
+        "their network is not covered",
+        "floating point: sums and noise are integers; what is computed from a release after that "
+        "needs no care",
+        "randomness: noise, samples and diffusion draws come from SHAKE-256 over the run's secret "
+        "key; the guarantee holds against those who cannot break it",
+        "error messages: a run that stops at an image that it cannot read, or at a class without "
+        "images, tells so",
+        "memory: other processes of the same user, and copies of the run directory made while the "
+        "run was under way, can hold the key or latents",
     )
 
 

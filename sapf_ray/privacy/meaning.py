@@ -1,4 +1,4 @@
-"""What a run's epsilon means, read off the privacy loss distribution of its events.
+"""What a run's epsilon means, read off an accountant's curve of delta over epsilon.
 
 Example::
 
@@ -22,7 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 from dp_accounting.dp_event import DpEvent
 
-from sapf_ray.privacy.accountants import SapfPldAccountant, make_accountant, supports
+from sapf_ray.privacy.accountant_table import ACCOUNTANTS
+from sapf_ray.privacy.accountants import (
+    SapfPldAccountant,
+    SapfRdpAccountant,
+    make_accountant,
+    supports,
+)
 from sapf_ray.privacy.events import Events, group_events
 from sapf_ray.privacy.tradeoff import gdp_parameter, true_positive_rate
 
@@ -49,6 +55,7 @@ class Meaning:
     """What all events together allow an attacker, whatever else they know.
 
     Attributes:
+        accountant: Whose deltas it was read from.
         mu: Smallest mu for which mu-GDP allows the events' delta at every epsilon from 0 to that of
             the claim (read at :data:`POINTS` of them).
         coin: Upper bound on the probability of telling rightly whether a unit took part, where that
@@ -56,6 +63,7 @@ class Meaning:
         attacks: One for each of :data:`FALSE_POSITIVE_RATES`.
     """
 
+    accountant: str
     mu: float
     coin: float
     attacks: tuple[Attack, ...]
@@ -69,39 +77,43 @@ def meaning(events: Events, delta: float) -> Meaning | None:
         delta: Of the claim, in (0, 1).
 
     Returns:
-        None where nothing was released, where an event has no noise, or where its privacy loss
-        distribution is not known.
+        By PLD where it knows the events, else by RDP; None where neither does, where nothing was
+        released, or where an event has no noise.
     """
     grouped = tuple(sorted(group_events(events).items(), key=repr))
-    if not grouped or not supports("pld", grouped):
+    if not grouped:
         return None
-    return _meaning(grouped, delta)
+    for name in ("pld", "rdp"):
+        if supports(name, grouped):
+            return _meaning(grouped, delta, name)
+    return None
 
 
 @functools.lru_cache(maxsize=8)
-def _meaning(grouped: tuple[tuple[DpEvent, int], ...], delta: float) -> Meaning | None:
-    coarse = _composed(grouped, COARSEST)
-    epsilon = None if coarse is None else float(coarse.get_epsilon(delta))
-    if coarse is None or epsilon is None or not math.isfinite(epsilon):
+def _meaning(grouped: tuple[tuple[DpEvent, int], ...], delta: float, name: str) -> Meaning | None:
+    accountant = _composed(grouped, name, COARSEST)
+    epsilon = float(accountant.get_epsilon(delta))
+    if not math.isfinite(epsilon):
         return None
-    accountant = coarse
     interval = max(FINEST, min(COARSEST, epsilon / 10_000))
     if interval < COARSEST:
-        accountant = _composed(grouped, interval) or coarse
+        accountant = _composed(grouped, name, interval)
     claimed = np.linspace(0, epsilon, POINTS).tolist()
     beyond = np.linspace(epsilon, 2 * epsilon + 1, POINTS)[1:].tolist()
-    deltas = [min(1.0, d) for d in accountant.deltas(claimed + beyond)]
+    deltas = [min(1.0, found) for found in accountant.deltas(claimed + beyond)]
     return Meaning(
+        accountant=ACCOUNTANTS[name].title,
         mu=gdp_parameter(claimed, deltas[:POINTS]),
         coin=(1 + deltas[0]) / 2,
         attacks=_attacks(claimed + beyond, deltas),
     )
 
 
-def _composed(grouped: Sequence[tuple[DpEvent, int]], interval: float) -> SapfPldAccountant | None:
-    accountant = make_accountant("pld", interval)
-    if not isinstance(accountant, SapfPldAccountant):  # another one was registered under the name
-        return None
+def _composed(
+    grouped: Sequence[tuple[DpEvent, int]], name: str, interval: float
+) -> SapfPldAccountant | SapfRdpAccountant:
+    accountant = make_accountant(name, interval)
+    assert isinstance(accountant, SapfPldAccountant | SapfRdpAccountant)
     for event, count in grouped:
         accountant.compose(event, count)
     return accountant

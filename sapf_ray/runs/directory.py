@@ -55,6 +55,7 @@ class RunDirectory:
         self.metrics = self.root / "metrics.json"
         self.card = self.root / "privacy_card.md"
         self.card_json = self.root / "privacy_card.json"  # the same facts, for machines
+        self.registry = self.root / "registry.yaml"  # and for the DP Deployments Registry
         self.audit = self.root / "audit"  # there in a run with canaries, never released
         self.observations = self.audit / "observations"
         self.canary_coins = self.audit / "image_coins.npy"
@@ -181,6 +182,7 @@ class RunDirectory:
             self.selection,
             self.card,
             self.card_json,
+            self.registry,
             self.adapter,
             self.synthetic,
         )

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from sapf_ray.config import RunConfig, from_dict
+from sapf_ray.config import RunConfig, TuningConfig, from_dict
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.card import card_json, privacy_card
 from sapf_ray.privacy.card_facts import CardFacts
@@ -37,12 +37,15 @@ def evolving() -> RunConfig:
     return from_dict({"finetune": {"steps": 0}, "evolution": evolution})
 
 
+CHOICE = {"private": True, "distribution": "poisson", "mean_trials": 5.0}
+
 CASES = {
     "private": small(steps=4),
     "not private": small(steps=2, non_private=True),
     "seeded": small(steps=2, reproducible_seed=1),
     "public model alone": small(steps=0),
     "evolution": evolving(),
+    "private choice": dataclasses.replace(small(steps=4), tuning=TuningConfig(**CHOICE)),
 }
 
 

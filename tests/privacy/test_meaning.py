@@ -11,6 +11,7 @@ from scipy.stats import norm
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.events import approximate_event, gaussian_event
 from sapf_ray.privacy.meaning import meaning
+from sapf_ray.privacy.repeat import Repeat
 from sapf_ray.privacy.tradeoff import gaussian_delta
 
 
@@ -67,3 +68,11 @@ def test_where_nothing_is_known_nothing_is_said():
     assert meaning([(NonPrivateDpEvent(), 1)], 1e-5) is None
     tested = meaning([(approximate_event(1.0, 1e-6), 1)], 1e-5)
     assert tested.attacks[0].true_positive_rate == pytest.approx(math.e * 1e-3, rel=0.03)
+
+
+def test_a_private_choice_is_told_by_rdp_and_allows_more_than_one_trial():
+    charges = ((gaussian_event(2.0, 0.3), 20),)
+    event = Repeat(distribution="poisson", mean=5.0).event(charges)
+    chosen, alone = meaning([(event, 1)], 1e-5), meaning(charges, 1e-5)
+    assert (chosen.accountant, alone.accountant) == ("RDP", "PLD")
+    assert chosen.mu > alone.mu and chosen.coin > alone.coin
