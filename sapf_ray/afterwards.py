@@ -186,6 +186,7 @@ class Result:
         metrics: Content of ``metrics.json``.
         tracking_uri: The MLflow store, None where there is none.
         verdict: What the results may be called.
+        manifest: SHA-256 of ``manifest.json``, which lists all files; empty before it is written.
     """
 
     directory: RunDirectory
@@ -193,6 +194,7 @@ class Result:
     metrics: dict[str, Any]
     tracking_uri: str | None
     verdict: Verdict
+    manifest: str = ""
 
 
 def summary(run: RunContext) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int | None]] = {
     "evaluate": runs.evaluate,
     "ledger": looks.ledger,
     "audit": runs.audit,
+    "verify": looks.verify,
     "tune": grids.tune,
     "reproduce": grids.reproduce,
     "submit": looks.submit,
@@ -47,8 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point.
 
     Returns:
-        The exit code: 0 done, 1 faults found by ``doctor`` or a false claim by ``audit``, 2 bad
-            input, 130 interrupted.
+        The exit code: 0 done, 1 ``doctor``, ``verify`` or ``audit`` found faults, 2 bad input, 130
+            interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     plain_text.use()

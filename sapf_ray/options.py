@@ -250,6 +250,19 @@ def _audit_options(parser: Parser) -> None:
     add_config_keys(parser)
 
 
+def _verify_options(parser: Parser) -> None:
+    parser.usage = "sapf verify RUN [OPTIONS]"
+    parser.add_argument("directory", metavar="RUN", help="Directory of a finished run.")
+    parser.add_argument(
+        "--manifest_digest",
+        "--manifest-digest",
+        metavar="HEX",
+        help="SHA-256 of its manifest.json as the run printed it: finds an edit that renewed the "
+        "manifest, too.",
+    )
+    _json_option(parser, "Print one JSON object.")
+
+
 def _grid_options(parser: Parser) -> None:
     parser.add_argument(
         "--out",
@@ -357,6 +370,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     ),
     "ledger": ("What a run spent, replayed from its ledger.", _ledger_options),
     "audit": ("Attack a run's own claim with canaries: bounds on epsilon.", _audit_options),
+    "verify": ("Whether a run's files hold together; reads no image.", _verify_options),
     "tune": ("Run or continue a grid of experiments, and print its table.", _tune_options),
     "reproduce": (
         "A table or figure of the paper, ours beside its printed values.",

@@ -51,6 +51,7 @@ from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.runs import runlog
 from sapf_ray.runs.context import Progress, RunContext, open_run
 from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.runs.manifest import write_manifest
 from sapf_ray.saliency.selection import Selection
 from sapf_ray.shared_directory import check_shared
 from sapf_ray.stages import Stage
@@ -135,6 +136,8 @@ def run(
             seconds=round(time.time() - began, 2),
             orchestration=result.metrics["orchestration"]["total_share"],
         )
+        result = replace(result, manifest=write_manifest(context.directory))
+        context.tracker.seal(result.manifest)
     return result
 
 

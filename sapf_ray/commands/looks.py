@@ -105,6 +105,18 @@ def ledger(namespace: argparse.Namespace, console: Console) -> None:
     console.print(ledger_table(Ledger.open(RunDirectory(namespace.directory).ledger)))
 
 
+def verify(namespace: argparse.Namespace, console: Console) -> int:
+    from sapf_ray.report.tables import findings_table
+    from sapf_ray.verify.checks import holds, to_json, verify
+
+    findings = verify(namespace.directory, namespace.manifest_digest)
+    if namespace.json:
+        print(json.dumps(to_json(findings), indent=2))
+    else:
+        console.print(findings_table(namespace.directory, findings))
+    return 0 if holds(findings) else 1
+
+
 def submit(namespace: argparse.Namespace, console: Console) -> None:
     from sapf_ray.submit import submit
 

@@ -6,10 +6,11 @@ Light to import, for ``sapf methods`` and its like print tables too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from sapf_ray.data.catalog import DATA_SETS, datasets_json
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sapf_ray.estimate.result import Cluster, RunEstimate, StageEstimate
     from sapf_ray.privacy.ledger import Ledger, LedgerEvent
     from sapf_ray.privacy.planner import PrivacyPlan, StagePlan
+    from sapf_ray.verify.checks import Finding
 
 
 def methods_table() -> Table:
@@ -172,6 +174,21 @@ def _spent_cells(lines: list[LedgerEvent], delta: float) -> list[str]:
     epsilons = [epsilon_text(charged.items(), delta, accountant=name) for name in ACCOUNTANTS]
     replays = sum(line.replay for line in lines)
     return [f"{sum(charged.values()):,}", f"{replays:,}", *epsilons]
+
+
+def findings_table(directory: str, findings: Sequence[Finding]) -> Table:
+    """The checks of ``sapf verify``, a row each."""
+    from sapf_ray.verify.checks import FAIL, holds
+
+    caption = "everything holds" if holds(findings) else "NOT everything holds"
+    table = Table(title=f"sapf verify {directory}", caption=caption)
+    for name in ("check", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("what was found", overflow="fold")
+    for row in findings:
+        state = f"[bold red]{row.state}[/]" if row.state == FAIL else row.state
+        table.add_row(row.check, state, escape(row.detail))
+    return table
 
 
 def estimate_table(estimate: RunEstimate) -> Table:

@@ -211,6 +211,8 @@ def _places(result: Result) -> dict[str, str]:
         "adapter": adapter,
         "privacy card": str(directory.card),
     }
+    if result.manifest:
+        places["manifest"] = f"{directory.manifest}  (SHA-256 {result.manifest})"
     uri = result.tracking_uri
     if uri and uri.startswith("http"):
         places["MLflow"] = stores.shown(uri)

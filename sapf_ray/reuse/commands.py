@@ -29,6 +29,7 @@ from sapf_ray.runs.directory import (
     changed_keys,
 )
 from sapf_ray.runs.finished import open_result
+from sapf_ray.runs.manifest import write_manifest
 from sapf_ray.shared_directory import check_shared
 from sapf_ray.stages import Stage
 
@@ -254,7 +255,7 @@ def _make(
                     step(context)
         result = conclude(context, directory)
         runlog.event("run_ended", seconds=round(time.time() - began, 2))
-    return result
+        return replace(result, manifest=write_manifest(directory))
 
 
 def _name(finished: Finished, changed: Mapping[str, tuple[Any, Any]], *, kind: str) -> str:

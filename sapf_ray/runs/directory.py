@@ -65,6 +65,7 @@ class RunDirectory:
         self.orchestration = self.root / "orchestration.json"
         self.memory = self.root / "peak_memory.json"
         self.log = self.root / "run.log.jsonl"
+        self.manifest = self.root / "manifest.json"  # digests of all others, written last
         self.owner = self.root / "run_id"
         self.mlflow = self.root / "mlflow_run.json"
         self.skipped = self.root / "skipped.json"
@@ -315,6 +316,7 @@ class ResultDirectory(RunDirectory):
         self.orchestration = self.home / "orchestration.json"
         self.memory = self.home / "peak_memory.json"
         self.log = self.home / "run.log.jsonl"
+        self.manifest = self.home / "manifest.json"
         self.spilled = self.home / "spilled"
         self.decoded = self.home / "private" / "evaluation"
         self.mlflow = self.home / "mlflow_run.json"

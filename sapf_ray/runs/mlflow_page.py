@@ -60,6 +60,10 @@ def view() -> str:
     return json.dumps(made)
 
 
+MANIFEST = "sapf.manifest_sha256"
+"""Tag: digest of a run's ``manifest.json``, for ``sapf verify --manifest-digest``."""
+
+
 def tags(flat: Mapping[str, Any], *, grid: str | None) -> dict[str, str]:
     """Tags of a run: its method, and the grid that it belongs to.
 

@@ -355,6 +355,16 @@ class Tracker:
             self.client.log_artifact(self.run_id, str(directory.sample_grid), "pictures")
         self.client.set_terminated(self.run_id)
 
+    @_while_reachable
+    def seal(self, manifest: str) -> None:
+        """Tags the finished run with the digest of its manifest, which covers all its files.
+
+        Args:
+            manifest: SHA-256, hex.
+        """
+        self.client.set_tag(self.run_id, mlflow_page.MANIFEST, manifest)
+        self.client.set_terminated(self.run_id)
+
     def _log_metrics(self, metrics: Mapping[str, Any], not_private: Sequence[str]) -> None:
         for key, value in flatten(dict(metrics)).items():
             if isinstance(value, int | float):
