@@ -24,11 +24,12 @@ from sapf_ray.runs import runlog, worktime
 from sapf_ray.synthesis.labelling import Labelling
 from sapf_ray.synthesis.recipe import Recipe, adopt
 from sapf_ray.synthesis.sampling_plan import SamplingPlan, Shard
-from sapf_ray.synthesis.writer import is_complete, remove_foreign, write_manifest
+from sapf_ray.synthesis.writer import is_complete, noted, remove_foreign, write_manifest
 
 if TYPE_CHECKING:
     from sapf_ray.synthesis.shard_maker import ShardMaker
 
+WAIT_SECONDS = 2.0  # between two looks at what unfinished shards have
 MAX_RESTARTS = 3  # of one actor, and retries of one shard, by Ray itself
 
 
@@ -165,7 +166,11 @@ def synthesize(
         count = min(_actor_count(config), len(missing))
         busy = 0.0
         start = time.monotonic()
-        for rows, seconds in _run_queue(job, missing, count=count):
+
+        def report_parts() -> None:
+            report(min(done + noted(out), plan.n_images), plan.n_images)
+
+        for rows, seconds in _run_queue(job, missing, count=count, on_wait=report_parts):
             done += rows
             busy += seconds
             report(done, plan.n_images)
@@ -186,7 +191,12 @@ def synthesize(
 
 
 def _run_queue(
-    job: SamplingJob, shards: list[Shard], *, count: int, kind: type = SamplingActor
+    job: SamplingJob,
+    shards: list[Shard],
+    *,
+    count: int,
+    kind: type = SamplingActor,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, float]]:
     """Yields (images, seconds of work) of each shard as it is finished.
 
@@ -195,6 +205,7 @@ def _run_queue(
         shards: What is missing, in order.
         count: Number of actors.
         kind: Class of the actors; the benchmark of scheduling has one without work.
+        on_wait: Called every few seconds while no shard is finished.
     """
     config = job.config
     actor_class: Any = ray.remote(kind)
@@ -211,7 +222,11 @@ def _run_queue(
         actor = actor_class.remote(job)
         running[actor.make_shard.remote(next(queue))] = actor
     while running:
-        (ready,), _ = ray.wait(list(running), num_returns=1)
+        finished_now, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SECONDS)
+        if not finished_now:
+            on_wait()
+            continue
+        (ready,) = finished_now
         actor = running.pop(ready)
         finished = cluster.result(ready)
         shard = next(queue, None)

@@ -17,7 +17,7 @@ from sapf_ray.models.loading import load_pipeline
 from sapf_ray.synthesis.launcher import SamplingJob
 from sapf_ray.synthesis.sampler import sample_images
 from sapf_ray.synthesis.sampling_plan import Shard
-from sapf_ray.synthesis.writer import encode_png, write_shard
+from sapf_ray.synthesis.writer import encode_png, note_made, write_shard
 
 
 class ShardMaker:
@@ -58,6 +58,7 @@ class ShardMaker:
             spec=job.spec,
             chosen=chosen,
         )
+        note_made(Path(job.out_dir), shard, 0)
 
     def _sample(self, labels: np.ndarray, *, shard: Shard) -> tuple[list[bytes], list[np.ndarray]]:
         """The shard's candidates: PNG files, and blocks of their features where a head sees them.
@@ -85,6 +86,8 @@ class ShardMaker:
             encoded.append(self.encoder.submit(encode_png, images))
             if job.labelling is not None:
                 seen.append(job.labelling.see(self.pipe, images))
+            made = min(start + config.batch_size, len(labels))
+            note_made(Path(job.out_dir), shard, shard.rows * made // len(labels))
         return [file for batch in encoded for file in batch.result()], seen
 
 

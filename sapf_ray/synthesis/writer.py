@@ -6,6 +6,7 @@ images and class names; ``pyarrow`` alone reads it just as well.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -118,6 +119,24 @@ def write_shard(
         rows["label_source"] = list(chosen.sources)
     columns = schema(class_names, spec, with_sources=chosen is not None)
     write_table(pa.table(rows, schema=columns), directory / shard.file)
+
+
+def note_made(directory: Path, shard: Shard, made: int) -> None:
+    """Tells the driver how many images of an unfinished shard are made; 0 takes the note back."""
+    note = directory / f".{shard.file}.made.partial"
+    if made:
+        note.write_text(str(made), encoding="utf-8")
+    else:
+        note.unlink(missing_ok=True)
+
+
+def noted(directory: Path) -> int:
+    """Images made of all unfinished shards, as far as they are noted."""
+    made = 0
+    for note in directory.glob(".*.made.partial"):
+        with contextlib.suppress(OSError, ValueError):  # taken back, or being written
+            made += int(note.read_text(encoding="utf-8"))
+    return made
 
 
 def is_complete(directory: Path, plan: SamplingPlan, *, shard: Shard, spec: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -130,7 +130,7 @@ def without_ray(patched: pytest.MonkeyPatch) -> None:
 
 
 def in_this_process(
-    job: launcher.SamplingJob, shards: list[Any], *, count: int
+    job: launcher.SamplingJob, shards: list[Any], *, count: int, on_wait: Callable[[], None]
 ) -> Iterator[tuple[int, float]]:
     """In place of the actors, whose processes take seconds to start."""
     actor = launcher.SamplingActor(job)
