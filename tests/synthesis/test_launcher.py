@@ -106,7 +106,9 @@ def test_one_actor_redoes_lost_and_truncated_shards_to_the_same_bytes(
     assert digests(tmp_path) == expected and kept.stat().st_mtime_ns == written
 
 
-def test_an_unfinished_shard_says_how_many_images_it_has(model, tmp_path, here, monkeypatch):
+def test_an_unfinished_shard_says_how_many_images_it_has(
+    model, ray_cluster, tmp_path, here, monkeypatch
+):
     from sapf_ray.synthesis import shard_maker
 
     told: list[int] = []
