@@ -108,6 +108,29 @@ class LatentCache:
             read = np.isfinite(rows).all(1)
             yield rows, np.where(read, labels[start : start + block], SKIPPED)
 
+    def group_features(
+        self, block: int = 256
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """As :meth:`record_features`, group by group; only where the cache has groups.
+
+        Args:
+            block: Groups that are in memory together.
+
+        Yields:
+            Features and labels of all images of some groups, and which group each is of: int64
+            (n,) from 0 in every block.
+        """
+        features = np.load(Path(self.directory) / "features.npy", mmap_mode="r")
+        labels = np.load(Path(self.directory) / "labels.npy", mmap_mode="r")
+        groups = self.groups
+        assert groups is not None
+        for first in range(0, len(groups), block):
+            starts = groups.starts[first : first + block + 1]
+            images = groups.images[starts[0] : starts[-1]]
+            rows = np.array(features[images])
+            found = np.where(np.isfinite(rows).all(1), labels[images], SKIPPED)
+            yield rows, found, np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w)."""

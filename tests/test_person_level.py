@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -23,13 +24,11 @@ from sapf_ray.finetune.adapter import add_lora
 from sapf_ray.finetune.objective import Objective
 from sapf_ray.grad_sample.joint import JointGradients
 from sapf_ray.grad_sample.lora import LoraGradients
-from sapf_ray.grounding import head
 from sapf_ray.grounding.proportions import release_counts
 from sapf_ray.grounding.remedies import REMEDIES
 from sapf_ray.grounding.space import Whitening
 from sapf_ray.grounding.vote import vote_table
 from sapf_ray.latents import LatentCache
-from sapf_ray.models.class_head import Projection
 from sapf_ray.models.class_tokens import ClassTokens
 from sapf_ray.models.loading import load_pipeline
 from sapf_ray.privacy.clipping import clip_factors
@@ -244,12 +243,6 @@ def vote_sum(blocks, parts) -> list[torch.Tensor]:
     return [torch.from_numpy(table * (ONE_VOTE if parts is None else 1))]
 
 
-def head_sum(blocks, parts) -> list[torch.Tensor]:
-    size = blocks[0][0].shape[1]
-    rows = Projection(centre=np.zeros(size), directions=np.eye(size), radius=1.0, kind="test")
-    return list(head.exact_sum(blocks, rows, n_classes=3, parts=parts).units)
-
-
 def histogram_sum(blocks, parts) -> list[torch.Tensor]:
     embeddings = np.concatenate([features for features, _ in blocks])
     labels = np.concatenate([labels for _, labels in blocks])
@@ -270,7 +263,7 @@ def counts_sum(blocks, parts) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("sum_of", [vote_sum, head_sum, histogram_sum, counts_sum])
+@pytest.mark.parametrize("sum_of", [vote_sum, histogram_sum, counts_sum])
 def test_a_group_has_one_vote_and_one_count(sum_of):
     """Also groups of a number of images that does not divide a vote; image by image it has many."""
     names = np.random.default_rng(4).permutation(np.repeat([*"abcdefgh"], [3] * 7 + [11]))
@@ -286,7 +279,6 @@ def test_a_group_has_one_vote_and_one_count(sum_of):
 
 
 def test_image_level_sums_are_those_of_groups_of_one():
-    """Groups of one image count as images do, but for a rounding of the head's margin."""
     blocks = blocks_of(30, 5)
     parts = Units.of([f"{i:02d}" for i in range(30)]).parts(ONE_VOTE)
     for sum_of in (vote_sum, histogram_sum, counts_sum):
@@ -294,8 +286,21 @@ def test_image_level_sums_are_those_of_groups_of_one():
             torch.equal(a, b)
             for a, b in zip(sum_of(blocks, parts), sum_of(blocks, None), strict=True)
         )
-    for a, b in zip(head_sum(blocks, parts), head_sum(blocks, None), strict=True):
-        assert torch.allclose(a.double(), b.double(), rtol=1e-4, atol=60)
+
+
+def test_features_come_group_by_group(images, groups):
+    folder = Path(groups.directory)
+    features = np.random.default_rng(0).standard_normal((N_IMAGES, 3)).astype(np.float32)
+    np.save(folder / "features.npy", features)
+    blocks = list(groups.group_features(block=4))
+    units = Units.load(groups.units)
+    assert len(blocks) == -(-len(units) // 4)
+    for number, (rows, labels, owners) in enumerate(blocks):
+        for group in range(owners.max() + 1):
+            members = units.members(4 * number + group)
+            assert np.array_equal(rows[owners == group], features[members])
+            assert np.array_equal(labels[owners == group], groups.labels(members).numpy())
+    (folder / "features.npy").unlink()
 
 
 @pytest.mark.parametrize("k", [1, 4])

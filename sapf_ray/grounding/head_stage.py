@@ -5,10 +5,11 @@ Its labels in synthesis are :mod:`sapf_ray.grounding.head_labels`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sapf_ray.errors import ConfigError
-from sapf_ray.grounding.head import release_head
+from sapf_ray.grounding.head import exact_sum, group_sum, release_head
 from sapf_ray.grounding.head_price import directions
 from sapf_ray.grounding.public_spread import public_spread
 from sapf_ray.latents import LatentCache
@@ -25,19 +26,23 @@ def make_head(run: RunContext) -> dict[str, Any]:
     assert features is not None and run.plan.head is not None
     spread = public_spread(run, features)
     n_classes = len(run.source.class_names)
+    cache = LatentCache(str(run.latents), units=run.units_file)
+    groups = cache.groups
+    # k images of as many classes have a norm of the root of k
+    weight = float(run.plan.n_records)
+    if groups is not None:
+        weight = math.sqrt(len(groups) * len(groups.images))
     size = directions(
-        run.plan.n_records / n_classes,
+        weight / n_classes,
         run.plan.head.noise_multiplier,
         dimension=len(spread.centre),
     )
     projection = spread.projection(size, kind=features.key)
-    head = release_head(
-        LatentCache(str(run.latents)).record_features(),
-        projection,
-        n_classes=n_classes,
-        releaser=run.releaser,
-        parts=run.vote_parts,
-    )
+    if groups is None:
+        total = exact_sum(cache.record_features(), projection, n_classes=n_classes)
+    else:
+        total = group_sum(cache.group_features(), projection, n_classes=n_classes)
+    head = release_head(total, projection, releaser=run.releaser)
     head.save(run.directory.head)
     settings = run.config.grounding
     return {

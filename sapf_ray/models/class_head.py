@@ -236,7 +236,7 @@ def head_of(
     *,
     energy: float,
     noise: Noise,
-    n_records: int,
+    n_records: float,
 ) -> ClassHead:
     """The head that follows from noisy sums, counts and energy.
 
@@ -251,7 +251,7 @@ def head_of(
         counts: (C,) noisy counts.
         energy: Noisy sum of the squared norms of projected records.
         noise: Standard deviation of the noise of each number.
-        n_records: N, public.
+        n_records: N, or what the counts add up to without noise.
     """
     n_classes, size = sums.shape
     usual = n_records / n_classes

@@ -158,22 +158,15 @@ class Clip:
         """(n,) norms, none below the true one, to (n,) factors."""
         return clip_factors(norms, self.bound, mode=self.mode, gamma=self.gamma)
 
-    def sum(self, rows: Sequence[Tensor], *, shares: Tensor | None = None) -> ExactSum:
-        """The exact sum over the records of their clipped contributions.
+    def sum(self, rows: Sequence[Tensor]) -> ExactSum:
+        """The exact sum over the records, or groups, of their clipped contributions.
 
         Args:
-            rows: Tensors (n, ...) that together are each record's contribution.
-            shares: (n,) float64 of each record in its group's one contribution, adding up to at
-                most 1 in each group, where a group is what the bound is for; None where each
-                record is. By the triangle inequality the group's part of the sum then has norm at
-                most the bound; the margin of :func:`clip_factors` keeps that in floating point,
-                also for records that need no shrinking.
+            rows: Tensors (n, ...) that together are each one's contribution.
         """
         norms = [norms_upward(part, self.order) for part in rows]
         joint = norms[0] if len(norms) == 1 else norms_upward(torch.stack(norms, 1), self.order)
         factors = self.factors(joint)
-        if shares is not None:
-            factors = (factors.double() * shares * _FACTOR_MARGIN).float()
         step = grid_step(self.bound)
         units = [clipped_units(part, factors, step).cpu() for part in rows]
         return ExactSum(units=units, step=step, sensitivity=self.bound)

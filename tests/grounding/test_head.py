@@ -9,7 +9,8 @@ import pytest
 
 from sapf_ray.data.base import SKIPPED
 from sapf_ray.errors import BudgetError, DataError
-from sapf_ray.grounding.head import Weights, exact_sum, from_noisy, release_head
+from sapf_ray.grounding import head as head_module
+from sapf_ray.grounding.head import Weights, exact_sum, from_noisy, group_sum, release_head
 from sapf_ray.grounding.head_price import directions, head_noise, head_suits
 from sapf_ray.models.class_head import ClassHead, Projection, Spread
 from sapf_ray.privacy import noise as noise_module
@@ -38,6 +39,10 @@ def images(n, seed=0, centres=CENTRES):
 
 def projection() -> Projection:
     return Spread.of(*images(800, seed=5)).projection(SIZE, kind="test")
+
+
+def sum_of(n, seed=0) -> ExactSum:
+    return exact_sum([images(n, seed)], projection(), n_classes=CLASSES)
 
 
 def released(n=400, noise=2.0, seed=0, record_seed=0) -> ClassHead:
@@ -106,6 +111,88 @@ def test_the_parts_of_a_contribution_have_norm_one_together(size):
         assert size / sums**2 + 1 / count**2 > error
 
 
+# A group of images ------------------------------------------------------------------------------
+
+
+def grouped(n, size, seed=0, block=7):
+    """Blocks of n groups of about ``size`` images each, of any classes."""
+    rng = np.random.default_rng(seed)
+    owners = np.repeat(np.arange(n), rng.integers(1, 2 * size, n))
+    features, labels = images(len(owners), seed)
+    features[owners == 1] = 1e8  # far outside
+    labels[owners == 2] = 3  # of one class
+    blocks = []
+    for first in range(0, n, block):
+        own = (owners >= first) & (owners < first + block)
+        blocks.append((features[own], labels[own], owners[own] - first))
+    return blocks
+
+
+def without_group(block, group):
+    features, labels, owners = block
+    kept = owners != group
+    return features[kept], labels[kept], owners[kept]
+
+
+def largest_move(n=12, size=5) -> float:
+    """Largest move of the sum by one group, over the sensitivity squared; asserts that it is no
+    more.
+    """
+    rows = projection()
+    blocks = grouped(n, size, block=n)
+    total = group_sum(blocks, rows, n_classes=CLASSES)
+    one = round(total.sensitivity / total.step)
+    moves = []
+    for group in range(n):
+        rest = group_sum([without_group(blocks[0], group)], rows, n_classes=CLASSES)
+        moves.append(norm_in_units(total, rest))
+    assert min(moves) > 0 and max(moves) <= one**2
+    return max(moves) / one**2
+
+
+def test_one_group_moves_the_sum_by_at_most_one_exactly():
+    assert largest_move() > 0.999
+
+
+def test_a_group_that_is_clipped_image_by_image_is_rejected(monkeypatch):
+    loose = dataclasses.replace(head_module.CLIP, bound=5.0)
+    monkeypatch.setattr(head_module, "CLIP", loose)
+    with pytest.raises(AssertionError):
+        largest_move()
+
+
+def test_groups_do_not_depend_on_blocks_and_groups_of_one_are_records():
+    rows = projection()
+    expected = group_sum(grouped(20, 4, block=20), rows, n_classes=CLASSES).digest()
+    assert group_sum(grouped(20, 4, block=3)[::-1], rows, n_classes=CLASSES).digest() == expected
+    features, labels = images(50)
+    alone = group_sum([(features, labels, np.arange(50))], rows, n_classes=CLASSES)
+    assert alone.digest() == exact_sum([(features, labels)], rows, n_classes=CLASSES).digest()
+    broken = np.concatenate([features, np.full((2, DIMENSION), np.nan, np.float32)])
+    skipped = (broken, np.append(labels, [SKIPPED, 1]), np.append(np.arange(50), [3, 50]))
+    assert group_sum([skipped], rows, n_classes=CLASSES).digest() == alone.digest()
+
+
+def test_groups_of_any_classes_make_a_better_head_than_group_privacy_does():
+    """Noise of 10 for groups of 8 against 80 for images: the same guarantee for whoever has 8."""
+    rows, size, noise = projection(), 8, 10.0
+    features, labels = images(50 * size)
+    owners = np.repeat(np.arange(50), size)
+    of_groups = group_sum([(features, labels, owners)], rows, n_classes=CLASSES)
+    of_images = exact_sum([(features, labels)], rows, n_classes=CLASSES)
+    found = []
+    for total, std, n in ((of_groups, noise, 50), (of_images, size * noise, 50 * size)):
+        rng = np.random.default_rng(1)
+        heads = []
+        for _ in range(12):
+            noisy = [part.numpy() + std * rng.normal(size=part.shape) for part in total.values()]
+            heads.append(
+                from_noisy(noisy, rows, noise_multiplier=std, n_records=n, grouped=n == 50)
+            )
+        found.append(np.mean([accuracy(head, 400) for head in heads]))
+    assert found[0] > found[1] + 0.1
+
+
 # The release ------------------------------------------------------------------------------------
 
 
@@ -165,17 +252,17 @@ def test_the_event_is_on_disk_before_noise_exists(tmp_path, monkeypatch):
 
     monkeypatch.setattr(noise_module, "noisy_sum", crash)
     with pytest.raises(KeyboardInterrupt):
-        release_head([images(400)], projection(), n_classes=CLASSES, releaser=door)
+        release_head(sum_of(400), projection(), releaser=door)
 
 
 def test_a_replay_is_free_and_other_records_are_refused_by_the_budget(tmp_path):
     door = releaser(tmp_path, noise=1.0, epsilon=5.5)
-    first = release_head([images(400)], projection(), n_classes=CLASSES, releaser=door)
-    again = release_head([images(400)], projection(), n_classes=CLASSES, releaser=door)
+    first = release_head(sum_of(400), projection(), releaser=door)
+    again = release_head(sum_of(400), projection(), releaser=door)
     assert [e.replay for e in door.ledger.events()] == [False, True]
     assert np.array_equal(first.means, again.means)
     with pytest.raises(BudgetError):
-        release_head([images(400, seed=1)], projection(), n_classes=CLASSES, releaser=door)
+        release_head(sum_of(400, seed=1), projection(), releaser=door)
 
 
 # What the head knows of itself --------------------------------------------------------------------
