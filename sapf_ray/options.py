@@ -233,7 +233,14 @@ def _plan_options(parser: Parser) -> None:
 
 
 def _ledger_options(parser: Parser) -> None:
-    parser.add_argument("directory", help="Run directory.")
+    parser.usage = "sapf ledger PATH..."
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="Run directory; several, or folders of them: what all runs below on the same images "
+        "cost together.",
+    )
 
 
 def _audit_options(parser: Parser) -> None:
@@ -368,7 +375,10 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
         "Other scores of a finished run, or of any Parquet data set.",
         _evaluate_options,
     ),
-    "ledger": ("What a run spent, replayed from its ledger.", _ledger_options),
+    "ledger": (
+        "What a run spent, or several together, replayed from their ledgers.",
+        _ledger_options,
+    ),
     "audit": ("Attack a run's own claim with canaries: bounds on epsilon.", _audit_options),
     "verify": ("Whether a run's files hold together; reads no image.", _verify_options),
     "tune": ("Run or continue a grid of experiments, and print its table.", _tune_options),

@@ -99,10 +99,18 @@ def plan(namespace: argparse.Namespace, console: Console) -> None:
 
 def ledger(namespace: argparse.Namespace, console: Console) -> None:
     from sapf_ray.privacy.ledger import Ledger
-    from sapf_ray.report.tables import ledger_table
+    from sapf_ray.report.tables import ledger_table, together_table
     from sapf_ray.runs.directory import RunDirectory
+    from sapf_ray.runs.together import COVERED, find_runs, totals_of
 
-    console.print(ledger_table(Ledger.open(RunDirectory(namespace.directory).ledger)))
+    paths = namespace.paths
+    alone = RunDirectory(paths[0]).ledger
+    if len(paths) == 1 and (alone.exists() or not alone.parent.is_dir()):
+        console.print(ledger_table(Ledger.open(alone)))
+        say(console, "this run alone; sapf ledger FOLDER adds up all runs on the same images")
+        return
+    console.print(together_table(totals_of(find_runs(paths))))
+    say(console, COVERED)
 
 
 def verify(namespace: argparse.Namespace, console: Console) -> int:

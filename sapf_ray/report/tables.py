@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sapf_ray.estimate.result import Cluster, RunEstimate, StageEstimate
     from sapf_ray.privacy.ledger import Ledger, LedgerEvent
     from sapf_ray.privacy.planner import PrivacyPlan, StagePlan
+    from sapf_ray.runs.together import Together
     from sapf_ray.verify.checks import Finding
 
 
@@ -164,6 +165,47 @@ def ledger_table(ledger: Ledger) -> Table:
     table.add_section()
     table.add_row("all", "", *_spent_cells(lines, plan.delta), style="bold")
     return table
+
+
+def together_table(totals: Sequence[Together]) -> Table:
+    """What runs on the same images cost together, as ``sapf ledger`` prints it for several."""
+    table = Table(title="Runs on the same images, together")
+    for name in ("images", "runs"):
+        table.add_column(name, overflow="fold")
+    for name in ("releases", "ε in all", "δ", "sum of the runs' ε"):
+        table.add_column(name, justify="right")
+    for total in totals:
+        table.add_row(*_together_cells(total))
+    notes = []
+    if any(total.repeated for total in totals):
+        notes.append("- a release that several ledgers paid for is counted once")
+    if not all(total.comparable for total in totals):
+        notes.append(
+            "- rows with ? have no fingerprint, or one under another secret: their images may be "
+            "those of another row, which adds up then"
+        )
+    if any(run.seeded for total in totals for run in total.runs):
+        notes.append("- with seeded noise (*) there is no guarantee against who knows the seed")
+    if len({total.unit for total in totals}) > 1:
+        notes.append("- ε for an image and ε for a group do not add up: their neighbours differ")
+    table.caption = "\n".join(notes) or None
+    table.caption_justify = "left"
+    return table
+
+
+def _together_cells(total: Together) -> list[str]:
+    images = "not known" if total.images is None else total.images.rpartition("/")[2][:12]
+    mark = "" if total.comparable else " ?"
+    names = [run.directory.root.name + "*" * run.seeded for run in total.runs]
+    title = ACCOUNTANTS[total.accountant].title
+    return [
+        f"{images}{mark}, one {total.unit}",
+        f"{len(names):,}: {', '.join(names)}",
+        f"{total.releases:,}",
+        f"{total.epsilon:.4f} ({title})",
+        f"{total.delta:.3g}",
+        f"{total.summed:.4f} at {total.summed_delta:.3g}",
+    ]
 
 
 def _spent_cells(lines: list[LedgerEvent], delta: float) -> list[str]:

@@ -1,16 +1,17 @@
 """What a grid will spend, known before any of it starts.
 
-Each cell's privacy plan and the total per data set. The total composes the plans of all
-cells that read the same images (design rule 7): whoever sees all the results, or one result that
-was picked after looking at all, has seen every release. Cells with noise from fresh keys are
-independent mechanisms, so their events simply compose. A selection release that several cells use
-(same key, same noise: :mod:`sapf_ray.saliency.shared`) is one mechanism, and the fine-tunings that
-start from it are adaptive: it composes once.
+Each cell's privacy plan and the total per data set. The total composes the plans of all cells that
+read the same images, and what other runs in the grid's directory paid (design rule 7): whoever sees
+all the results, or one result that was picked after looking at all, has seen every release. Cells
+with noise from fresh keys are independent mechanisms, so their events simply compose. A selection
+release that several cells use (same key, same noise: :mod:`sapf_ray.saliency.shared`) is one
+mechanism, and the fine-tunings that start from it are adaptive: it composes once.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,22 +24,31 @@ from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.models.facts import find_facts
 from sapf_ray.models.location import resolve_model
 from sapf_ray.models.public_model import PublicModel
+from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.events import DpEvent
 from sapf_ray.privacy.facts import Facts
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan, plan_events
 from sapf_ray.runs.directory import RunDirectory
+from sapf_ray.runs.together import PaidRun, tightest
 from sapf_ray.saliency.shared import released_by, shared_folder
 from sapf_ray.stages import Stage
 from sapf_ray.tune.space import Cell
+from sapf_ray.tune.twin import FOLDER
 
 SELECTION_FOLDER = ".selections"  # in a grid's directory
 
 WHO_PAYS = (
     "The total is what is paid when all these runs are released, or one is chosen by looking at "
-    "them all; a single run, fixed beforehand, pays its own ε."
+    "all their images; a single run, fixed beforehand, pays its own ε. The scores beside them are "
+    "unprotected measurements of real images: of test images, which no ε here covers, and with "
+    "evaluation.fid_reference: train of the training images too; then no ε covers a choice by them."
 )
+
+
+Selections = set[tuple[str, DpEvent, int]]
+"""Name of who drew a selection release, its event, and how often."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,9 @@ class Total:
             well there is no guarantee.
         seeded: Number of cells whose noise can be repeated by whoever knows the seed: no guarantee
             against them.
+        earlier: Number of those runs that are in the grid's directory, but not among its cells as
+            they are planned now: they were paid all the same.
+        accountant: The tightest that can price all the releases.
     """
 
     data: str
@@ -80,6 +93,8 @@ class Total:
     summed_delta: float
     non_private: int
     seeded: int
+    earlier: int = 0
+    accountant: str = "pld"
 
 
 @functools.lru_cache(maxsize=32)
@@ -195,51 +210,132 @@ def totals(planned: Iterable[PlannedCell], out: Path) -> list[Total]:
 
     Args:
         planned: The cells.
-        out: Directory of the grid's runs: which selections are shared is read from what is there.
+        out: Directory of the grid's runs. What is there says which selections are shared, and what
+            was paid by runs that are not among the cells any more: a grid that is cut down to its
+            winner costs what it cost.
     """
-    groups: dict[str, list[PlannedCell]] = {}
+    names: dict[tuple[str, ...], str] = {}
+    groups: dict[tuple[str, ...], list[PlannedCell]] = {}
+    earlier: dict[tuple[str, ...], list[PaidRun]] = {}
+    planned = list(planned)
     for item in planned:
         if item.plan.reads_images:
             data = item.cell.config.data
-            name = f"{data.source} ({data.path})" if data.path else data.source
-            if data.groups is not None:
-                name += f" by {data.groups}"
-            groups.setdefault(name, []).append(item)
-    return [_total(name, items, out=out) for name, items in groups.items()]
+            key = _images(data.source, data.path, groups=data.groups)
+            names.setdefault(key, _name(data.source, data.path, groups=data.groups))
+            groups.setdefault(key, []).append(item)
+    for run in _not_planned(planned, out):
+        given = [run.setting("data", name) for name in ("source", "path", "groups")]
+        key = _images(given[0], given[1], groups=given[2])
+        names.setdefault(key, _name(given[0], given[1], groups=given[2]))
+        earlier.setdefault(key, []).append(run)
+    return [
+        _total(name, groups.get(key, []), earlier=earlier.get(key, []), out=out)
+        for key, name in names.items()
+    ]
+
+
+def _name(source: str, path: str | None, *, groups: str | None) -> str:
+    """What a data set and a unit of privacy are called in a total."""
+    name = f"{source} ({path})" if path else source
+    return name if groups is None else f"{name} by {groups}"
+
+
+def _images(source: str, path: str | None, *, groups: str | None) -> tuple[str, ...]:
+    """Equal for the same files under another path, such as a link, and the same unit."""
+    place = str(Path(path).expanduser().resolve()) if path else ""
+    return (str(source), place, str(groups))
+
+
+def _not_planned(planned: Sequence[PlannedCell], out: Path) -> list[PaidRun]:
+    """Runs in the grid's directory that paid, and are not among today's cells: the grid was cut
+    down, or edited.
+    """
+    cells = {item.cell.name for item in planned}
+    found = []
+    for path in sorted(out.glob("*/ledger.jsonl")):
+        if path.parent.name in cells:
+            continue
+        run = PaidRun(RunDirectory(path.parent), Ledger.open(path))
+        place = run.setting("data", "path")
+        on_twin = place is not None and FOLDER in Path(place).parts
+        if run.ledger.plan.reads_images and not on_twin:
+            found.append(run)
+    return found
+
+
+def _spend(item: PlannedCell, out: Path) -> tuple[Selections, Counter[DpEvent]]:
+    """A cell's selection releases, and its other events: what it plans, or paid where that is
+    more.
+    """
+    selections: Selections = set()
+    events: Counter[DpEvent] = Counter()
+    for stage, event, count in plan_events(item.plan):
+        if stage == Stage.SELECTION:
+            selections |= {(name, event, count) for name in selection_names(item, out)}
+        else:
+            events[event] += count
+    ledger = RunDirectory(out / item.cell.name).ledger
+    if ledger.exists():
+        events |= _paid(Ledger.open(ledger))[1]
+    return selections, events
+
+
+def _paid(ledger: Ledger) -> tuple[Selections, Counter[DpEvent]]:
+    """Selection releases that a ledger paid for, and its other charged events."""
+    selections: Counter[tuple[str, DpEvent]] = Counter()
+    events: Counter[DpEvent] = Counter()
+    for line in ledger.events():
+        if line.replay:
+            continue
+        if line.stage == Stage.SELECTION:
+            selections[line.drawn_by, line.event] += 1
+        else:
+            events[line.event] += 1
+    return {(name, event, count) for (name, event), count in selections.items()}, events
 
 
 def _total(
     name: str,
     items: list[PlannedCell],
     *,
+    earlier: list[PaidRun],
     out: Path,
 ) -> Total:
     private = [item for item in items if not item.plan.non_private]
-    deltas = [item.plan.delta for item in private]
-    delta = min(deltas, default=default_delta(items[0].plan.n_records))
-    selections: set[tuple[str, DpEvent, int]] = set()
-    events = []
-    for item in private:
-        for stage, event, count in plan_events(item.plan):
-            if stage == Stage.SELECTION:
-                for selection in selection_names(item, out):
-                    selections.add((selection, event, count))
-            else:
-                events.append((event, count))
-    events += [(event, count) for _, event, count in selections]
-    seeds = [item.cell.config.privacy.reproducible_seed for item in private]
+    paid = [run for run in earlier if not run.ledger.plan.non_private]
+    plans = [*(item.plan for item in private), *(run.ledger.plan for run in paid)]
+    spent = [item.plan.composed_epsilon for item in private]
+    spent += [run.ledger.epsilon_spent() for run in paid]
+    selections: Selections = set()
+    events: Counter[DpEvent] = Counter()
+    for more, others in [
+        *(_spend(item, out) for item in private),
+        *(_paid(run.ledger) for run in paid),
+    ]:
+        selections |= more
+        events += others
+    for _, event, count in selections:
+        events[event] += count
+    seeds = [item.cell.config.privacy.reproducible_seed is not None for item in private]
+    deltas = [plan.delta for plan in plans]
+    any_plan = items[0].plan if items else earlier[0].ledger.plan
+    delta = min(deltas, default=default_delta(any_plan.n_records))
+    accountant = tightest(events)
     return Total(
         data=name,
-        unit=items[0].plan.unit,
-        runs=len(private),
-        selecting=sum(item.plan.selection is not None for item in private),
+        unit=any_plan.unit,
+        runs=len(plans),
+        selecting=sum(plan.selection is not None for plan in plans),
         selections=len(selections),
-        epsilon=compose_epsilon(events, delta, accountant="pld"),
+        epsilon=compose_epsilon(events.items(), delta, accountant=accountant),
         delta=delta,
-        summed=sum(item.plan.composed_epsilon for item in private),
+        summed=sum(spent),
         summed_delta=sum(deltas),
-        non_private=len(items) - len(private),
-        seeded=sum(seed is not None for seed in seeds),
+        non_private=len(items) + len(earlier) - len(plans),
+        seeded=sum(seeds) + sum(run.seeded for run in paid),
+        earlier=len(paid),
+        accountant=accountant,
     )
 
 
@@ -248,8 +344,11 @@ def total_text(total: Total) -> str:
     text = (
         f"{total.data}: all {total.runs} private runs together cost each training {total.unit} "
         f"ε = {total.epsilon:.4g} at δ = {total.delta:.3g} "
-        f"(PLD; basic composition: {total.summed:.4g} at {total.summed_delta:.3g})"
+        f"({ACCOUNTANTS[total.accountant].title}; basic composition: {total.summed:.4g} at "
+        f"{total.summed_delta:.3g})"
     )
+    if total.earlier:
+        text += f"; {total.earlier} of them ran here before, and are not among today's cells"
     if total.selections < total.selecting:
         releases = f"{total.selections} selection releases"
         if total.selections == 1:

@@ -36,7 +36,7 @@ from sapf_ray.tune.space import Overrides, Space, load_space, make_cells
 from sapf_ray.tune.summary import grid_report, privacy_notes, write_report
 from sapf_ray.tune.twin import on_twins
 
-REAL = "real training images"
+REAL = "real training images (not private)"
 
 
 @dataclass(frozen=True, kw_only=True)

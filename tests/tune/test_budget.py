@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sapf_ray.config import RunConfig
 from sapf_ray.errors import SapfError
@@ -196,6 +197,83 @@ def test_total_counts_a_selection_once_where_it_was_made_once_and_only_there(tmp
     pay(planned[2], "of all-x")
     pay(planned[3], "a second one")
     assert total() == 3
+
+
+def pay_all(item, out: Path, *, recharged: int = 0) -> None:
+    """The ledger of a finished run of the cell, some of its steps paid twice."""
+    run = RunDirectory(out / item.cell.name)
+    run.claim(item.cell.config)
+    run.release()
+    ledger = Ledger.create(run.ledger, replace(item.plan, epsilon=100.0))
+    if item.plan.selection is not None:
+        name = f"{item.cell.name}-selection"
+        ledger.record("selection", item.plan.selection.event(), name, "selection")
+    for i in range(item.plan.steps + recharged):
+        step = i % item.plan.steps
+        ledger.record(
+            f"step/{step}", item.plan.finetune.event(), f"{item.cell.name}-{i}", "finetune"
+        )
+
+
+def test_a_grid_that_is_cut_down_to_its_winner_costs_what_it_cost(tmp_path):
+    base = {
+        "finetune.batch_size": 100,
+        "finetune.steps": 4,
+        "grounding.remedies": "none",
+        "privacy.epsilon": 2.0,
+        **RDP,
+    }
+    rates = [1e-4, 3e-4, 1e-3, 3e-3]
+    planned = plan_cells(
+        cells_of(tmp_path, base=base, axes={"finetune.learning_rate": rates}),
+    )
+    out = tmp_path / "grid"
+    for item in planned:
+        pay_all(item, out)
+    (whole,) = totals(planned, out)
+    (winner,) = totals(planned[:1], out)
+    assert (whole.runs, whole.earlier) == (4, 0) and (winner.runs, winner.earlier) == (4, 3)
+    assert winner.epsilon == pytest.approx(whole.epsilon, rel=1e-9)
+    assert winner.summed == pytest.approx(whole.summed)
+    assert "all 4 private runs together" in total_text(winner)
+    assert "3 of them ran here before, and are not among today's cells" in total_text(winner)
+    # a twin that forgets them says the small number
+    (forgetful,) = totals(planned[:1], tmp_path / "another grid")
+    assert forgetful.epsilon < 0.7 * whole.epsilon
+
+
+def test_what_a_cell_paid_beyond_its_plan_counts(tmp_path):
+    base = {"finetune.batch_size": 100, "finetune.steps": 4, "grounding.remedies": "none", **RDP}
+    planned = plan_cells(cells_of(tmp_path, base=base, axes={"seed": [0]}))
+    (before,) = totals(planned, tmp_path / "grid")
+    pay_all(planned[0], tmp_path / "grid", recharged=3)
+    (after,) = totals(planned, tmp_path / "grid")
+    ledger = Ledger.open(tmp_path / "grid" / planned[0].cell.name / "ledger.jsonl")
+    assert (
+        after.epsilon == pytest.approx(ledger.epsilon_spent("pld"))
+        and after.epsilon > before.epsilon
+    )
+
+
+def test_a_link_to_a_folder_is_the_same_data_set(tmp_path):
+    folder = tmp_path / "photos"
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for i in range(20):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / name / f"{i}.png")
+    (tmp_path / "link").symlink_to(folder)
+    base = {
+        "data.source": "image_folder",
+        "finetune.batch_size": 10,
+        "finetune.steps": 2,
+        "grounding.remedies": "none",
+        "privacy.epsilon": 8.0,
+        **RDP,
+    }
+    places = [str(folder), str(tmp_path / "link")]
+    planned = plan_cells(cells_of(tmp_path, base=base, axes={"data.path": places}))
+    (total,) = totals(planned, tmp_path / "grid")
+    assert total.runs == 2
 
 
 def test_total_tells_of_runs_without_noise_and_with_seeded_noise(tmp_path):
