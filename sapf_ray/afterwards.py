@@ -82,6 +82,11 @@ def evolves(run: RunContext) -> bool:
     return run.plan.evolution is not None
 
 
+def is_secret(run: RunContext) -> bool:
+    """Whether the run is a trial of a private choice that is not chosen: its score lies there."""
+    return run.plan.score is not None and run.directory.score.exists()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One stage and when it runs.
@@ -123,7 +128,7 @@ RELEASE = (
     Step(
         stage=Stage.EVALUATION,
         make=evaluation,
-        needed=lambda run: run.config.evaluation.enabled,
+        needed=lambda run: run.config.evaluation.enabled and not is_secret(run),
     ),
 )
 """The stages that follow from what was released; they can be repeated when a run is over."""

@@ -310,6 +310,14 @@ def _tune_options(parser: Parser) -> None:
         help="Run the cells on images that the public model draws, as many as the sensitive ones, "
         "of the same classes: choosing settings by their scores costs no privacy.",
     )
+    _add(
+        parser,
+        "--private",
+        kind=_SWITCH,
+        default=False,
+        help="Choose one cell privately, on the sensitive images: a random number of secret "
+        "trials, scored by a noisy count, of which the best one is released (docs/tuning.md).",
+    )
     _grid_options(parser)
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 
 from sapf_ray import cluster, placement
 from sapf_ray.afterwards import (
@@ -32,6 +33,8 @@ from sapf_ray.config import RunConfig
 from sapf_ray.config.section import require
 from sapf_ray.data.base import ImageSource, open_source
 from sapf_ray.data.canary_images import CanaryImages
+from sapf_ray.data.held_out import WithoutHeldOut
+from sapf_ray.errors import ConfigError
 from sapf_ray.evaluation.metrics import from_real_images
 from sapf_ray.evaluation.protocol import check_evaluation
 from sapf_ray.evolution.evolve import check_evolution, make_parts
@@ -63,10 +66,13 @@ from sapf_ray.steps import (
     is_encoded,
     is_evolved,
     is_grounded,
+    is_scored,
     is_selected,
     is_trained,
+    is_trial,
     latents,
     plan,
+    score,
     selection,
 )
 
@@ -104,6 +110,7 @@ def run(
     model = PublicModel.open(config.model)
     found = find_facts(config, source, model=model)
     plan = make_plan(config, source.n_units, facts=found.facts)
+    source = without_held_out(source, plan, config=config)
     check(config, source=source, model=model, plan=plan)
     if on_plan is not None:
         on_plan(plan, source, model)
@@ -148,18 +155,30 @@ def with_canaries(source: ImageSource, images: int, out: str) -> ImageSource:
     return CanaryImages(source, count=images, coins=RunDirectory(out).canary_coins.resolve())
 
 
+def without_held_out(source: ImageSource, plan: PrivacyPlan, *, config: RunConfig) -> ImageSource:
+    """The source, in a trial of a private choice without the images that score it.
+
+    Raises:
+        ConfigError: Nobody has drawn which: the run is none of a choice.
+    """
+    if plan.repeat is None:
+        return source
+    split = config.tuning.split
+    if split is None:
+        raise ConfigError(
+            "tuning.private",
+            config.tuning.private,
+            "is set by `sapf tune --private`, which draws the number of such runs",
+        )
+    return WithoutHeldOut(source, held_out=plan.repeat.held_out, split=Path(split))
+
+
 def check(config: RunConfig, *, source: ImageSource, model: PublicModel, plan: PrivacyPlan) -> None:
     """Finds what would stop a run; reads nothing sensitive and spends nothing.
 
     Raises:
         SapfError: In one line, naming the field.
     """
-    require(
-        plan.repeat is None or config.tuning.split is not None,
-        "tuning.private",
-        config.tuning.private,
-        "is set by `sapf tune --private`, which draws the number of such runs",
-    )
     model.check_classes(source.prompts)
     expected = placement.expected_gpus(config)
     check_precision(placement.placed(config, expected, model_gb=0.0), plan)
@@ -250,6 +269,7 @@ LEARN = (
     Step(stage=Stage.SELECTION, make=selection, needed=trains, done=is_selected),
     Step(stage=Stage.FINETUNE, make=fine_tuning, needed=trains, done=is_trained),
     Step(stage=Stage.EVOLUTION, make=evolution, needed=evolves, done=is_evolved),
+    Step(stage=Stage.SCORE, make=score, needed=is_trial, done=is_scored),
 )
 """The stages that read sensitive images, each under the plan."""
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sapf_ray.afterwards import trains
+from sapf_ray.afterwards import synthesis, trains
 from sapf_ray.config import config_hash
+from sapf_ray.evaluation.held_out_score import score_trial
 from sapf_ray.evolution.dataset import is_written, write_data_set
 from sapf_ray.evolution.evolve import Evolution, make_parts
 from sapf_ray.files import write_json
@@ -155,6 +156,16 @@ def evolution(run: RunContext) -> None:
     )
 
 
+def score(run: RunContext) -> None:
+    """Scores a trial of a private choice by what its synthetic images teach; they are made now, for
+    the score is a release as others.
+    """
+    synthesis(run)
+    found = score_trial(run)
+    run.directory.prepare_private()
+    write_json(run.directory.score, {"noisy_correct": found}, mode=0o600)
+
+
 # Which stages a run needs, and which of them an earlier start has finished -----------------------
 
 
@@ -183,6 +194,16 @@ def is_grounded(run: RunContext) -> bool:
 def is_selected(run: RunContext) -> bool:
     """Whether the selection is there."""
     return is_trained(run) or run.directory.selection.exists()
+
+
+def is_trial(run: RunContext) -> bool:
+    """Whether the run is a trial of a private choice, to be scored."""
+    return run.plan.score is not None
+
+
+def is_scored(run: RunContext) -> bool:
+    """Whether its score is there; of a trial that was chosen it has gone with its secrets."""
+    return run.directory.score.exists() or run.directory.metrics.exists()
 
 
 def is_evolved(run: RunContext) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from sapf_ray.commands.say import say
 from sapf_ray.errors import ConfigError
 from sapf_ray.options import given_keys
 
@@ -52,6 +53,9 @@ def _labels(text: str | None) -> dict[str, str]:
 def tune(namespace: argparse.Namespace, console: Console) -> None:
     from sapf_ray.tune.grid import dry_run_table, raise_failures, run_grid
 
+    if namespace.private:
+        _tune_privately(namespace, console)
+        return
     grid = _open_grid(namespace.space, namespace)
     if namespace.dry_run:
         console.print(dry_run_table(grid))
@@ -61,6 +65,34 @@ def tune(namespace: argparse.Namespace, console: Console) -> None:
     )
     console.print(report)
     raise_failures(outcome)
+
+
+def _tune_privately(namespace: argparse.Namespace, console: Console) -> None:
+    from sapf_ray.tune.private_plan import check_options, open_choice, plan_lines
+
+    check_options(
+        public_twin=namespace.public_twin,
+        max_concurrent=namespace.max_concurrent,
+        retries=namespace.retries,
+    )
+    choice = open_choice(
+        namespace.space,
+        namespace.out,
+        smoke=namespace.smoke,
+        overrides=given_keys(namespace),
+        only=_labels(namespace.only),
+        strict=not namespace.dry_run,
+    )
+    for line in plan_lines(choice):
+        say(console, line)
+    if namespace.dry_run:
+        return
+    from sapf_ray.tune.private import result_lines, run_choice
+
+    for line in result_lines(
+        run_choice(choice, say=lambda text: say(console, text), retries=namespace.retries)
+    ):
+        say(console, line)
 
 
 def reproduce(namespace: argparse.Namespace, console: Console) -> None:

@@ -70,6 +70,11 @@ class ImageSource(ABC):
         """N of the privacy analysis: training images, or groups of them."""
         return self.n_train if self.units is None else len(self.units)
 
+    @property
+    def whole(self) -> ImageSource:
+        """The source of all images, of which this one may leave some out."""
+        return self
+
     def group_names(self, grouping: Grouping) -> Sequence[str]:
         """Name of each training image's group, in the images' order, by listing.
 

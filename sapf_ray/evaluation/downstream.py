@@ -189,6 +189,23 @@ def _normalize(pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def predicted(model: nn.Module, images: np.ndarray, *, device: str = "cpu") -> np.ndarray:
+    """The class that a trained network gives each image.
+
+    Args:
+        model: As :func:`fit` returns it, on ``device``.
+        images: uint8 (n, R, R, 3).
+        device: Torch device string.
+
+    Returns:
+        int64 (n,).
+    """
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    inputs = _normalize(pixels).to(device, memory_format=torch.channels_last)
+    return model(inputs).argmax(1).cpu().numpy()
+
+
+@torch.no_grad()
 def _score(
     model: nn.Module, images: Pictures, rows: np.ndarray, *, device: str
 ) -> tuple[float, float]:

@@ -129,7 +129,7 @@ class RunContext:
                 directory.generations,
             ),
             origin=lambda: origin(
-                self.config, directory, source=self.source if self.plan.reads_images else None
+                self.config, directory, source=self.source.whole if self.plan.reads_images else None
             ),
         )
 

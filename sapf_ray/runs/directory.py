@@ -76,6 +76,7 @@ class RunDirectory:
         self.noise_key = self.private / "noise_key"
         self.latents = self.private / "latents"
         self.spilled = self.root / "spilled"  # outlives `private`, which goes while Ray is up
+        self.score = self.private / "score.json"  # of a trial: secret until it is chosen
         self.decoded = self.private / "evaluation"  # test images, and whatever scores read
         self.data_fingerprint = self.private / "data_fingerprint"
         self.fingerprint = self.private / "fingerprint.json"

@@ -14,8 +14,9 @@ from collections import Counter
 import numpy as np
 import pytest
 from scipy.special import gammaln
-from scipy.stats import chisquare
+from scipy.stats import chisquare, norm
 
+from sapf_ray.audit.auditor import CanaryScoreAuditor
 from sapf_ray.config import (
     AuditConfig,
     DataConfig,
@@ -146,6 +147,39 @@ def test_the_number_of_trials_has_the_papers_distribution(choice):
     assert p_value(twin, choice) < 1e-12
     other = dataclasses.replace(choice, mean=choice.mean * 1.2)  # a mean that is not the priced one
     assert p_value(drawn(other, 4000), choice) < 1e-4
+
+
+def shown(choice: Repeat | None, *, fixed: int = 0, runs: int = 20_000) -> float:
+    """Epsilon, at delta 1e-3, that an attacker shows who sees the best of the trials.
+
+    Each trial is a Gaussian release of noise 1 of whether one record is there, and its own score:
+    nothing tells more. The best of K is drawn as it is distributed.
+    """
+    key = NoiseKey(bytes(32))
+    outcomes = []
+    for there in (1.0, 0.0):
+        stream = key.stream("attack", there)
+        trials = np.full(runs, fixed)
+        if choice is not None:
+            trials = choice.draw(stream.uniform(runs).numpy())
+        best = norm.ppf(stream.uniform(runs).numpy() ** (1 / np.maximum(trials, 1))) + there
+        outcomes.append(np.where(trials > 0, best, -1e3))
+    auditor = CanaryScoreAuditor(*outcomes)
+    return auditor.epsilon_clopper_pearson(delta=1e-3, confidence=0.99)
+
+
+@pytest.mark.parametrize(
+    "choice", [GEOMETRIC, dataclasses.replace(GEOMETRIC, mean=1000.0), CHOICES[-1]]
+)
+def test_an_attack_on_the_best_trial_shows_no_more_than_is_claimed(choice):
+    claim = choice.event([(gaussian_event(1.0), 1)])
+    assert shown(choice) <= compose_epsilon([(claim, 1)], 1e-3, accountant="rdp")
+
+
+def test_a_fixed_number_of_trials_charged_as_one_is_caught():
+    once = compose_epsilon(gaussian_event(1.0), 1e-3, accountant="rdp")
+    assert shown(None, fixed=1) <= once
+    assert shown(None, fixed=10**6) > once
 
 
 def test_a_mean_of_one_is_one_trial():
