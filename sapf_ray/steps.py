@@ -116,6 +116,7 @@ def fine_tuning(run: RunContext) -> None:
         token_weight=run.config.grounding.token_weight,
         token_learning_rate=run.config.grounding.token_learning_rate,
         canaries=run.canaries,
+        n_units=run.source.n_units,
     )
     finetune(
         job,

@@ -180,7 +180,7 @@ def test_the_plan_speaks_of_groups_and_an_image_level_plan_is_what_it_was():
     image_level = make_plan(from_dict({"privacy": {"accountant": "rdp"}}), 50_000)
     plan = make_plan(group_config(), 50_000)
     assert (image_level.unit, plan.unit) == ("image", "group")
-    assert image_level.adjacency == "add_or_remove_one"
+    assert image_level.adjacency == "zero_out_one"
     assert replace(plan, adjacency=image_level.adjacency) == image_level
     assert PrivacyPlan.from_dict(plan.to_dict()) == plan
     assert config_hash(group_config()) != config_hash(
@@ -365,13 +365,12 @@ def test_a_whole_run_over_groups(flags, tiny_pipeline, tmp_path):
     finish(run)
     out = tmp_path / "run"
     plan = json.loads((out / "plan.json").read_text())
-    assert plan["n_records"] == N_WRITERS and plan["adjacency"] == "add_or_remove_one_group"
+    assert plan["n_records"] == N_WRITERS and plan["adjacency"] == "zero_out_one_group"
     assert plan["delta"] == pytest.approx(1 / (N_WRITERS * np.log(N_WRITERS)))
     card = (out / "privacy_card.md").read_text()
     assert "each image, independently" not in card and "vote an image" not in card
-    assert (
-        "Taking any one group, with all its images" in card and "one group added or removed" in card
-    )
+    assert "one group, all its images and their labels, zeroed out" in card
+    assert "zero out one group" in card
     n = len([name for name in releases(out / "ledger.jsonl") if name])
     assert n == 2 if evolves else n > STEPS
     assert not (out / "private").exists()

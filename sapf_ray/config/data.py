@@ -23,8 +23,10 @@ class DataConfig:
             your own: image_folder (one sub-folder per class), parquet, arrow, webdataset or npz.
         path: Directory or file of the source, see ``sapf datasets``; not used by digits and
             stand_in.
-        n_records: N, number of training records, for planning without data; a run takes N from the
-            data.
+        n_records: N as a nominal number, public and near the true one (50000), for sample rate,
+            delta and divisors, and for planning without data. The guarantee is then for adding or
+            removing an image. null: N is counted, and the guarantee is for zeroing one out; see
+            docs/privacy.md.
         prompt_template: Prompt for images of your own, and for class_names; {name} is the class
             name.
         test_fraction: Share held out as test set where no split is given (images of your own,

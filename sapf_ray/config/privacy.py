@@ -13,7 +13,7 @@ DELTAS = (1e-15, 0.1)
 
 @section("privacy")
 class PrivacyConfig:
-    """The budget. Adjacency is add/remove one image.
+    """The budget; of what, say ``data.n_records`` and ``data.groups``, and docs/privacy.md.
 
     Args:
         epsilon: Planned epsilon of the whole run (selection and fine-tuning composed), in

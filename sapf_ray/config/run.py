@@ -113,6 +113,7 @@ NOT_COUNTED_WHEN_UNSET: Mapping[str, Any] = {
     "audit.images": 0,
     "data.groups": None,
     "data.max_images_per_group": None,
+    "data.n_records": None,
     "data.resolution": None,
     "evaluation.protocol": "quick",
     "evaluation.resolution": None,
@@ -167,7 +168,6 @@ EXECUTION_ONLY = frozenset(
         "audit.confidence",
         "audit.mechanism_runs",
         "tuning.split",
-        "data.n_records",
         "plugins",
     }
 )

@@ -74,6 +74,7 @@ class FinetuneJob:
         token_learning_rate: Step size of their offsets; 0 takes the factors'.
         device: Torch device string.
         canaries: Join every sum, in a run that is audited.
+        n_units: See :class:`sapf_ray.privacy.release.Releaser`.
     """
 
     model: ModelConfig
@@ -90,6 +91,7 @@ class FinetuneJob:
     token_learning_rate: float = 0.0
     device: str = "cpu"
     canaries: Canaries | None = None
+    n_units: int | None = None
 
     def releaser(self) -> Releaser:
         """The door to the run's releases."""
@@ -99,6 +101,7 @@ class FinetuneJob:
             plan=self.plan,
             on_change=runlog.release_changed,
             canaries=self.canaries,
+            n_units=self.n_units,
         )
 
 

@@ -23,7 +23,8 @@ from sapf_ray.paper.tables import DATASETS, PaperSetting, paper_setting, paper_t
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.events import gaussian_event
-from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan
+from sapf_ray.privacy.facts import default_delta
+from sapf_ray.privacy.planner import PrivacyPlan, make_plan
 from sapf_ray.stages import Stage
 
 # Design, section 4: with about this many images in the selection the paper's shares come out.

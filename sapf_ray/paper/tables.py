@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sapf_ray.errors import ConfigError, DataError
-from sapf_ray.privacy.planner import default_delta
+from sapf_ray.privacy.facts import default_delta
 
 DATASET_NAMES: Mapping[str, str] = MappingProxyType(
     {"cifar10": "CIFAR-10", "octmnist": "OCTMNIST", "celeba": "CelebA", "camelyon": "Camelyon"}

@@ -54,6 +54,7 @@ class Protected:
     Attributes:
         unit: ``image``, or ``group`` of images.
         n_units: N.
+        nominal: Whether N is given by ``data.n_records``, not counted from the images.
         adjacency: Name of the relation between neighbouring data sets.
         short: The relation for tables.
         neighbours: The relation in a sentence.
@@ -62,6 +63,7 @@ class Protected:
 
     unit: str
     n_units: int
+    nominal: bool
     adjacency: str
     short: str
     neighbours: str

@@ -12,7 +12,6 @@ from sapf_ray import __version__
 from sapf_ray.config import RunConfig
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import compose_epsilon, supports
-from sapf_ray.privacy.adjacency import ADJACENCIES
 from sapf_ray.privacy.card_facts import (
     MOST_VALUES,
     Budget,
@@ -81,7 +80,7 @@ def gather(
     spent = ledger.epsilon_spent()
     verdict = judge(plan, ledger, reproducible=reproducible, spent=spent)
     private = not plan.non_private or not plan.reads_images
-    relation = ADJACENCIES[plan.adjacency]
+    relation = plan.neighbours
     stages = _stages(plan, config)
     return CardFacts(
         data=data_name,
@@ -93,6 +92,7 @@ def gather(
         protected=Protected(
             unit=relation.unit,
             n_units=plan.n_records,
+            nominal=config.data.n_records is not None,
             adjacency=plan.adjacency,
             short=relation.short,
             neighbours=relation.sentence,

@@ -149,6 +149,7 @@ def numbers(facts: CardFacts) -> str:
     """The guarantee's numbers."""
     budget, protected = facts.budget, facts.protected
     spent = budget.spent
+    source = "nominal: data.n_records" if protected.nominal else "counted"
     planned = f"{budget.planned:g}" if facts.private else "none, not private"
     rows = [
         ("Planned ε (upper limit)", planned),
@@ -158,7 +159,7 @@ def numbers(facts: CardFacts) -> str:
         (f"ε spent, at δ = 1/N² = {budget.strict.delta:.3g}", number(budget.strict.epsilon)),
         ("δ", f"{facts.delta:.4g} ({facts.delta * protected.n_units:.2g} / N)"),
         ("Neighbouring data sets", protected.short),
-        (f"{facts.unit.title()}s, N", f"{protected.n_units:,}"),
+        (f"{facts.unit.title()}s, N", f"{protected.n_units:,} ({source})"),
     ]
     if facts.meaning is not None:
         rows.append(("μ (Gaussian differential privacy)", f"{facts.meaning.mu:.4g}"))

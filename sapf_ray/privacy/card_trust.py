@@ -15,12 +15,11 @@ from sapf_ray.privacy.card_facts import CardFacts
 def public(facts: CardFacts) -> str:
     """What is assumed to be public."""
     networks = "the public model and its weights"
-    units = "images, N" if facts.protected.groups is None else "groups, N, and of images"
     if facts.embedding:
         networks += f", and those of the network that compares images ({facts.embedding})"
     return (
         "## Assumed to be public\n\n"
-        f"- the number of training {units}, which the sample rate and δ are made from;\n"
+        f"- {_n_units(facts)};\n"
         "- the names of the classes and the prompts made from them, and that synthetic classes are "
         "equally frequent;\n"
         f"- the image size, {networks}, which must not have been trained on these images, or on "
@@ -28,6 +27,21 @@ def public(facts: CardFacts) -> str:
         "- every value of the configuration. Hyper-parameters chosen by looking at the sensitive "
         "images would cost further privacy, which this card does not count."
     )
+
+
+def _n_units(facts: CardFacts) -> str:
+    """What is known of the number of units."""
+    protected = facts.protected
+    n = f"N = {protected.n_units:,}, which sample rate, δ and divisors are made from"
+    if protected.nominal:
+        return (
+            f"{n}: a nominal number, given beforehand (`data.n_records`). How many training "
+            f"{facts.unit}s there are enters nothing that is released"
+        )
+    units = f"{facts.unit}s"
+    if facts.unit == "group":
+        units = "groups, and that of their images"
+    return f"{n}: the number of training {units}, the same for both neighbours"
 
 
 def trust(facts: CardFacts) -> str:

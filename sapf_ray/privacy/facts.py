@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 N_CLASSES = 10  # assumed where a plan is made without the data's classes
@@ -31,3 +32,8 @@ class Facts:
     def records_per_class(self) -> float:
         """N / number of classes, public."""
         return self.n_records / self.n_classes
+
+
+def default_delta(n_records: int) -> float:
+    """1 / (N ln N), as the paper."""
+    return 1 / (n_records * math.log(n_records))

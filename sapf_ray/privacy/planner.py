@@ -30,6 +30,7 @@ from sapf_ray.config.section import require
 from sapf_ray.errors import ConfigError
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import stage_shares, supports
+from sapf_ray.privacy.adjacency import ADJACENCIES, ZERO_OUT_ONE, Adjacency, adjacency_name
 from sapf_ray.privacy.calibration import (
     MAX_NOISE_MULTIPLIER,
     Budget,
@@ -39,20 +40,14 @@ from sapf_ray.privacy.calibration import (
     smallest_noise,
 )
 from sapf_ray.privacy.choice import choose, grounding_stages
-from sapf_ray.privacy.events import (
-    DpEvent,
-    describe_event,
-    gaussian_event,
-)
-from sapf_ray.privacy.facts import Facts
+from sapf_ray.privacy.events import DpEvent, describe_event, gaussian_event
+from sapf_ray.privacy.facts import Facts, default_delta
 from sapf_ray.privacy.private_choice import planned_repeat, score_stage
 from sapf_ray.privacy.repeat import Repeat
 from sapf_ray.privacy.stage_plan import StagePlan
 from sapf_ray.registry import row
 from sapf_ray.stages import Stage
 
-ADD_OR_REMOVE_ONE = "add_or_remove_one"
-ADD_OR_REMOVE_GROUP = "add_or_remove_one_group"
 GROUNDING_STAGES = (Stage.VOTE, Stage.HEAD, Stage.PROPORTIONS)
 PRIVATE_STAGES = (*GROUNDING_STAGES, Stage.SELECTION, Stage.FINETUNE, Stage.EVOLUTION, Stage.SCORE)
 GHOST_SLACK = 2.0**-9
@@ -87,7 +82,7 @@ class PrivacyPlan:
     finetune: StagePlan | None
     composed_epsilon: float
     non_private: bool = False
-    adjacency: str = ADD_OR_REMOVE_ONE
+    adjacency: str = ZERO_OUT_ONE
     evolution: StagePlan | None = None
     remedies: tuple[str, ...] = ()
     vote: StagePlan | None = None
@@ -100,7 +95,12 @@ class PrivacyPlan:
     @property
     def unit(self) -> str:
         """Whom the guarantee is for: one ``image``, or one ``group`` of them."""
-        return "group" if self.adjacency == ADD_OR_REMOVE_GROUP else "image"
+        return self.neighbours.unit
+
+    @property
+    def neighbours(self) -> Adjacency:
+        """Which data sets the guarantee compares."""
+        return ADJACENCIES[self.adjacency]
 
     @property
     def reads_images(self) -> bool:
@@ -142,14 +142,10 @@ class PrivacyPlan:
             if fields.get("repeat") is not None:
                 fields["repeat"] = Repeat.from_dict(fields["repeat"])
             fields["composed_epsilon"] = float(fields["composed_epsilon"])
+            _ = ADJACENCIES[fields["adjacency"]]
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a privacy plan: {error}") from error
-
-
-def default_delta(n_records: int) -> float:
-    """1 / (N ln N), as the paper."""
-    return 1 / (n_records * math.log(n_records))
 
 
 def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) -> PrivacyPlan:
@@ -157,7 +153,8 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
 
     Args:
         config: The whole experiment.
-        n_records: N, the number of units of privacy.
+        n_records: Number of units of privacy that there are: N, unless ``data.n_records`` gives
+            a nominal one.
         facts: What else is public of the data; where it is not known, no remedy is chosen for the
             user.
 
@@ -166,6 +163,7 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
             is planned; names the field to change.
     """
     privacy = config.privacy
+    n_records = config.data.n_records or n_records
     repeat = planned_repeat(config, n_records)
     of_all = n_records
     n_records -= 0 if repeat is None else repeat.held_out
@@ -210,7 +208,9 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
         finetune=stages.get(Stage.FINETUNE),
         composed_epsilon=budget.spent(charges),
         non_private=privacy.non_private,
-        adjacency=ADD_OR_REMOVE_ONE if config.data.groups is None else ADD_OR_REMOVE_GROUP,
+        adjacency=adjacency_name(
+            nominal=config.data.n_records is not None, groups=config.data.groups is not None
+        ),
         evolution=stages.get(Stage.EVOLUTION),
         remedies=remedies,
         vote=stages.get(Stage.VOTE),

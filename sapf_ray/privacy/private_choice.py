@@ -77,6 +77,7 @@ def _check_trial(config: RunConfig) -> None:
         ("audit.canaries", audit.canaries, 0, "must be 0: an audit is never released"),
         ("audit.images", audit.images, 0, "must be 0: an audit is never released"),
         ("evolution.enabled", config.evolution.enabled, False, "must be false: trials train"),
+        ("data.n_records", config.data.n_records, None, "must be left out: N is counted"),
         ("data.groups", config.data.groups, None, "must be left out: images are held out"),
     )
     for key, value, unset, allowed in refused:

@@ -55,6 +55,8 @@ class Releaser:
         plan: What may be released; it fixes noise, sample rates and events of each stage.
         on_change: Called with the name of a release that was paid before with another sum.
         canaries: Join every sum, in a run that is audited.
+        n_units: Number of records that there are, where the plan's N may be a nominal one; as
+            secret as they. By default the plan's N.
     """
 
     key: NoiseKey
@@ -62,6 +64,7 @@ class Releaser:
     plan: PrivacyPlan
     on_change: Callable[[str], None] = lambda name: None
     canaries: Canaries | None = None
+    n_units: int | None = None
 
     @property
     def run_id(self) -> str:
@@ -169,10 +172,11 @@ class Releaser:
             stage: The plan's stage.
 
         Returns:
-            Sorted int64 indices in [0, N); their number is secret.
+            Sorted int64 indices of records that there are; their number is secret.
         """
         rate = self._stage(stage).sample_rate
-        return poisson_sample(self.plan.n_records, rate, stream=self.key.stream("sample", name))
+        there = self.plan.n_records if self.n_units is None else self.n_units
+        return poisson_sample(there, rate, stream=self.key.stream("sample", name))
 
     def pay_shared(self, name: str, *, stage: str, noise_id: str) -> None:
         """Pays for a release that another run drew; call it before looking at it.

@@ -201,7 +201,7 @@ def _private(plan: PrivacyPlan, spent: float) -> Verdict:
     return Verdict(
         kind=Kind.PRIVATE,
         headline="Differentially private:",
-        reason=f"ε = {spent:.4g} at δ = {plan.delta:.3g}, for adding or removing one of "
+        reason=f"ε = {spent:.4g} at δ = {plan.delta:.3g}, for {plan.neighbours.doing} one of "
         f"{plan.n_records:,} training {plan.unit}s ({ACCOUNTANTS[plan.accountant].title} "
         "accountant).",
     )

@@ -80,7 +80,7 @@ def plan_lines(config: RunConfig, plan: PrivacyPlan, times: Forecast | None) -> 
 def _budget(plan: PrivacyPlan) -> str:
     if not plan.reads_images:
         return f"{plan.n_records:,} {plan.unit}s, none of which is read for training; ε = 0"
-    what = f"add/remove one of {plan.n_records:,} {plan.unit}s"
+    what = f"{plan.neighbours.verb} one of {plan.n_records:,} {plan.unit}s"
     if plan.non_private:
         return f"NOT PRIVATE, no noise ({what})"
     stages = {name: getattr(plan, name) for name in PRIVATE_STAGES}

@@ -107,7 +107,7 @@ def plan_table(plan: PrivacyPlan) -> Table:
         batch = f"; expected batch size {plan.batch_size:,}"
     table = Table(
         title=f"Privacy plan: ε = {plan.epsilon:g} at δ = {plan.delta:.3g}, "
-        f"add/remove one of {plan.n_records:,} {plan.unit}s",
+        f"{plan.neighbours.verb} one of {plan.n_records:,} {plan.unit}s",
         caption=f"composes to ε = {spent} ({plan.accountant.upper()}){batch}",
     )
     table.add_column("stage")

@@ -147,7 +147,7 @@ def result_table(result: Result) -> Table:
     planned = _epsilon(metrics["epsilon_planned"])
     table.add_row(
         "ε spent / planned",
-        f"{spent} / {planned}  (δ = {metrics['delta']:.3g}, add/remove one {result.plan.unit})",
+        f"{spent} / {planned}  (δ = {metrics['delta']:.3g}, {result.plan.neighbours.short})",
     )
     answer = result.verdict.answer
     table.add_row("release", answer if result.verdict.release else f"[bold red]{answer}[/]")

@@ -252,7 +252,7 @@ class RunContext:
             return None
         canaries = Canaries(
             count=self.config.audit.canaries,
-            n_records=self.plan.n_records,
+            n_records=self.source.n_units,
             key=self.key,
             folder=str(self.directory.observations.resolve()),
         )
@@ -273,6 +273,7 @@ class RunContext:
             plan=self.plan,
             on_change=runlog.release_changed,
             canaries=self.canaries,
+            n_units=self.source.n_units,
         )
 
     @property

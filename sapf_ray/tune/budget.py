@@ -27,9 +27,9 @@ from sapf_ray.models.public_model import PublicModel
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.events import DpEvent
-from sapf_ray.privacy.facts import Facts
+from sapf_ray.privacy.facts import Facts, default_delta
 from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.planner import PrivacyPlan, default_delta, make_plan, plan_events
+from sapf_ray.privacy.planner import PrivacyPlan, make_plan, plan_events
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.runs.together import PaidRun, tightest
 from sapf_ray.saliency.shared import released_by, shared_folder

@@ -44,7 +44,7 @@ def test_private_run(tmp_path):
         "glyphs-tiny",
         "digits",
         "1,297",
-        "one image added or removed",
+        "| Neighbouring data sets | zero out one image |",
         "RDP accountant",
         "PLD accountant",
         f"{plan.composed_epsilon:.4f}",

@@ -221,7 +221,7 @@ def test_dict_is_the_json_contract_and_round_trips():
     } <= set(data)
     assert {"noise_multiplier", "sample_rate", "share"} <= set(data["selection"])
     assert {"noise_multiplier", "share"} <= set(data["finetune"])
-    assert data["adjacency"] == "add_or_remove_one"
+    assert data["adjacency"] == "zero_out_one"
     assert PrivacyPlan.from_dict(data) == plan
     with pytest.raises(ValueError):
         PrivacyPlan.from_dict({"epsilon": 1})
