@@ -13,6 +13,7 @@ from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.errors import BudgetError, RunDirectoryError
 from sapf_ray.evaluation.metrics import known_scores
 from sapf_ray.evolution import evolve as evolve_module
+from sapf_ray.files import file_digest
 from sapf_ray.pipeline import run
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.synthesis.writer import read_synthetic
@@ -49,6 +50,7 @@ def test_run_leaves_every_artifact_and_says_where(plain_run):
         "conditional fidelity (not private)",
         "mlflow ui --backend-store-uri",
         "privacy_card.md",
+        f"for sapf verify: {file_digest(out / 'manifest.json')}",
     ):
         assert words in printed
     assert not (out / "private").exists()
@@ -108,6 +110,7 @@ def test_tracking_holds_spend_scores_and_pictures(plain_run):
         and "orchestration/finetune" in run.data.metrics
     )
     assert run.data.tags["privacy.release"] == "no: a seeded run"
+    assert run.data.tags["sapf.manifest_sha256"] == file_digest(out / "manifest.json")
     assert run.data.tags["privacy.not_private"] == (
         "accuracy, accuracy_cnn, conditional_fidelity, fid_glyph, judge_accuracy"
     )

@@ -25,7 +25,7 @@ def run(namespace: argparse.Namespace, console: Console) -> None:
     config = config_of(namespace)
     from sapf_ray.pipeline import run
     from sapf_ray.report.sizing import opening_lines
-    from sapf_ray.report.terminal import result_table, show_progress
+    from sapf_ray.report.terminal import manifest_line, result_table, show_progress
     from sapf_ray.reuse.commands import asks_for_more, make_more
     from sapf_ray.runs import runlog, worktime
 
@@ -48,6 +48,7 @@ def run(namespace: argparse.Namespace, console: Console) -> None:
             since=worktime.process_start(),
         )
     console.print(result_table(result))
+    say(console, manifest_line(result))
 
 
 def synthesize(namespace: argparse.Namespace, console: Console) -> None:
@@ -75,7 +76,7 @@ def evaluate(namespace: argparse.Namespace, console: Console) -> None:
 
 def _later(command: Callable[..., Result], namespace: argparse.Namespace, console: Console) -> None:
     """A command on a finished run."""
-    from sapf_ray.report.terminal import result_table, show_progress
+    from sapf_ray.report.terminal import manifest_line, result_table, show_progress
     from sapf_ray.runs import runlog, worktime
 
     as_json = vars(namespace).get("json", False)
@@ -96,6 +97,7 @@ def _later(command: Callable[..., Result], namespace: argparse.Namespace, consol
         print(json.dumps(result.metrics))
     else:
         console.print(result_table(result))
+        say(console, manifest_line(result))
 
 
 def audit(namespace: argparse.Namespace, console: Console) -> int:

@@ -159,6 +159,13 @@ def result_table(result: Result) -> Table:
     return table
 
 
+def manifest_line(result: Result) -> str:
+    """What to keep elsewhere so that any later edit is found; outside the table, which would break
+    the digest.
+    """
+    return f"SHA-256 of {result.directory.manifest}, for sapf verify: {result.manifest}"
+
+
 def score_table(title: str, scores: Mapping[str, float]) -> Table:
     """Scores alone."""
     table = _two_columns(title)
@@ -211,8 +218,6 @@ def _places(result: Result) -> dict[str, str]:
         "adapter": adapter,
         "privacy card": str(directory.card),
     }
-    if result.manifest:
-        places["manifest"] = f"{directory.manifest}  (SHA-256 {result.manifest})"
     uri = result.tracking_uri
     if uri and uri.startswith("http"):
         places["MLflow"] = stores.shown(uri)

@@ -327,6 +327,13 @@ def _claims(subject: Subject) -> str:
     for paper in (directory.card, directory.synthetic / "README.md"):
         if verdict.reason not in " ".join(paper.read_text(encoding="utf-8").split()):
             raise Fault(f"{paper.name} does not carry the verdict")
+    if directory.card_json.exists():  # there since cards have one
+        card = directory.read_json(directory.card_json)
+        if card["claim"]["text"] != verdict.markdown:
+            raise Fault(f"{directory.card_json.name} does not carry the verdict")
+        told = float(card["budget"]["spent"]["epsilon"])
+        if not _same(told, subject.spent):
+            raise Fault(f"{directory.card_json.name} says ε = {told:.6g} was spent")
     return "ε, δ and verdict in metrics, card and data set are those of the ledger"
 
 
