@@ -22,7 +22,8 @@ def images_digest(source: ImageSource) -> str:
 
     Of up to :data:`LOOKED_AT` images all are looked at, of more as many, evenly spread. Their order
     does not count unless there are more, nor do paths, names, times, labels and groups. A set that
-    differs in one image has, as a rule, another digest. An audit's canaries are left out.
+    differs in one image has, as a rule, another digest. An audit's canaries are left out, and the
+    images that a trial of a private choice holds out are not.
 
     Args:
         source: The sensitive images.
@@ -34,6 +35,7 @@ def images_digest(source: ImageSource) -> str:
 
     if isinstance(source, CanaryImages):
         source = source.source
+    source = source.whole
     count = min(source.n_train, LOOKED_AT)
     places = np.arange(count) * source.n_train // count
     found = []

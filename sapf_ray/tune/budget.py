@@ -31,7 +31,7 @@ from sapf_ray.privacy.facts import Facts, default_delta
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, make_plan, plan_events
 from sapf_ray.runs.directory import RunDirectory
-from sapf_ray.runs.together import PaidRun, tightest
+from sapf_ray.runs.together import PaidRun, charged_releases, tightest
 from sapf_ray.saliency.shared import released_by, shared_folder
 from sapf_ray.stages import Stage
 from sapf_ray.tune.space import Cell
@@ -283,6 +283,8 @@ def _spend(item: PlannedCell, out: Path) -> tuple[Selections, Counter[DpEvent]]:
 
 def _paid(ledger: Ledger) -> tuple[Selections, Counter[DpEvent]]:
     """Selection releases that a ledger paid for, and its other charged events."""
+    if ledger.plan.repeat is not None:  # the winner of a private choice pays for all its trials
+        return set(), charged_releases([ledger])[0]
     selections: Counter[tuple[str, DpEvent]] = Counter()
     events: Counter[DpEvent] = Counter()
     for line in ledger.events():

@@ -14,9 +14,11 @@ from sapf_ray import __version__
 from sapf_ray.config import RunConfig, from_dict
 from sapf_ray.data.base import open_source
 from sapf_ray.data.canary_images import CanaryImages
+from sapf_ray.data.held_out import WithoutHeldOut, draw_split
 from sapf_ray.data.identity import images_digest
 from sapf_ray.errors import ConfigError
 from sapf_ray.files import file_digest
+from sapf_ray.privacy.keyed_rng import NoiseKey
 from sapf_ray.runs import origin as module
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.runs.origin import code_version, origin
@@ -84,6 +86,15 @@ def test_canaries_do_not_make_other_images(photos, tmp_path):
     source = open_source(config_of(photos).data)
     audited = CanaryImages(source, count=4, coins=tmp_path / "audit" / "coins.npy")
     assert images_digest(audited) == images_digest(source)
+
+
+def test_images_held_out_for_a_private_choice_do_not_make_other_images(photos, tmp_path):
+    source = open_source(config_of(photos).data)
+    split = tmp_path / "split.npy"
+    draw_split(split, source.n_train, 2, key=NoiseKey.create(0))
+    trial = WithoutHeldOut(source, held_out=2, split=split)
+    assert trial.n_train == source.n_train - 2
+    assert images_digest(trial) == images_digest(source)
 
 
 def test_of_many_images_some_are_looked_at(photos, monkeypatch):

@@ -6,6 +6,7 @@ Every full-scale cell plans, and the total composes all of them.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import pytest
 from PIL import Image
 
 from sapf_ray.config import RunConfig
+from sapf_ray.config.tuning import TuningConfig
 from sapf_ray.errors import SapfError
 from sapf_ray.paper.tables import paper_setting
 from sapf_ray.privacy.accountants import compose_epsilon
 from sapf_ray.privacy.events import gaussian_event
 from sapf_ray.privacy.ledger import Ledger
-from sapf_ray.privacy.planner import PrivacyPlan, make_plan
+from sapf_ray.privacy.planner import PrivacyPlan, make_plan, plan_events
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.saliency.selection import Selection
 from sapf_ray.saliency.shared import shared_folder
@@ -27,6 +29,7 @@ from sapf_ray.tune.resources import cell_times, check_disk, measured_seconds
 from sapf_ray.tune.space import Cell, load_space, make_cells
 from tests.tune.test_space import GRIDS, SPACES, write
 
+PRIVATE = TuningConfig(private=True)
 RDP = {"privacy.accountant": "rdp"}  # faster to plan than PLD
 
 
@@ -240,6 +243,27 @@ def test_a_grid_that_is_cut_down_to_its_winner_costs_what_it_cost(tmp_path):
     # a twin that forgets them says the small number
     (forgetful,) = totals(planned[:1], tmp_path / "another grid")
     assert forgetful.epsilon < 0.7 * whole.epsilon
+
+
+def test_the_winner_of_a_private_choice_counts_with_all_its_trials(tmp_path):
+    base = {"finetune.batch_size": 100, "finetune.steps": 2, "grounding.remedies": "none", **RDP}
+    cells = cells_of(tmp_path, base=base, axes={"seed": [0]})
+    (planned,) = plan_cells(cells)
+    chosen = replace(
+        planned.cell, name="winner", config=replace(planned.cell.config, tuning=PRIVATE)
+    )
+    (winner,) = plan_cells([chosen])
+    pay_all(winner, tmp_path / "grid")
+    ledger = Ledger.open(tmp_path / "grid" / "winner" / "ledger.jsonl")
+    (total,) = totals([planned], tmp_path / "grid")
+    assert (total.runs, total.earlier, total.accountant) == (2, 1, "rdp")
+    of_trial = {entry.event for entry in ledger.events()}
+    whole = ledger.whole(Counter(entry.event for entry in ledger.events()))
+    assert not of_trial & set(whole)
+    together = [*whole.items(), *((event, n) for _, event, n in plan_events(planned.plan))]
+    assert total.epsilon == pytest.approx(
+        compose_epsilon(together, planned.plan.delta, accountant="rdp")
+    )
 
 
 def test_what_a_cell_paid_beyond_its_plan_counts(tmp_path):
