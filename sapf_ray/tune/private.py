@@ -3,9 +3,9 @@
 The number of trials, the cell of each and the records held out for scores follow from one secret
 key, so the same command continues an interrupted choice as it was drawn. Trials run one after the
 other in a private folder (mode 0700) under random names; of their scores a noisy number each is
-kept, of the trials the best so far. In the end the winner moves to ``chosen/``, without its log and
-with the time of its move on every file, and all else is deleted: neither names nor dates tell how
-many there were. How long it took does, to whoever watches (docs/tuning.md).
+kept, of the trials the best so far. In the end the winner is copied to ``chosen/``, without its log
+and with the time of the copy on every file, and all else is deleted: neither names nor dates tell
+how many there were. How long it took does, to whoever watches (docs/tuning.md).
 
 References:
     1. Papernot, Steinke. Hyperparameter tuning with Rényi differential privacy. ICLR 2022.
@@ -135,7 +135,8 @@ def run_choice(choice: Choice, *, say: Say, retries: int = RETRIES, task: Any = 
         SapfError: A trial failed, or none was drawn.
     """
     places = Places(out=choice.out.resolve())
-    places.out.mkdir(parents=True, exist_ok=True)
+    places.out.parent.mkdir(parents=True, exist_ok=True)
+    places.out.mkdir(mode=0o700, exist_ok=True)
     first = choice.planned[0].cell.config
     with cluster.session(first.cluster, spills=places.out / "spilled"):
         if not places.result.exists():
@@ -251,9 +252,12 @@ def _move_out(choice: Choice, places: Places, *, best: Trial, score: float) -> N
     """The winner leaves the private folder, without what tells when it ran."""
     winner = RunDirectory(places.trials / best.name)
     chosen = places.chosen
-    if winner.root.exists():  # else an earlier start has moved it
+    if not chosen.root.exists():  # else an earlier start has copied it
         winner.log.unlink(missing_ok=True)
-        os.rename(winner.root, chosen.root)
+        copy = places.private / "chosen"  # files remember when they were made: new ones do not
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(winner.root, copy)
+        os.rename(copy, chosen.root)
     plan, held_out = choice.plan, choice.repeat.held_out
     assert plan.score is not None
     for folder, _, files in os.walk(chosen.root):

@@ -18,7 +18,7 @@ from sapf_ray.errors import ConfigError, RunDirectoryError, SapfError
 from sapf_ray.privacy.accountants import PLD_INTERVAL, compose_epsilon, supports
 from sapf_ray.privacy.events import describe_event
 from sapf_ray.privacy.planner import PRIVATE_STAGES, PrivacyPlan, plan_events
-from sapf_ray.privacy.repeat import POISSON, Repeat
+from sapf_ray.privacy.repeat import NEGATIVE_BINOMIAL, Repeat
 from sapf_ray.runs.directory import RunDirectory
 from sapf_ray.tune.budget import PlannedCell, plan_cells
 from sapf_ray.tune.space import Cell, Overrides, Space, load_space, make_cells
@@ -143,7 +143,9 @@ def plan_lines(choice: Choice) -> list[str]:
     charges = [(event, count) for _, event, count in plan_events(plan)]
     assert plan.finetune is not None and plan.score is not None
     noise = plan.score.noise_multiplier
-    drawn = "Poisson" if repeat.distribution == POISSON else f"shape {repeat.shape:g}"
+    drawn = "Poisson"
+    if repeat.distribution == NEGATIVE_BINOMIAL:
+        drawn = f"negative binomial of shape {repeat.shape:g}"
     n = len(choice.planned)
 
     def epsilon(times: float, accountant: str) -> str:
@@ -155,7 +157,7 @@ def plan_lines(choice: Choice) -> list[str]:
 
     return [
         f"a private choice among {n} cells: a secret number of trials, mean {repeat.mean:g} "
-        f"({repeat.distribution}, {drawn}), each of a cell drawn at random",
+        f"({drawn}), each of a cell drawn at random",
         f"the winner costs ε = {plan.composed_epsilon:.4g} at δ = {plan.delta:.3g}, however many "
         f"trials there are; adding or removing one {plan.unit}, by RDP",
         f"one trial alone would cost ε = {epsilon(1, 'rdp')} (by PLD {epsilon(1, 'pld')}); "

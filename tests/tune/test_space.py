@@ -14,7 +14,7 @@ from sapf_ray.config import flatten, to_dict
 from sapf_ray.errors import SapfError
 from sapf_ray.tune.space import load_space, make_cells, space_names
 
-SPACES = ("digits", "dp_lora", "person_level", "remedies", "stand_in")
+SPACES = ("digits", "dp_lora", "person_level", "private_choice", "remedies", "stand_in")
 GRIDS = tuple(name for name in space_names() if name not in SPACES)
 
 
