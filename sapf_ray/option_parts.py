@@ -9,7 +9,8 @@ from collections.abc import Collection
 from typing import Any, NoReturn
 
 from sapf_ray.config.fields import fields, section_titles
-from sapf_ray.config.kinds import AUTO
+from sapf_ray.config.kinds import AUTO, Kind
+from sapf_ray.errors import ConfigError
 from sapf_ray.presets import presets
 
 _SHORT = {
@@ -79,3 +80,28 @@ def add_config_sources(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="YAML file with the keys below; flags override it.",
     )
+
+
+INTEGER = Kind(base=int)
+NUMBER = Kind(base=float)
+SWITCH = Kind(base=bool)
+
+
+def add(
+    parser: argparse.ArgumentParser, *names: str, kind: Kind, help: str, default: Any = None
+) -> None:
+    """An option that is no config key; its errors read like those of a config key."""
+    option = names[0]
+
+    def read(text: str) -> Any:
+        value = kind.read(text)
+        if kind.base is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind.base:
+            raise ConfigError(option, value, kind.must_be(value))
+        if kind.choices is not None and value not in kind.choices():
+            raise ConfigError(option, value, kind.must_be(value))
+        return value
+
+    switch = {"nargs": "?", "const": True} if kind is SWITCH else {}
+    parser.add_argument(*names, type=read, default=default, help=help, **switch)  # type: ignore[arg-type]
