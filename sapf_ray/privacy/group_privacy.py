@@ -57,7 +57,8 @@ def person_epsilon(plan: PrivacyPlan, k: int, *, delta: float | None = None) -> 
     if plan.unit != "image":
         raise ValueError("data.groups is given, and the plan's own epsilon is for a group")
     charges = [(event, count) for _, event, count in plan_events(plan)]
-    return group_epsilon(charges, k, delta=plan.delta if delta is None else delta)
+    delta = plan.delta if delta is None else delta
+    return group_epsilon(charges, k, delta=delta, interval=INTERVAL)
 
 
 def group_epsilon(charges: Events, k: int, *, delta: float, interval: float = INTERVAL) -> float:
