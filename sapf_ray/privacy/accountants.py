@@ -43,7 +43,7 @@ from sapf_ray.privacy.events import (
     group_events,
 )
 
-ADJACENCY = NeighboringRelation.ADD_OR_REMOVE_ONE
+ADJACENCY = NeighboringRelation.ADD_OR_REMOVE_ONE  # prices zero-out, too: docs/privacy.md
 
 # At 1e-4 the planner's noise multiplier differs by under 0.02 % from that at 1e-5 for epsilon >=
 # 0.1.

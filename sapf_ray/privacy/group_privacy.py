@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -74,8 +75,16 @@ def group_epsilon(charges: Events, k: int, *, delta: float, interval: float = IN
     Raises:
         ValueError: An event of another mechanism.
     """
+    grouped = tuple(sorted(group_events(charges).items(), key=repr))
+    return _group_epsilon(grouped, k, delta=delta, interval=interval)
+
+
+@functools.lru_cache(maxsize=32)
+def _group_epsilon(
+    grouped: tuple[tuple[DpEvent, int], ...], k: int, *, delta: float, interval: float
+) -> float:
     accountant = PLDAccountant(value_discretization_interval=interval)
-    for event, count in group_events(charges).items():
+    for event, count in grouped:
         if isinstance(event, NonPrivateDpEvent):
             return math.inf
         accountant.compose(_of_several(event, k), count)

@@ -1,9 +1,9 @@
 """How the exact sum becomes a private choice of matrices (paper Figure 6); a mechanism is a row of
 :data:`MECHANISMS`.
 
-Adjacency is adding or removing one record. C is the clipping norm, u the sum of the records'
-contributions, k the number of matrices to keep. The paper names the alternatives and gives no
-details; parameters and proofs are ours.
+Adjacency is adding or removing one record, or zeroing it out. C is the clipping norm, u the sum of
+the records' contributions, k the number of matrices to keep. The paper names the alternatives and
+gives no details; parameters and proofs are ours.
 
 ``gaussian`` (paper, Theorem 1). A record's contribution has L2 norm at most C, so u + N(0, (sigma
 C)^2) is the Gaussian mechanism with noise multiplier sigma. Ranking it is post-processing.

@@ -159,7 +159,7 @@ def plan_lines(choice: Choice) -> list[str]:
         f"a private choice among {n} cells: a secret number of trials, mean {repeat.mean:g} "
         f"({drawn}), each of a cell drawn at random",
         f"the winner costs ε = {plan.composed_epsilon:.4g} at δ = {plan.delta:.3g}, however many "
-        f"trials there are; adding or removing one {plan.unit}, by RDP",
+        f"trials there are; {plan.neighbours.doing} one {plan.unit}, by RDP",
         f"one trial alone would cost ε = {epsilon(1, 'rdp')} (by PLD {epsilon(1, 'pld')}); "
         f"fine-tuning's σ = {plan.finetune.noise_multiplier:.4g}",
         f"score: {repeat.held_out} of {plan.n_records + repeat.held_out} training {plan.unit}s are "

@@ -43,7 +43,7 @@ def public_part(config: RunConfig, n: int) -> str:
 
 
 def test_neighbours_under_a_nominal_n_have_one_plan_and_under_a_counted_n_two():
-    config = small(steps=4, batch_size=64)
+    config = small(steps=2, batch_size=64)
     given = nominal(config, 1300)
     assert public_part(given, 1297) == public_part(given, 1296)
     counted = public_part(config, 1297), public_part(config, 1296)

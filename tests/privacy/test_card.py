@@ -170,7 +170,7 @@ def test_an_accountant_that_does_not_know_an_event_breaks_neither_card_nor_summa
 ):
     row = Accountant(title="Nothing", make=lambda interval: KnowsNothing(ADJACENCY))
     monkeypatch.setitem(ACCOUNTANTS._rows, "nothing", row)
-    text = card(tmp_path, small(steps=4))
+    text = card(tmp_path, small(steps=2))
     assert "| ε spent, by the Nothing accountant | n/a |" in text
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(ledger_table(Ledger.open(tmp_path / "ledger.jsonl")))
@@ -180,7 +180,7 @@ def test_an_accountant_that_does_not_know_an_event_breaks_neither_card_nor_summa
 
 def test_skipped_records_are_counted_and_said_to_be_outside_the_guarantee(tmp_path):
     heading = "## Records that could not be read"
-    text = card(tmp_path, small(steps=4), skipped={"train": 1_203, "test": 0})
+    text = card(tmp_path, small(steps=2), skipped={"train": 1_203, "test": 0})
     section = text[text.index(heading) :].split("\n## ")[0]
     for words in (
         "1,203 of the train split, 0 of the test split",
@@ -192,4 +192,4 @@ def test_skipped_records_are_counted_and_said_to_be_outside_the_guarantee(tmp_pa
         assert words in section
     for nothing in (None, {}):
         (tmp_path / "ledger.jsonl").unlink()
-        assert heading not in card(tmp_path, small(steps=4), skipped=nothing)
+        assert heading not in card(tmp_path, small(steps=2), skipped=nothing)
