@@ -62,7 +62,7 @@ def evaluation(run: RunContext) -> None:
     made = run.config.synthesis.side(run.model.resolution)
     scores = evaluate_on_cluster(
         run.directory.synthetic,
-        run.source,
+        run.source.whole,
         resolution=config.compared_at(run.source.resolution, made),
         config=config,
         seed=run.config.seed,

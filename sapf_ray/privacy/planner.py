@@ -170,10 +170,10 @@ def make_plan(config: RunConfig, n_records: int, *, facts: Facts | None = None) 
     _check_size(config, n_records)
     delta = default_delta(of_all) if privacy.delta is None else privacy.delta
     require(
-        delta < 1 / n_records or privacy.allow_large_delta,
+        delta < 1 / of_all or privacy.allow_large_delta,
         "privacy.delta",
         delta,
-        f"must be below 1 / N = {1 / n_records:.3g}: publishing one image as it is satisfies a "
+        f"must be below 1 / N = {1 / of_all:.3g}: publishing one image as it is satisfies a "
         "larger one (privacy.allow_large_delta lets it pass)",
     )
     budget = Budget(

@@ -3,8 +3,8 @@
 The number of trials, the cell of each and the records held out for scores follow from one secret
 key, so the same command continues an interrupted choice as it was drawn. Trials run one after the
 other in a private folder (mode 0700) under random names; of their scores a noisy number each is
-kept, of the trials the best so far. In the end the winner is copied to ``chosen/``, without its log
-and with the time of the copy on every file, and all else is deleted: neither names nor dates tell
+kept, of the trials the best so far. In the end the winner is copied to ``chosen/``, without log and
+checkpoints and with the time of the copy on every file, and all else is deleted: neither names nor dates tell
 how many there were. How long it took does, to whoever watches (docs/tuning.md).
 
 References:
@@ -254,6 +254,7 @@ def _move_out(choice: Choice, places: Places, *, best: Trial, score: float) -> N
     chosen = places.chosen
     if not chosen.root.exists():  # else an earlier start has copied it
         winner.log.unlink(missing_ok=True)
+        shutil.rmtree(winner.checkpoints, ignore_errors=True)  # their names are times
         copy = places.private / "chosen"  # files remember when they were made: new ones do not
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(winner.root, copy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.tune import private
 from sapf_ray.tune.private_plan import open_choice
 from tests.tune.test_space import write
+
+TIME_OF_DAY = rb"\d\d[-:]\d\d[-:]\d\d\.\d{3}|T\d\d:\d\d:\d\d"
 
 pytestmark = pytest.mark.long
 
@@ -72,7 +75,7 @@ def test_three_trials_leave_one_winner_and_nothing_else(ray_cluster, tmp_path, s
     found = json.loads((out / "choice.json").read_text())
     assert found["cell"] in ("slow", "fast") and found["epsilon"] == choice.plan.composed_epsilon
     chosen = places.chosen
-    assert not chosen.private.exists()
+    assert not chosen.private.exists() and not chosen.checkpoints.exists()
     metrics = json.loads(chosen.metrics.read_text())
     assert metrics["epsilon_spent"] == pytest.approx(choice.plan.composed_epsilon)
     assert metrics["release"] == "yes" and "accuracy" in metrics
@@ -85,8 +88,11 @@ def test_three_trials_leave_one_winner_and_nothing_else(ray_cluster, tmp_path, s
     assert "score" in text and "mean 2" in text
 
     for path in out.rglob("*"):
+        assert not re.search(TIME_OF_DAY, path.name.encode()), path
         if path.is_file():
             content = path.read_bytes()
+            if path != chosen.log:  # of the conclusion, when all trials are over
+                assert not re.search(TIME_OF_DAY, content), path
             assert not any(secret.encode() in content for secret in names), path
     assert private.result_lines(places)[0].startswith("chosen: ")
     again = private.run_choice(choice, say=said.append, retries=0)
