@@ -130,7 +130,7 @@ NOT_COUNTED_WHEN_UNSET: Mapping[str, Any] = {
     "tuning.distribution": "negative_binomial",
     "tuning.shape": 1.0,
     "tuning.held_out": 0.1,
-    "tuning.score_share": 0.2,
+    "tuning.score_share": 0.1,
 }
 """Key to the value that asks for nothing new."""
 

@@ -34,5 +34,5 @@ class TuningConfig:
     distribution: Literal["negative_binomial", "poisson"] = "negative_binomial"
     shape: NotNegative = 1.0
     held_out: OpenShare = 0.1
-    score_share: OpenShare = 0.2
+    score_share: OpenShare = 0.1
     split: str | None = None

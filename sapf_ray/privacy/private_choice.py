@@ -1,9 +1,12 @@
 """What one trial of a private choice plans beside an ordinary run: who is held out, and a score.
 
 The score is a noisy number of held-out records that a classifier gets right which learned from the
-trial's synthetic images alone. Whatever else a trial released is charged together with it, although
-a record that is held out touches the score and one that is not touches the rest: the guarantee then
-does not rest on the split, and at a fifth of the budget the score's square costs some percent.
+trial's synthetic images alone. It is charged on top of what the trial released (sequential, not
+parallel composition). A record that is zeroed out touches one of the two. But as many records are
+held out whatever N is, so where a record is added, either the other records keep their sides, or it
+is held out in the place of one that is trained on instead: then the number changes by at most one,
+for each counts at most one, and the rest by the one record. The split is drawn from a key and not
+from the records, so this pairing of splits makes the guarantee one of their mixture, too.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The number of trials, the cell of each and the records held out for scores follo
 key, so the same command continues an interrupted choice as it was drawn. Trials run one after the
 other in a private folder (mode 0700) under random names; of their scores a noisy number each is
 kept, of the trials the best so far. In the end the winner is copied to ``chosen/``, without log and
-checkpoints and with the time of the copy on every file, and all else is deleted: neither names nor dates tell
-how many there were. How long it took does, to whoever watches (docs/tuning.md).
+checkpoints and with the time of the copy on every file, and all else is deleted: neither names nor
+dates tell how many there were. How long it took does, to whoever watches (docs/tuning.md).
 
 References:
     1. Papernot, Steinke. Hyperparameter tuning with Rényi differential privacy. ICLR 2022.
