@@ -25,7 +25,8 @@ from sapf_ray.evaluation.protocols import Recipe, Task, protocol_of
 ROTATION = 10.0  # degrees
 SCALE = 0.1  # relative
 SHIFT = 0.08  # of the image side
-SCORED = 256  # images that a trained network sees together
+SCORED = 256  # images that a trained network sees together, at most
+SCORED_PIXELS = SCORED * 128**2  # and pixels: its first activations are 128 bytes each
 
 
 def accuracy_on_test(
@@ -161,6 +162,15 @@ def fit(recipe: Recipe, train: Pictures, *, n_classes: int, seed: int, device: s
     return model.eval()
 
 
+def scored_together(side: int) -> int:
+    """Images of this side in pixels that a trained network sees together.
+
+    >>> scored_together(32), scored_together(512)
+    (256, 16)
+    """
+    return max(1, min(SCORED, SCORED_PIXELS // side**2))
+
+
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Rotates, scales and shifts each image at random; float (n, 3, R, R) in and out."""
     n = len(images)
@@ -212,7 +222,8 @@ def _score(
     """Accuracy in [0, 1] and mean cross entropy of the images at some positions."""
     model.eval()
     logits = []
-    parts = np.split(rows, range(SCORED, len(rows), SCORED))
+    together = scored_together(images.side)
+    parts = np.split(rows, range(together, len(rows), together))
     for pixels, _ in ahead(_batches(images, parts)):
         inputs = _normalize(pixels).to(device, memory_format=torch.channels_last)
         logits.append(model(inputs).cpu())
