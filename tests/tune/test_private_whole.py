@@ -12,6 +12,7 @@ from PIL import Image
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.tune import private
 from sapf_ray.tune.private_plan import open_choice
+from sapf_ray.verify.checks import holds, verify
 from tests.tune.test_space import write
 
 TIME_OF_DAY = rb"\d\d[-:]\d\d[-:]\d\d\.\d{3}|T\d\d:\d\d:\d\d"
@@ -94,6 +95,8 @@ def test_three_trials_leave_one_winner_and_nothing_else(ray_cluster, tmp_path, s
             if path != chosen.log:  # of the conclusion, when all trials are over
                 assert not re.search(TIME_OF_DAY, content), path
             assert not any(secret.encode() in content for secret in names), path
+    findings = verify(chosen.root)
+    assert holds(findings), findings
     assert private.result_lines(places)[0].startswith("chosen: ")
     again = private.run_choice(choice, say=said.append, retries=0)
     assert said == [private.WATCHED] and again == places, "nothing is drawn twice"
