@@ -75,8 +75,9 @@ class Made:
         """With or without the writers as units."""
         if not grouped:
             return LatentCache(str(self.folder))
-        self.units.save(self.folder / "units.npy")
-        return LatentCache(str(self.folder), units=str(self.folder / "units.npy"))
+        path = self.folder / f"units-{self.k}.npy"  # a process reads a file of units once
+        self.units.save(path)
+        return LatentCache(str(self.folder), units=str(path))
 
     @property
     def delta(self) -> float:

@@ -6,7 +6,7 @@ import pytest
 from dp_accounting import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 
-from jobs.person_level import EPSILON, noise_for
+from jobs.person_level import EPSILON, Made, noise_for
 
 
 def test_of_full_passes_a_person_of_k_images_needs_k_times_the_noise_of_one():
@@ -16,3 +16,8 @@ def test_of_full_passes_a_person_of_k_images_needs_k_times_the_noise_of_one():
     accountant = PLDAccountant(value_discretization_interval=1e-3)
     accountant.compose(GaussianDpEvent(one), 4)
     assert accountant.get_epsilon(1e-3) == pytest.approx(EPSILON, rel=0.01)
+
+
+def test_each_k_has_writers_of_its_own_in_one_folder(tmp_path):
+    found = [Made(tmp_path, k).cache(grouped=True).groups for k in (2, 5)]
+    assert [len(groups) for groups in found if groups is not None] == [649, 260]
