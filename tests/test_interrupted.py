@@ -57,7 +57,8 @@ def test_killed_in_these_stages_it_continues_and_never_understates(
     finish(words)
     events = log_of(out)  # whole lines, though the driver was killed
     starts = [line["event"] for line in events if line["event"].startswith("run_")]
-    assert starts == ["run_started", *["run_resumed"] * (len(stages) + 1), "run_ended"]
+    resumed = ["run_resumed"] * len(stages)
+    assert starts == ["run_started", *resumed, "run_interrupted", "run_resumed", "run_ended"]
     assert len({line["run"] for line in events}) == 1
     resumed_at = [
         line["step"]

@@ -74,7 +74,7 @@ _NOTICE = _WithoutConvergenceNotice()
 
 
 @contextlib.contextmanager
-def _without_notice() -> Iterator[None]:
+def without_notice() -> Iterator[None]:
     """Silences dp-accounting's convergence notice; may be nested."""
     logger = logging.getLogger("absl")
     if _NOTICE in logger.filters:
@@ -130,7 +130,7 @@ class SapfRdpAccountant(RdpAccountant):
                 error_message="trials of a private choice must have finite Renyi divergences",
             )
         if not isinstance(event, ApproximateDpEvent):
-            with _without_notice():
+            with without_notice():
                 return super()._maybe_compose(_as_gaussian(event), count, do_compose)
         if do_compose:
             response = _randomized_response_rdp(event.epsilon, self._orders)

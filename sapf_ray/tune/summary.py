@@ -114,7 +114,9 @@ def _merged(labels: dict[str, Any], cells: list[Mapping[str, Any]]) -> dict[str,
             merged[f"{key}_sd"] = float(values.std(ddof=1))
     if done:
         seconds = [sum(cell["seconds"].values()) for cell in done]
-        merged["release"] = "; ".join(dict.fromkeys(filter(None, (c["release"] for c in done))))
+        merged["release"] = "; ".join(
+            dict.fromkeys(filter(None, (cell.get("release") for cell in done)))
+        )
         merged["minutes"] = float(np.mean(seconds)) / 60
         merged["matrices"] = done[0]["matrices"]
         for stage, parts in TABLE12_STAGES.items():

@@ -20,7 +20,7 @@ from sapf_ray import __version__
 from sapf_ray.errors import ConfigError, RunDirectoryError, SapfError, reason
 from sapf_ray.files import file_digest
 from sapf_ray.privacy.accountant_table import ACCOUNTANTS
-from sapf_ray.privacy.accountants import compose_epsilon, supports
+from sapf_ray.privacy.accountants import compose_epsilon, supports, without_notice
 from sapf_ray.privacy.events import DpEvent
 from sapf_ray.privacy.ledger import Ledger
 from sapf_ray.privacy.planner import PrivacyPlan, plan_events
@@ -123,7 +123,8 @@ class Subject:
         """The independent reading of the ledger."""
         if not self.ledger.chained:
             raise NotChecked(f"the ledger is of schema {self.ledger.schema}")
-        return independent.read_ledger(self.directory.ledger)
+        with without_notice():
+            return independent.read_ledger(self.directory.ledger)
 
     @functools.cached_property
     def paid(self) -> Counter[DpEvent]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ from dp_accounting.rdp import RdpAccountant
 INTERVAL = 1e-4  # of the discrete privacy loss: any gives an upper bound
 _SMALL_ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64))
 ORDERS = (*_SMALL_ORDERS, 80, 96, 128, 192, 256, 384, 512, 1024)
-# orders whose series does not converge are left out, which can only raise epsilon: no news
-logging.getLogger("absl").addFilter(lambda record: "failed to converge" not in str(record.msg))
 Charge = tuple[str, float, float]  # kind; noise multiplier, or epsilon; sample rate, or delta
 
 
@@ -140,5 +137,5 @@ def _by_rdp(
     if trials is not None:
         whole = dp_event.RepeatAndSelectDpEvent(whole, *trials)
     accountant = RdpAccountant(ORDERS)
-    accountant.compose(whole)
+    accountant.compose(whole)  # orders that do not converge are left out: epsilon can only rise
     return float(accountant.get_epsilon(delta))

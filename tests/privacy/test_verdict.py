@@ -67,7 +67,7 @@ def test_more_than_planned_is_none(tmp_path):
     assert spent > plan.epsilon
     over = dataclasses.replace(ledger.plan, epsilon=plan.epsilon)
     assert judge(over, ledger, reproducible=False).kind is Kind.UNVERIFIABLE, "another plan"
-    ledger._plan = over
+    ledger._header = dataclasses.replace(ledger.header, plan=over)
     assert judge(over, ledger, reproducible=False).kind is Kind.OVER_BUDGET
 
 
