@@ -167,13 +167,17 @@ def synthesize(
         busy = 0.0
         start = time.monotonic()
 
+        shown = done  # a finished shard's note is gone a moment before its actor's answer is here
+
         def report_parts() -> None:
-            report(min(done + noted(out), plan.n_images), plan.n_images)
+            nonlocal shown
+            shown = max(shown, min(done + noted(out), plan.n_images))
+            report(shown, plan.n_images)
 
         for rows, seconds in _run_queue(job, missing, count=count, on_wait=report_parts):
             done += rows
             busy += seconds
-            report(done, plan.n_images)
+            report_parts()
         idle = max(0.0, 1 - busy / (count * (time.monotonic() - start)))
     with worktime.working():
         return Synthesis(
